@@ -1,0 +1,147 @@
+//! The admin listener.
+//!
+//! | endpoint                                      | who may call it                    |
+//! |-----------------------------------------------|------------------------------------|
+//! | `GET /livez`                                  | everyone who reaches the listener  |
+//! | `GET /readyz`                                 | everyone                           |
+//! | `GET /metrics`                                | everyone                           |
+//! | `GET /stats`                                  | everyone                           |
+//! | `GET /explain?target=…`                       | everyone                           |
+//! | `POST /purge?pattern=\|symbol=\|tag=[&soft=]` | holders of the admin token         |
+//! | `POST /warm`                                  | holders of the admin token         |
+
+mod purge;
+mod stats;
+mod warm;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+
+use crate::body::Reply;
+use crate::clock::Wall;
+use crate::config::{Config, Secret};
+use crate::explain::Explainer;
+use crate::outcome::Refusal;
+use crate::proxy::Proxy;
+use crate::respond;
+use crate::server::{self, Door, RequestBody};
+use crate::target::Target;
+
+/// Connections that the admin listener takes at one time.
+const CONNECTIONS: usize = 64;
+
+/// What the admin listener works with.
+pub struct AdminState {
+    proxy: Arc<Proxy>,
+    explainer: Explainer,
+    token: Option<Secret>,
+    warm: Vec<String>,
+}
+
+impl AdminState {
+    /// For this proxy.
+    #[must_use]
+    pub fn new(proxy: Arc<Proxy>, config: &Config) -> Arc<Self> {
+        Arc::new(Self { proxy, explainer: Explainer::new(config), token: config.admin.token.clone(), warm: config.warm.clone() })
+    }
+
+    /// Whether a request may manage.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let token = self.token.as_ref().ok_or(Refusal::NoToken)?;
+        let given = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
+        // Digests are compared, so that the time taken says nothing about the token.
+        if Sha256::digest(given) == Sha256::digest(token.0.as_bytes()) { Ok(()) } else { Err(Refusal::Forbidden) }
+    }
+}
+
+/// Serves the admin listener until `shutdown`.
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl Future<Output = ()>) {
+    let mut limits = state.proxy.limits.clone();
+    limits.connections = CONNECTIONS;
+    let open = prometheus::IntGauge::new("admin", "unregistered");
+    let Ok(open) = open else { return };
+    let answer = move |request: Request<RequestBody>, _: IpAddr| {
+        let state = Arc::clone(&state);
+        async move { state.answer(&request).await }
+    };
+    server::run(listener, Door::new(limits, open), answer, shutdown).await;
+}
+
+impl AdminState {
+    async fn answer(&self, request: &Request<RequestBody>) -> Response<Reply> {
+        let text = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let target = match Target::parse(text) {
+            Ok(target) => target,
+            Err(refusal) => return respond::refused(refusal),
+        };
+        let wanted = match &*target.path {
+            "/livez" | "/readyz" | "/metrics" | "/stats" | "/explain" => Method::GET,
+            "/purge" | "/warm" => Method::POST,
+            _ => return respond::json(404, r#"{"detail":"Not Found"}"#),
+        };
+        if request.method() != wanted && !(wanted == Method::GET && request.method() == Method::HEAD) {
+            let mut refusal = respond::json(405, r#"{"detail":"Method Not Allowed"}"#);
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(if wanted == Method::GET { "GET" } else { "POST" }));
+            return refusal;
+        }
+        if wanted == Method::POST
+            && let Err(refusal) = self.authorize(request.headers())
+        {
+            return respond::refused(refusal);
+        }
+        match &*target.path {
+            "/livez" => text_page(200, "ok\n"),
+            "/readyz" => self.readyz(),
+            "/metrics" => page(200, "text/plain; version=0.0.4", self.proxy.metrics.render()),
+            "/stats" => respond::json(200, stats::page(&self.proxy)),
+            "/explain" => self.explain(&target, request.headers()),
+            "/purge" => purge::post(&*self.proxy.store, &self.proxy.metrics, &target).await,
+            _ => warm::post(&self.proxy, &self.warm),
+        }
+    }
+
+    /// Ready while the backend or the cache can answer.
+    fn readyz(&self) -> Response<Reply> {
+        if !self.proxy.fetcher.backend_rests() {
+            return text_page(200, "ready\n");
+        }
+        let tiers = self.proxy.store.report();
+        let holds = |tier: &crate::store::Tier| tier.up && tier.entries != Some(0);
+        if tiers.iter().any(holds) {
+            return text_page(200, "ready: the backend fails, what is stored is served\n");
+        }
+        let mut reasons = String::from("not ready: the backend fails and is being left alone\n");
+        for tier in tiers {
+            reasons.push_str(&format!("not ready: the {} tier {}\n", tier.tier, if tier.up { "is empty" } else { "cannot be reached" }));
+        }
+        text_page(503, reasons)
+    }
+
+    fn explain(&self, target: &Target<'_>, headers: &HeaderMap) -> Response<Reply> {
+        let Some(asked) = target.text("target") else {
+            return respond::json(400, r#"{"detail":"Say what to explain: /explain?target=/api/symbols, percent-encoded"}"#);
+        };
+        let mut headers = headers.clone();
+        headers.remove(AUTHORIZATION);
+        text_page(200, self.explainer.explain(&asked, &headers, Wall::now()).1)
+    }
+}
+
+fn text_page(status: u16, text: impl Into<Bytes>) -> Response<Reply> {
+    page(status, "text/plain; charset=utf-8", text)
+}
+
+fn page(status: u16, kind: &'static str, body: impl Into<Bytes>) -> Response<Reply> {
+    let mut response = respond::json(status, body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

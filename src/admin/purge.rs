@@ -1,0 +1,35 @@
+//! `POST /purge?pattern=GLOB | symbol=S | tag=T [&soft=true]` → `{"purged":N}`.
+
+use http::Response;
+use serde_json::json;
+
+use crate::body::Reply;
+use crate::respond;
+use crate::store::{Selection, Store};
+use crate::target::Target;
+use crate::telemetry::Metrics;
+use crate::template::escape;
+
+/// Removes entries, or with `soft` ends their freshness only.
+pub async fn post(store: &dyn Store, metrics: &Metrics, target: &Target<'_>) -> Response<Reply> {
+    let symbol_tag = |symbol: &str| {
+        let mut tag = String::from("symbol:");
+        escape(&symbol.to_ascii_uppercase(), &mut tag);
+        tag
+    };
+    let what = match (target.text("pattern"), target.text("symbol"), target.text("tag")) {
+        (Some(pattern), None, None) => Selection::Pattern(pattern.into_owned()),
+        (None, Some(symbol), None) => Selection::Tag(symbol_tag(&symbol)),
+        (None, None, Some(tag)) => Selection::Tag(tag.into_owned()),
+        _ => return respond::json(400, r#"{"detail":"Say what to purge with exactly one of pattern, symbol and tag"}"#),
+    };
+    let soft = match target.text("soft").as_deref() {
+        None | Some("false" | "0") => false,
+        Some("true" | "1" | "") => true,
+        Some(_) => return respond::json(400, r#"{"detail":"soft is true or false"}"#),
+    };
+    let purged = store.purge(&what, soft).await;
+    metrics.purged.inc_by(purged as u64);
+    tracing::info!(?what, soft, purged, "purged");
+    respond::json(200, json!({ "purged": purged }).to_string())
+}

@@ -1,0 +1,104 @@
+//! `GET /stats`: what an operator asks first, as JSON.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::outcome::Outcome;
+use crate::proxy::Proxy;
+use crate::route::Route;
+use crate::store::Tier;
+
+#[derive(Serialize)]
+struct Stats<'a> {
+    version: &'static str,
+    total: Counts,
+    routes: BTreeMap<&'a str, RouteStats>,
+    tiers: Vec<Tier>,
+    breakers: Breakers,
+    inflight: i64,
+    connections: i64,
+    purged: u64,
+}
+
+#[derive(Serialize)]
+struct RouteStats {
+    #[serde(flatten)]
+    counts: Counts,
+    ttl_seconds: Option<u64>,
+}
+
+/// Requests by outcome. The hit ratio is of those that the cache could have answered.
+#[derive(Default, Serialize)]
+struct Counts {
+    requests: u64,
+    hits: u64,
+    stale: u64,
+    misses: u64,
+    collapsed: u64,
+    passed: u64,
+    refused: u64,
+    failed: u64,
+    hit_ratio: Option<f64>,
+    mean_hit_ms: Option<f64>,
+    mean_miss_ms: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Breakers {
+    backend: &'static str,
+    redis: &'static str,
+}
+
+/// The page.
+#[must_use]
+pub fn page(proxy: &Proxy) -> String {
+    let rows = proxy.routes.iter().map(|route| (route.name.as_str(), Some(route))).chain([("none", None)]);
+    let mut total = [(0, 0.0); Outcome::LABELS.len()];
+    let mut routes = BTreeMap::new();
+    for (row, (name, route)) in rows.enumerate() {
+        let mut of_route = [(0, 0.0); Outcome::LABELS.len()];
+        for (outcome, cell) in of_route.iter_mut().enumerate() {
+            *cell = proxy.metrics.requests_of(row, outcome);
+            total[outcome].0 += cell.0;
+            total[outcome].1 += cell.1;
+        }
+        let ttl_seconds = route.filter(|route| route.cache).map(|route: &Route| route.grant.ttl.as_secs());
+        routes.insert(name, RouteStats { counts: counts(&of_route), ttl_seconds });
+    }
+    let tiers = proxy.store.report();
+    let state = |up: bool| if up { "closed" } else { "open" };
+    let redis = tiers.iter().find(|tier| tier.tier == "redis").map_or("not configured", |tier| state(tier.up));
+    let stats = Stats {
+        version: env!("CARGO_PKG_VERSION"),
+        total: counts(&total),
+        routes,
+        tiers,
+        breakers: Breakers { backend: state(!proxy.fetcher.backend_rests()), redis },
+        inflight: proxy.metrics.inflight.get(),
+        connections: proxy.metrics.connections.get(),
+        purged: proxy.metrics.purged.get(),
+    };
+    serde_json::to_string_pretty(&stats).unwrap_or_default()
+}
+
+#[allow(clippy::cast_precision_loss, reason = "ratios and means")]
+fn counts(of: &[(u64, f64); Outcome::LABELS.len()]) -> Counts {
+    let [hits, stale, misses, collapsed, passed, refused, failed, _local] = of.map(|(count, _)| count);
+    let cacheable = hits + stale + misses + collapsed;
+    let round = |value: f64| (value * 1e4).round() / 1e4;
+    let mean = |(count, seconds): (u64, f64)| (count > 0).then(|| round(seconds / count as f64 * 1e3));
+    Counts {
+        requests: of.iter().map(|(count, _)| count).sum(),
+        hits,
+        stale,
+        misses,
+        collapsed,
+        passed,
+        refused,
+        failed,
+        hit_ratio: (cacheable > 0).then(|| round((hits + stale) as f64 / cacheable as f64)),
+        mean_hit_ms: mean(of[0]),
+        mean_miss_ms: mean(of[2]),
+    }
+}

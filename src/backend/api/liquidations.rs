@@ -1,0 +1,73 @@
+//! `GET /api/liquidations`: USD liquidated, by buckets that count from the request's own start.
+
+use std::fmt::Write as _;
+
+use super::ApiError;
+use super::decimal::{scaled_to_f64, write_f64};
+use super::orders::Orders;
+use super::params::Params;
+use crate::moment;
+use crate::target::Target;
+
+const BAD_TIMES: &str = "start_timestamp and end_timestamp must be valid Unix timestamps in miliseconds or datetime strings in ISO format";
+const NEGATIVE: &str = "start_timestamp and end_timestamp must be non-negative integers";
+const ORDER: &str = "start_timestamp must be before end_timestamp";
+const BAD_TIMEFRAME: &str = "timeframe must be a positive whole number of minutes, hours or days, such as 5m, 1h or 1d";
+const NOTHING: &str = "No data found for the given parameters";
+
+/// A JSON array of `{timestamp, timestamp_iso, side, cumulated_usd_size}`.
+///
+/// # Errors
+/// 422, 400 and 404 as the contract orders them.
+pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<String, ApiError> {
+    let mut params = Params::new(target);
+    let symbol = params.required("symbol");
+    let timeframe = params.required("timeframe");
+    let (start, end) = (params.required("start_timestamp"), params.required("end_timestamp"));
+    params.finish()?;
+    let (Some(start), Some(end)) = (moment::parse(&start), moment::parse(&end)) else { return Err(ApiError::BadRequest(BAD_TIMES)) };
+    if start < 0 || end < 0 {
+        return Err(ApiError::BadRequest(NEGATIVE));
+    }
+    if start > end {
+        return Err(ApiError::BadRequest(ORDER));
+    }
+    let width = width(&timeframe).ok_or(ApiError::BadRequest(BAD_TIMEFRAME))?;
+    let buckets = orders.buckets(&symbol, start, end, width).await;
+    if buckets.is_empty() {
+        return Err(ApiError::NotFound(NOTHING));
+    }
+    let mut out = String::with_capacity(buckets.len() * 120);
+    for ((timestamp, side), usd) in &buckets {
+        out.push(if out.is_empty() { '[' } else { ',' });
+        let side = serde_json::to_string(side).unwrap_or_default();
+        let written =
+            write!(out, "{{\"timestamp\":{timestamp},\"timestamp_iso\":\"{}\",\"side\":{side},\"cumulated_usd_size\":", iso(*timestamp));
+        debug_assert!(written.is_ok(), "a String takes every write");
+        write_f64(scaled_to_f64(*usd, 16), &mut out);
+        out.push('}');
+    }
+    out.push(']');
+    Ok(out)
+}
+
+/// `5m`, `+1h`, `01D` in milliseconds; `None` for what is not a positive whole number of them (deviation D1).
+fn width(timeframe: &str) -> Option<i64> {
+    let unit = timeframe.chars().next_back()?;
+    let unit_millis = match unit.to_ascii_lowercase() {
+        'm' => 60_000,
+        'h' => 3_600_000,
+        'd' => 86_400_000,
+        _ => return None,
+    };
+    let count = moment::integer(&timeframe[..timeframe.len() - unit.len_utf8()])?;
+    if count > 0 { Some(count.saturating_mul(unit_millis)) } else { None }
+}
+
+/// `2025-01-01T02:53:20+00:00`, with six digits of fraction where the milliseconds are not zero.
+#[must_use]
+pub fn iso(timestamp: i64) -> String {
+    let Ok(at) = jiff::Timestamp::from_millisecond(timestamp) else { return timestamp.to_string() };
+    let form = if timestamp % 1000 == 0 { "%Y-%m-%dT%H:%M:%S+00:00" } else { "%Y-%m-%dT%H:%M:%S.%6f+00:00" };
+    at.strftime(form).to_string()
+}

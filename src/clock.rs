@@ -1,0 +1,53 @@
+//! Wall time, and the only place that reads it.
+//!
+//! Sluice keeps two clocks apart. *Freshness* is wall time, because it is shared through Redis by several
+//! instances and outlives a restart; it is a [`Wall`] and is handed into pure code as `now`. *Deadlines* belong to
+//! the runtime (`tokio::time`), because they must not jump when the wall clock is set.
+
+use std::ops::Add;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A moment of wall time in milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Wall(u64);
+
+impl Wall {
+    /// The present moment. A clock set before 1970 reads as 1970.
+    #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "the one place where wall time is read")]
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(millis(since))
+    }
+
+    /// The moment `millis` milliseconds after 1970.
+    #[must_use]
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since 1970.
+    #[must_use]
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero if it is not after it.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Wall {
+    type Output = Self;
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(millis(span)))
+    }
+}
+
+/// A duration in whole milliseconds, capped at what 64 bits hold.
+#[must_use]
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,339 @@
+//! From the document to [`Config`]: every key with its default, bounds, unit and meaning in one place.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::uri::Authority;
+use http::{Method, Uri};
+use toml::de::DeTable;
+
+use super::env::Lookup;
+use super::reader::{Problem, Reader, Section};
+use super::units::{duration, size};
+use super::{Access, Admin, Backend, BackendKind, Cache, Config, Limits, Log, PublicUrl, RedisUrl, Secret};
+use crate::http::freshness::Grant;
+use crate::route::{History, PathPattern, Route};
+use crate::template::Template;
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Reads a document. The configuration is usable only if no problem is an error.
+#[must_use]
+pub fn compile(source: &str, lookup: Lookup<'_>) -> (Option<Config>, Vec<Problem>) {
+    let reader = Reader::new(lookup);
+    let (document, errors) = DeTable::parse_recoverable(source);
+    for error in errors {
+        reader.error(error.span().map_or(0, |span| span.start), error.message());
+    }
+    let config = top(Section::new(&reader, "the top level", Some(document.get_ref()), 0), &reader);
+    (config, reader.into_problems())
+}
+
+fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
+    let listen = top.parsed("listen", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
+    let public_url = top.parsed("public_url", |text| if text.is_empty() { Ok(None) } else { public_url(text).map(Some) }).flatten();
+    let limits = limits(top.table("limits", "[limits]"));
+    let admin = admin(top.table("admin", "[admin]"));
+    let log = log(top.table("log", "[log]"));
+    let mut sample = top.table("sample", "[sample]");
+    let backend = backend(top.table("backend", "[backend]"), &mut sample);
+    sample.finish();
+    let cache = cache(top.table("cache", "[cache]"));
+    let sections = top.tables("route", "[[route]]");
+    let mut warm = top.table("warm", "[warm]");
+    let targets = warm.strings("targets").unwrap_or_default();
+    for target in &targets {
+        if crate::target::Target::parse(target).is_err() {
+            warm.error("targets", format!("'{target}' is not a path such as /api/symbols"));
+        }
+    }
+    warm.finish();
+    top.finish();
+    let mut routes: Vec<(Route, usize)> = Vec::new();
+    for section in sections {
+        let at = section.at;
+        if let Some(route) = route(section, routes.len()) {
+            if let Some((other, _)) = routes.iter().find(|(other, _)| other.name == route.name) {
+                reader.error(at, format!("the name '{}' is used twice; metrics and keys need it to be unique", other.name));
+            }
+            routes.push((route, at));
+        }
+    }
+    warn_of_shadows(&routes, reader);
+    let routes = routes.into_iter().map(|(route, _)| route).collect();
+    Some(Config { listen, public_url, limits, admin, log, backend: backend?, cache, routes, warm: targets })
+}
+
+/// Warns of rules that can never match, because an earlier one takes all their requests or because they contradict
+/// themselves.
+fn warn_of_shadows(routes: &[(Route, usize)], reader: &Reader<'_>) {
+    for (index, (late, at)) in routes.iter().enumerate() {
+        if let Some(name) = late.with.iter().find(|name| late.without.contains(name)) {
+            reader.warn(*at, format!("'{}' can never match: it wants '{name}' both present and absent", late.name));
+        }
+        let takes_all = |early: &Route| {
+            early.path.covers(&late.path)
+                && early.with.iter().all(|name| late.with.contains(name))
+                && early.without.iter().all(|name| late.without.contains(name))
+        };
+        if let Some((early, _)) = routes[..index].iter().find(|(early, _)| takes_all(early)) {
+            reader.warn(*at, format!("'{}' can never match: '{}' above it takes all its requests", late.name, early.name));
+        }
+    }
+}
+
+fn limits(mut section: Section<'_, '_>) -> Limits {
+    let count = |section: &mut Section<'_, '_>, key, default, max| {
+        section.number(key, 1..=max).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+    };
+    let limits = Limits {
+        connections: count(&mut section, "connections", 10_000, 1_000_000),
+        header_bytes: bytes(&mut section, "header_bytes", 64 << 10),
+        header_timeout: positive(&mut section, "header_timeout", s(10)),
+        idle_timeout: positive(&mut section, "idle_timeout", s(75)),
+        stall_timeout: positive(&mut section, "stall_timeout", s(30)),
+        drain_timeout: positive(&mut section, "drain_timeout", s(30)),
+        waiters: count(&mut section, "waiters", 10_000, 1_000_000),
+        wait_timeout: positive(&mut section, "wait_timeout", s(30)),
+    };
+    if !(8192 + 1024..=1 << 20).contains(&limits.header_bytes) {
+        section.error("header_bytes", "expected 9KiB to 1MiB, since a URL alone may have 8KiB");
+    }
+    section.finish();
+    limits
+}
+
+fn admin(mut section: Section<'_, '_>) -> Admin {
+    let listen = section.parsed("listen", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9090)));
+    let token = section.string("token").filter(|token| !token.is_empty()).map(Secret);
+    section.finish();
+    Admin { listen, token }
+}
+
+fn log(mut section: Section<'_, '_>) -> Log {
+    use tracing::Level;
+    let json = section.choice("format", &[("text", false), ("json", true)]).unwrap_or(false);
+    let levels = [("error", Level::ERROR), ("warn", Level::WARN), ("info", Level::INFO), ("debug", Level::DEBUG), ("trace", Level::TRACE)];
+    let level = section.choice("level", &levels).unwrap_or(Level::INFO);
+    let accesses = [("all", Access::All), ("errors", Access::Errors), ("off", Access::Off)];
+    let access = section.choice("access", &accesses).unwrap_or(Access::Errors);
+    section.finish();
+    Log { json, level, access }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Http,
+    Sample,
+    Mysql,
+}
+
+fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>) -> Option<Backend> {
+    let kinds = [("http", Kind::Http), ("sample", Kind::Sample), ("mysql", Kind::Mysql)];
+    let kind = if section.has("kind") { section.choice("kind", &kinds) } else { Some(Kind::Http) };
+    let url = section.parsed("url", http_authority);
+    let host =
+        section.parsed("host", |text| text.parse::<Authority>().map_err(|_| format!("'{text}' is not a host such as api.example:8000")));
+    let connect_timeout = positive(&mut section, "connect_timeout", s(1));
+    let timeout = positive(&mut section, "timeout", s(30));
+    let body_timeout = positive(&mut section, "body_timeout", s(300));
+    let head_as_get = section.choice("head", &[("get", true), ("forward", false)]).unwrap_or(true);
+    let max_in_flight = section.number("max_in_flight", 1..=100_000).and_then(|n| usize::try_from(n).ok()).unwrap_or(256);
+    let orders = sample.string("orders").filter(|path| !path.is_empty()).map(Into::into);
+    let delay = sample.parsed("delay", duration).unwrap_or_default();
+    if kind == Some(Kind::Http) && !section.has("url") {
+        section.error("url", "missing: write where the API is, such as url = \"http://127.0.0.1:8000\" in [backend]");
+    }
+    if kind == Some(Kind::Mysql) {
+        section.error("kind", "this version does not answer from MySQL yet; use \"http\" or \"sample\"");
+    }
+    section.finish();
+    let kind = match kind? {
+        Kind::Http => {
+            let authority = url?;
+            BackendKind::Http { host: host.unwrap_or_else(|| authority.clone()), authority, connect_timeout }
+        }
+        Kind::Sample => BackendKind::Sample { orders, delay },
+        Kind::Mysql => return None,
+    };
+    Some(Backend { kind, head_as_get, timeout, body_timeout, max_in_flight })
+}
+
+fn cache(mut section: Section<'_, '_>) -> Cache {
+    let memory = section.parsed("memory", size).unwrap_or(256 << 20);
+    let password = section.string("redis_password").filter(|password| !password.is_empty());
+    let redis = section.parsed("redis", |text| if text.is_empty() { Ok(None) } else { redis_url(text, password).map(Some) }).flatten();
+    let namespace = section.parsed("namespace", |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
+        if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+            Ok(text.to_owned())
+        } else {
+            Err("expected 1 to 64 letters, digits, '-', '_', '.' or ':'".to_owned())
+        }
+    });
+    let max_object = bytes(&mut section, "max_object", 16 << 20);
+    if max_object == 0 || max_object > 1 << 30 {
+        section.error("max_object", "expected 1B to 1GiB");
+    }
+    if memory > 0 && (max_object as u64) > memory / 4 {
+        section.warn("max_object", "more than a quarter of cache.memory: objects near that size will not stay in memory");
+    }
+    let compress_above = bytes(&mut section, "compress_above", 1 << 10);
+    let redis_timeout = positive(&mut section, "redis_timeout", Duration::from_millis(25));
+    section.finish();
+    Cache { memory, redis, namespace: namespace.unwrap_or_else(|| "sluice".into()), max_object, compress_above, redis_timeout }
+}
+
+fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
+    let name = section.parsed("name", |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if (1..=64).contains(&text.len()) && text.bytes().all(plain) && text != "none" {
+            Ok(text.to_owned())
+        } else {
+            Err("expected 1 to 64 letters, digits, '-', '_' or '.', and not 'none'".to_owned())
+        }
+    });
+    let path = section.parsed("path", path_pattern);
+    for (key, missing) in [("name", !section.has("name")), ("path", !section.has("path"))] {
+        if missing {
+            section.error(key, "missing: every [[route]] needs one");
+        }
+    }
+    let cache = section.boolean("cache").unwrap_or(true);
+    let methods = methods(&mut section, cache);
+    let with = section.strings("with").unwrap_or_default();
+    let without = section.strings("without").unwrap_or_default();
+    let grant = Grant {
+        ttl: section.parsed("ttl", duration).unwrap_or_default(),
+        negative_ttl: section.parsed("negative_ttl", duration).unwrap_or_default(),
+        stale_while_revalidate: section.parsed("stale_while_revalidate", duration).unwrap_or_default(),
+        stale_if_error: section.parsed("stale_if_error", duration).unwrap_or_default(),
+        respect_origin: section.choice("origin_headers", &[("respect", true), ("ignore", false)]).unwrap_or(true),
+    };
+    let query = section.strings("query");
+    let fold_case = section.strings("fold_case").unwrap_or_default();
+    let key = section.parsed("key", Template::parse);
+    let tags: Vec<Template> = section
+        .strings("tags")
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|tag| Template::parse(tag).map_err(|message| section.error("tags", message)).ok())
+        .collect();
+    if let Some(query) = &query {
+        let keyed = |name: &str| query.iter().any(|known| known == name);
+        for template in key.iter().chain(&tags) {
+            for name in template.parameters().filter(|name| !keyed(name)) {
+                section.error("query", format!("does not list '{name}', which the key or a tag is made from"));
+            }
+        }
+        for name in fold_case.iter().filter(|name| !keyed(name)) {
+            section.warn("fold_case", format!("'{name}' is not among the parameters in query, so it is dropped anyway"));
+        }
+    }
+    let history = section.has("history").then(|| history(section.table("history", "[route.history]"), query.as_ref()));
+    if history.is_none() {
+        section.table("history", "[route.history]");
+    }
+    if !cache && ["ttl", "key", "history", "negative_ttl"].iter().any(|key| section.has(key)) {
+        section.warn("cache", "false: this rule passes everything through, so its ttl, key and history do nothing");
+    }
+    section.finish();
+    let name = name?;
+    let key = key.map_or_else(|| Template::parse(&name), Ok).ok()?;
+    Some(Route { index, path: path?, methods, with, without, cache, grant, key, query, fold_case, tags, history: history.flatten(), name })
+}
+
+fn methods(section: &mut Section<'_, '_>, cache: bool) -> Vec<Method> {
+    let mut methods = Vec::new();
+    for text in section.strings("methods").unwrap_or_else(|| vec!["GET".into()]) {
+        match Method::from_bytes(text.as_bytes()) {
+            Ok(method) if !cache || matches!(method, Method::GET | Method::HEAD) => methods.push(method),
+            Ok(method) => section.error("methods", format!("{method} cannot be cached: only GET and HEAD can")),
+            Err(_) => section.error("methods", format!("'{text}' is not a method")),
+        }
+    }
+    methods
+}
+
+fn history(mut section: Section<'_, '_>, query: Option<&Vec<String>>) -> Option<History> {
+    let parameter = section.string("parameter");
+    let older_than = section.parsed("older_than", duration);
+    let ttl = section.parsed("ttl", duration);
+    for key in ["parameter", "older_than", "ttl"] {
+        if !section.has(key) {
+            section.error(key, "missing: [route.history] needs parameter, older_than and ttl");
+        }
+    }
+    if let (Some(name), Some(query)) = (&parameter, query)
+        && !query.contains(name)
+    {
+        section.error("parameter", format!("'{name}' is not among the rule's query parameters, so answers would be mixed up"));
+    }
+    section.finish();
+    Some(History { parameter: parameter?, older_than: older_than?, ttl: ttl? })
+}
+
+fn positive(section: &mut Section<'_, '_>, key: &'static str, default: Duration) -> Duration {
+    let nonzero =
+        |text: &str| duration(text).and_then(|span| if span.is_zero() { Err("must be longer than zero".into()) } else { Ok(span) });
+    section.parsed(key, nonzero).unwrap_or(default)
+}
+
+fn bytes(section: &mut Section<'_, '_>, key: &'static str, default: usize) -> usize {
+    section.parsed(key, size).and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(default)
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("'{text}' is not an address such as 127.0.0.1:8080 or [::]:8080"))
+}
+
+fn path_pattern(text: &str) -> Result<PathPattern, String> {
+    if !text.starts_with('/') {
+        return Err(format!("'{text}' must begin with '/'"));
+    }
+    let exact = text.strip_suffix('*').unwrap_or(text);
+    if exact.contains(['*', '?', '#', '%']) || exact.contains("//") {
+        return Err(format!("'{text}' must be a decoded path, exact or ending in \"/*\""));
+    }
+    match text.strip_suffix("/*") {
+        Some(_) => Ok(PathPattern::Below(exact.to_owned())),
+        None if text.ends_with('*') => Err(format!("'{text}' is neither an exact path nor one that ends in \"/*\"")),
+        None => Ok(PathPattern::Exact(text.to_owned())),
+    }
+}
+
+fn web_url(text: &str, schemes: &[&str]) -> Result<(String, Authority), String> {
+    let fault = || format!("'{text}' is not a URL such as {}://127.0.0.1:8000, without a path", schemes[0]);
+    let uri: Uri = text.parse().map_err(|_| fault())?;
+    match (uri.scheme_str(), uri.authority(), uri.path_and_query().map(|path| path.as_str())) {
+        (Some(scheme), Some(authority), None | Some("/")) if schemes.contains(&scheme) && !authority.as_str().contains('@') => {
+            Ok((scheme.to_owned(), authority.clone()))
+        }
+        (Some("https"), ..) if !schemes.contains(&"https") => Err("this version reaches the backend over plain http only".into()),
+        _ => Err(fault()),
+    }
+}
+
+fn http_authority(text: &str) -> Result<Authority, String> {
+    web_url(text, &["http"]).map(|(_, authority)| authority)
+}
+
+fn public_url(text: &str) -> Result<PublicUrl, String> {
+    web_url(text, &["https", "http"]).map(|(scheme, authority)| PublicUrl { scheme, authority })
+}
+
+/// The message never repeats the URL: it may hold a password.
+fn redis_url(text: &str, password: Option<String>) -> Result<RedisUrl, String> {
+    use redis::IntoConnectionInfo;
+    let info = text
+        .into_connection_info()
+        .map_err(|_| "this is not a URL such as redis://127.0.0.1:6379/0 or unix:///run/redis.sock".to_owned())?;
+    if matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+        return Err("this version reaches Redis without TLS only (redis:// or unix://)".into());
+    }
+    let Some(password) = password else { return Ok(RedisUrl { info }) };
+    let settings = info.redis_settings().clone().set_password(password);
+    Ok(RedisUrl { info: info.set_redis_settings(settings) })
+}

@@ -1,0 +1,408 @@
+//! Getting an answer from the backend through the cache: one fetch a key, detached from whoever asked first.
+//!
+//! [`Fetcher::fetch`] is for a client that waits, [`Fetcher::refresh`] for an entry that is served stale meanwhile.
+//! Both start the same task, which asks, decides what may be done with the answer, shares it while it fills, and
+//! stores it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use http::header::{CONTENT_LENGTH, ETAG};
+use http::{HeaderMap, HeaderValue, Request, Response, request};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use quick_cache::UnitWeighter;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout};
+
+use crate::backend::{Upstream, body_failure};
+use crate::body::{self, Stream};
+use crate::breaker::{Backoff, Breaker, Gate};
+use crate::clock::Wall;
+use crate::fill::{Budget, End, Fill, Head, Writer};
+use crate::flight::{Flights, Follower, Join, Lead, Phase};
+use crate::gateway;
+use crate::http::cache_control::CacheControl;
+use crate::http::conditional::etag_of;
+use crate::http::encoding::{self, Coding};
+use crate::http::freshness::{Grant, Lifetimes, Verdict, is_failure, verdict};
+use crate::http::headers::age;
+use crate::http::vary::{Vary, selection};
+use crate::key::{Canonical, Key};
+use crate::outcome::Failure;
+use crate::store::Store;
+use crate::store::entry::{Answer, Content, Entry};
+use crate::telemetry::Metrics;
+
+/// A backend that does not connect, breaks off or times out so often in a row is left alone. So is one that answers
+/// 502, 503 or 504.
+const BACKEND_BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(15), tolerated: 2 };
+/// An address that failed is left alone from the first failure on: others may work.
+const KEY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30), tolerated: 0 };
+/// Addresses whose failures are remembered, and addresses that are known to be uncacheable.
+const REMEMBERED: usize = 16_384;
+/// For how long an address that turned out uncacheable does not queue.
+const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
+/// Requests that go by themselves at one time because the one who fetches takes too long.
+const LET_THROUGH: usize = 8;
+/// Bodies from this size on are compressed off the runtime's own threads.
+const COMPRESS_ELSEWHERE: usize = 64 << 10;
+/// An entry inflates to at most so many times `max_object`.
+pub const MAX_INFLATION: usize = 16;
+
+type Remembered<T> = Cache<Bytes, T, UnitWeighter, RandomState, DefaultLifecycle<Bytes, T>>;
+
+/// What a fetch needs to know.
+pub struct Job {
+    /// The key under which the answer is stored.
+    pub key: Key,
+    /// What is fetched once at a time: the key, or its variant where it is known that the answer varies.
+    pub flight: Canonical,
+    /// The rule's name.
+    pub route: String,
+    /// What the rule grants.
+    pub grant: Grant,
+    /// The request as the backend shall get it.
+    pub request: request::Parts,
+}
+
+/// What a client that waited for a fetch gets.
+pub enum Fetched {
+    /// An answer for everyone who waits, as it fills.
+    Shared {
+        /// The answer.
+        fill: Arc<Fill>,
+        /// Whether someone else's request caused it.
+        collapsed: bool,
+    },
+    /// An answer for this client alone.
+    Own(Response<Stream>),
+    /// No answer.
+    Failed(Failure),
+    /// The answer is not to be shared, or waiting took too long: ask the backend directly.
+    GoYourself {
+        /// Waiting took too long.
+        too_long: bool,
+    },
+    /// Too many wait.
+    Full,
+}
+
+/// Bounds and thresholds of fetches.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Larger bodies stream through.
+    pub max_object: usize,
+    /// Bodies from this size on are kept compressed.
+    pub compress_above: usize,
+    /// Bytes of all bodies on their way into the cache together.
+    pub fill_budget: usize,
+    /// The longest silence within a body that fills.
+    pub silence: Duration,
+    /// Requests that may wait for one fetch.
+    pub waiters: usize,
+    /// How long they wait.
+    pub wait_timeout: Duration,
+}
+
+/// Fetches.
+pub struct Fetcher {
+    upstream: Arc<Upstream>,
+    store: Arc<dyn Store>,
+    flights: Arc<Flights>,
+    budget: Arc<Budget>,
+    backend: Breaker,
+    failing: Remembered<Arc<Breaker>>,
+    uncacheable: Remembered<Instant>,
+    let_through: Semaphore,
+    settings: Settings,
+    runtime: Handle,
+    metrics: Arc<Metrics>,
+}
+
+impl Fetcher {
+    /// A fetcher whose tasks run on `runtime`.
+    #[must_use]
+    pub fn new(upstream: Arc<Upstream>, store: Arc<dyn Store>, settings: Settings, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            upstream,
+            store,
+            flights: Flights::new(settings.waiters),
+            budget: Arc::new(Budget::new(settings.fill_budget, Arc::clone(&metrics))),
+            backend: Breaker::new(BACKEND_BACKOFF),
+            failing: remembered(),
+            uncacheable: remembered(),
+            let_through: Semaphore::new(LET_THROUGH),
+            settings,
+            runtime,
+            metrics,
+        })
+    }
+
+    /// Whether this address, or the whole backend, failed lately and is being left alone.
+    #[must_use]
+    pub fn rests(&self, canonical: &Canonical) -> bool {
+        self.backend.is_open() || self.failing.get(&canonical.0).is_some_and(|breaker| breaker.is_open())
+    }
+
+    /// Whether the backend as a whole is being left alone.
+    #[must_use]
+    pub fn backend_rests(&self) -> bool {
+        self.backend.is_open()
+    }
+
+    /// Whether this address turned out uncacheable lately, so that its requests do not queue for each other.
+    #[must_use]
+    pub fn is_uncacheable(&self, canonical: &Canonical) -> bool {
+        self.uncacheable.get(&canonical.0).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Has an entry refreshed in the background, unless that is under way already.
+    pub fn refresh(self: &Arc<Self>, job: Job) {
+        if let Join::First(lead, _) = self.flights.join(&job.flight) {
+            let (own, _) = oneshot::channel();
+            self.runtime.spawn(Arc::clone(self).lead(job, lead, own));
+        }
+    }
+
+    /// Has an entry refreshed in the background if the backend has been left alone for long enough.
+    pub fn try_again(self: &Arc<Self>, job: impl FnOnce() -> Job, canonical: &Canonical) {
+        let gate = match self.backend.enter() {
+            Gate::Closed => self.failing.get(&canonical.0).map_or(Gate::Closed, |breaker| breaker.enter()),
+            gate => gate,
+        };
+        if gate != Gate::Open {
+            self.refresh(job());
+        }
+    }
+
+    /// Gets an answer for a client that waits. If the client leaves, the fetch goes on.
+    pub async fn fetch(self: &Arc<Self>, job: Job) -> Fetched {
+        let (follower, mut own, collapsed) = match self.flights.join(&job.flight) {
+            Join::First(lead, follower) => {
+                let (sender, receiver) = oneshot::channel();
+                self.runtime.spawn(Arc::clone(self).lead(job, lead, sender));
+                (follower, Some(receiver), false)
+            }
+            Join::Follow(follower) => {
+                self.metrics.collapsed.with_label_values(&[&job.route]).inc();
+                (follower, None, true)
+            }
+            Join::Full => return Fetched::Full,
+        };
+        // The first one waits for as long as the backend may take; the others get impatient.
+        let phase = if collapsed { self.patiently(&follower).await } else { Some(follower.outcome().await) };
+        match phase {
+            Some(Phase::Shared(fill)) => Fetched::Shared { fill, collapsed },
+            Some(Phase::Failed(failure)) => Fetched::Failed(failure),
+            Some(Phase::Unshared) => match own.take() {
+                Some(own) => own.await.map_or(Fetched::Failed(Failure::Lost), Fetched::Own),
+                None => Fetched::GoYourself { too_long: false },
+            },
+            Some(Phase::Pending) | None => Fetched::GoYourself { too_long: true },
+        }
+    }
+
+    async fn patiently(&self, follower: &Follower) -> Option<Phase> {
+        timeout(self.settings.wait_timeout, follower.outcome()).await.ok()
+    }
+
+    /// A place among the few that may go by themselves because the one who fetches takes too long.
+    ///
+    /// # Errors
+    /// [`Failure::Overloaded`] if none becomes free in time.
+    pub async fn let_through(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+        match timeout(self.settings.wait_timeout, self.let_through.acquire()).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(Failure::Overloaded),
+        }
+    }
+
+    /// The fetch itself: a task of its own, so that no client's leaving ends it.
+    async fn lead(self: Arc<Self>, job: Job, lead: Lead, own: oneshot::Sender<Response<Stream>>) {
+        let request = Request::from_parts(job.request.clone(), body::empty());
+        let answer = match self.upstream.call(&job.route, request, self.settings.silence).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let failure = Failure::from(&error);
+                self.note_failure(&job.flight, failure);
+                return lead.fail(failure);
+            }
+        };
+        let (mut head, body) = answer.into_parts();
+        gateway::clean_answer(&mut head.headers);
+        match is_failure(head.status) {
+            true => self.note_failure(&job.flight, Failure::Status(head.status.as_u16())),
+            false => self.note_success(&job.flight),
+        }
+        let verdict = verdict(&job.grant, head.status, &head.headers, Wall::now());
+        let (Some(coding), Vary::Fields(fields)) = (Coding::of(&head.headers), Vary::of(&head.headers)) else {
+            return self.hand_over(&job, lead, own, Response::from_parts(head, body));
+        };
+        let lives = match verdict {
+            Verdict::Store(lives) => Some(lives),
+            Verdict::Share(_) => None,
+            Verdict::Private(_) => return self.hand_over(&job, lead, own, Response::from_parts(head, body)),
+        };
+        let length = body.size_hint().exact();
+        let selected = selection(&fields, &job.request.headers);
+        let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
+        let stored = lives.is_some() && fits;
+        let mut fields_to_send = head.headers;
+        fields_to_send.remove(CONTENT_LENGTH);
+        let head = Head { status: head.status, fields: fields_to_send, coding, length, stored, vary: (fields, selected) };
+        let (fill, writer) = Fill::start(head, self.settings.max_object, Arc::clone(&self.budget));
+        if !stored {
+            fill.settle(None);
+        }
+        lead.share(Arc::clone(&fill));
+        self.pump(&job, &fill, writer, body, lives).await;
+        drop(lead);
+    }
+
+    /// An answer for one client alone. Whoever waited goes by itself, and those to come do not queue.
+    fn hand_over(&self, job: &Job, lead: Lead, own: oneshot::Sender<Response<Stream>>, answer: Response<Stream>) {
+        self.uncacheable.insert(job.flight.0.clone(), Instant::now() + UNCACHEABLE_FOR);
+        // A client that left, or a refresh, has no use for it.
+        drop(own.send(answer));
+        lead.unshare();
+    }
+
+    /// Reads the body into the fill, and the fill into the store.
+    async fn pump(&self, job: &Job, fill: &Arc<Fill>, writer: Writer, mut body: Stream, lives: Option<Lifetimes>) {
+        while let Some(frame) = body.frame().await {
+            let chunk = match frame.map(http_body::Frame::into_data) {
+                Ok(Ok(chunk)) => chunk,
+                Ok(Err(_trailers)) => continue,
+                Err(error) => {
+                    let failure = body_failure(&error);
+                    tracing::warn!(route = job.route, %error, "the backend's body broke off; it was not stored");
+                    self.note_failure(&job.flight, failure);
+                    return writer.fail(failure);
+                }
+            };
+            if writer.push(chunk).await.is_err() {
+                return;
+            }
+        }
+        let Some(bytes) = writer.complete() else {
+            // Too large to be stored: those to come need not queue for it.
+            self.uncacheable.insert(job.flight.0.clone(), Instant::now() + UNCACHEABLE_FOR);
+            return;
+        };
+        match lives {
+            Some(lives) => self.store(job, fill, bytes, lives).await,
+            None => fill.settle(None),
+        }
+    }
+
+    async fn store(&self, job: &Job, fill: &Arc<Fill>, bytes: Bytes, lives: Lifetimes) {
+        let head = &fill.head;
+        let compress =
+            head.coding == Coding::Identity && bytes.len() >= self.settings.compress_above && !CacheControl::of(&head.fields).no_transform;
+        let limit = self.settings.max_object.saturating_mul(MAX_INFLATION);
+        let coding = head.coding;
+        let prepare = move || prepare(bytes, coding, compress, limit);
+        let large = fill.head.length.unwrap_or(u64::MAX) >= COMPRESS_ELSEWHERE as u64;
+        let prepared = if large { self.runtime.spawn_blocking(prepare).await.ok().flatten() } else { prepare() };
+        let Some(prepared) = prepared else {
+            tracing::warn!(route = job.route, "the backend's gzip body is not valid or inflates too far; it was not stored");
+            return fill.settle(None);
+        };
+        let mut fields = head.fields.clone();
+        let age_when_stored = u32::try_from(age(&fields).as_secs()).unwrap_or(u32::MAX);
+        finish_fields(&mut fields, || prepared.etag.clone());
+        let answer = Answer::new(head.status, fields, prepared.coding, coding, prepared.body);
+        let now = Wall::now();
+        let entry = |key: &Key, content| Arc::new(Entry::new(key, now, age_when_stored, lives, content));
+        let (names, _) = &head.vary;
+        let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.request.headers) };
+        let answer = entry(&key, Content::Answer(answer));
+        fill.settle(Some(Arc::clone(&answer)));
+        self.store.put(&key, answer).await;
+        if !names.is_empty() {
+            self.store.put(&job.key, entry(&job.key, Content::Varies(names.clone()))).await;
+        }
+        self.uncacheable.remove(&job.flight.0);
+    }
+
+    fn note_success(&self, canonical: &Canonical) {
+        self.failing.remove(&canonical.0);
+        if self.backend.succeeded() {
+            self.metrics.breaker_open.with_label_values(&["backend"]).set(0);
+            tracing::info!("the backend answers again");
+        }
+    }
+
+    fn note_failure(&self, canonical: &Canonical, failure: Failure) {
+        let breaker = self.failing.get(&canonical.0).unwrap_or_else(|| {
+            let breaker = Arc::new(Breaker::new(KEY_BACKOFF));
+            self.failing.insert(canonical.0.clone(), Arc::clone(&breaker));
+            breaker
+        });
+        breaker.failed();
+        // A 500 is about one request, and being busy is our own doing; the rest is about the backend.
+        if matches!(failure, Failure::Status(500) | Failure::Overloaded | Failure::Lost) {
+            return;
+        }
+        if let Some(span) = self.backend.failed() {
+            self.metrics.breaker_open.with_label_values(&["backend"]).set(1);
+            tracing::warn!(reason = failure.answer().1, pause = ?span, "the backend fails and is left alone; what is stored is served stale meanwhile");
+        }
+    }
+}
+
+fn remembered<T: Clone>() -> Remembered<T> {
+    Cache::with(REMEMBERED, REMEMBERED as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default())
+}
+
+/// A body in the form in which it is kept.
+struct Prepared {
+    body: Bytes,
+    coding: Coding,
+    etag: HeaderValue,
+}
+
+/// Checks, compresses and digests a body. `None` if it claims to be gzip and is not, or would inflate too far.
+fn prepare(bytes: Bytes, coding: Coding, compress: bool, limit: usize) -> Option<Prepared> {
+    match coding {
+        Coding::Gzip => {
+            let plain = encoding::gunzip(&bytes, limit).ok()?;
+            // The tag names the bytes as the backend coded them; the identity form gets its weak form.
+            Some(Prepared { etag: etag_of(&plain), body: bytes, coding })
+        }
+        Coding::Identity => {
+            let etag = etag_of(&bytes);
+            let packed = compress.then(|| encoding::gzip(&bytes)).filter(|packed| !packed.is_empty() && packed.len() < bytes.len());
+            Some(match packed {
+                Some(body) => Prepared { body, coding: Coding::Gzip, etag },
+                None => Prepared { body: bytes, coding, etag },
+            })
+        }
+    }
+}
+
+/// Puts what every stored or shared answer carries: `Via`, an `ETag`; and takes `Age`, which is counted anew.
+pub fn finish_fields(fields: &mut HeaderMap, etag: impl FnOnce() -> HeaderValue) {
+    fields.remove(http::header::AGE);
+    fields.append(http::header::VIA, HeaderValue::from_static(crate::proxy::VIA));
+    if !fields.contains_key(ETAG) {
+        fields.insert(ETAG, etag());
+    }
+}
+
+/// Waits until a fill's body is whole, for a client that has something to fall back on.
+///
+/// # Errors
+/// How the body broke off.
+pub async fn whole(fill: &Fill, patience: Duration) -> Result<(), Failure> {
+    match timeout(patience, fill.end()).await {
+        Ok(End::Broken(failure)) => Err(failure),
+        Ok(End::Whole | End::Passing) => Ok(()),
+        Err(_) => Err(Failure::Timeout),
+    }
+}

@@ -1,0 +1,116 @@
+//! Validators (RFC 9110 §8.8) and the preconditions that an answer from the cache can settle (§13.1.2, §13.1.3).
+
+use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use http::{HeaderMap, HeaderValue};
+use sha2::{Digest, Sha256};
+
+use super::headers::http_date;
+
+/// A strong validator for a body that came without one: a digest of its identity bytes, so every instance and every
+/// restart gives the same answer the same tag.
+#[must_use]
+pub fn etag_of(plain: &[u8]) -> HeaderValue {
+    let digest = Sha256::digest(plain);
+    let mut text = String::with_capacity(34);
+    text.push('"');
+    hex(&digest[..16], &mut text);
+    text.push('"');
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+}
+
+/// The weak form of a tag, for a representation whose bytes Sluice recoded (RFC 9110 §8.8.1).
+#[must_use]
+pub fn weaken(tag: &HeaderValue) -> HeaderValue {
+    if tag.as_bytes().starts_with(b"W/") {
+        return tag.clone();
+    }
+    HeaderValue::from_bytes(&[b"W/", tag.as_bytes()].concat()).unwrap_or_else(|_| tag.clone())
+}
+
+/// Appends lower-case hexadecimal digits of `bytes` to `out`.
+pub fn hex(bytes: &[u8], out: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        out.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+}
+
+/// Whether a conditional GET or HEAD is answered 304, given the validators of the stored 200.
+///
+/// `If-None-Match` wins over `If-Modified-Since` (RFC 9110 §13.2.2); tags compare weakly (§8.8.3.2).
+#[must_use]
+pub fn not_modified(request: &HeaderMap, etag: Option<&HeaderValue>, stored: &HeaderMap) -> bool {
+    if request.contains_key(IF_NONE_MATCH) {
+        let Some(etag) = etag else { return false };
+        let ours = opaque(etag.as_bytes());
+        return request
+            .get_all(IF_NONE_MATCH)
+            .iter()
+            .any(|list| list.as_bytes().trim_ascii() == b"*" || tags(list.as_bytes()).any(|tag| opaque(tag) == ours));
+    }
+    let since = request.get(IF_MODIFIED_SINCE).and_then(http_date);
+    let modified = stored.get(LAST_MODIFIED).and_then(http_date);
+    matches!((since, modified), (Some(since), Some(modified)) if modified <= since)
+}
+
+fn opaque(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// The entity tags of a list. A comma may stand inside a tag's quotes.
+fn tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut quoted = false;
+    list.split(move |&byte| {
+        quoted ^= byte == b'"';
+        byte == b',' && !quoted
+    })
+    .map(<[u8]>::trim_ascii)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks(name: &'static str, value: &str) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        map.insert(name, HeaderValue::from_str(value).unwrap());
+        map
+    }
+
+    #[test]
+    fn tags_compare_weakly_in_lists() {
+        let ours = HeaderValue::from_static("\"a,b\"");
+        for (list, same) in [
+            ("\"a,b\"", true),
+            ("W/\"a,b\"", true),
+            ("\"x\", W/\"a,b\" , \"y\"", true),
+            ("*", true),
+            ("\"a\"", false),
+            ("a,b", false),
+            ("", false),
+        ] {
+            assert_eq!(not_modified(&asks("if-none-match", list), Some(&ours), &HeaderMap::new()), same, "{list}");
+        }
+        assert!(!not_modified(&asks("if-none-match", "*"), None, &HeaderMap::new()));
+    }
+
+    #[test]
+    fn dates_count_only_without_tags() {
+        let stored = asks("last-modified", "Wed, 01 Jan 2025 00:00:00 GMT");
+        let since = |date| asks("if-modified-since", date);
+        assert!(not_modified(&since("Wed, 01 Jan 2025 00:00:00 GMT"), None, &stored));
+        assert!(!not_modified(&since("Tue, 31 Dec 2024 23:59:59 GMT"), None, &stored));
+        assert!(!not_modified(&since("nonsense"), None, &stored));
+        let mut both = since("Wed, 01 Jan 2025 00:00:00 GMT");
+        both.insert("if-none-match", HeaderValue::from_static("\"x\""));
+        assert!(!not_modified(&both, Some(&HeaderValue::from_static("\"y\"")), &stored));
+    }
+
+    #[test]
+    fn generated_tags_are_stable_and_weaken_once() {
+        let tag = etag_of(b"[]");
+        assert_eq!(tag, "\"4f53cda18c2baa0c0354bb5f9a3ecbe5\"");
+        assert_eq!(weaken(&weaken(&tag)), "W/\"4f53cda18c2baa0c0354bb5f9a3ecbe5\"");
+    }
+}

@@ -1,0 +1,141 @@
+//! Content codings: what a client takes (RFC 9110 §12.5.3), and gzip (RFC 1952) by flate2.
+
+use std::io::{Read, Write};
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use http::HeaderMap;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+
+/// The coding in which a body is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// As the representation is.
+    Identity,
+    /// gzip.
+    Gzip,
+}
+
+impl Coding {
+    /// The coding of a response; `None` if it is one that Sluice cannot undo.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all(CONTENT_ENCODING).iter();
+        let coding = match values.next() {
+            None => Self::Identity,
+            Some(value) if value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity") => Self::Identity,
+            Some(value) if is_gzip(value.as_bytes().trim_ascii()) => Self::Gzip,
+            Some(_) => return None,
+        };
+        values.next().is_none().then_some(coding)
+    }
+}
+
+fn is_gzip(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"gzip") || name.eq_ignore_ascii_case(b"x-gzip")
+}
+
+/// Whether a request takes gzip: named, or covered by `*`, and not with `q=0`. No field at all means no.
+#[must_use]
+pub fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let (mut named, mut any) = (None, None);
+    for value in headers.get_all(ACCEPT_ENCODING) {
+        for member in value.as_bytes().split(|&byte| byte == b',') {
+            let mut parts = member.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+            let name = parts.next().unwrap_or_default();
+            let wanted = !parts.any(is_zero_weight);
+            if is_gzip(name) {
+                named = Some(named.unwrap_or(false) || wanted);
+            } else if name == b"*" {
+                any = Some(wanted);
+            }
+        }
+    }
+    named.or(any).unwrap_or(false)
+}
+
+/// `q=0`, `q=0.0`, `q=0.000` (RFC 9110 §12.4.2).
+fn is_zero_weight(parameter: &[u8]) -> bool {
+    let Some(at) = parameter.iter().position(|&byte| byte == b'=') else { return false };
+    let (name, value) = (parameter[..at].trim_ascii(), parameter[at + 1..].trim_ascii());
+    name.eq_ignore_ascii_case(b"q") && value.first() == Some(&b'0') && value[1..].iter().all(|&byte| byte == b'0' || byte == b'.')
+}
+
+/// Compresses `plain`. CPU-bound: keep large bodies off the runtime's own threads.
+#[must_use]
+pub fn gzip(plain: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4 + 64), Compression::new(5));
+    // Writing to a Vec fails only when memory does; an empty result is then told apart by its length.
+    let written = encoder.write_all(plain).and_then(|()| encoder.finish());
+    written.map(Bytes::from).unwrap_or_default()
+}
+
+/// Why a gzip body was not inflated.
+#[derive(Debug, PartialEq, Eq)]
+pub enum InflateError {
+    /// The bytes are not whole, valid gzip.
+    Corrupt,
+    /// The result would exceed the limit: a decompression bomb, or an object that is too large.
+    TooLarge,
+}
+
+/// Inflates a whole gzip body to at most `limit` bytes.
+///
+/// # Errors
+/// [`InflateError`] if the bytes are not valid gzip or inflate to more than `limit`.
+pub fn gunzip(body: &[u8], limit: usize) -> Result<Bytes, InflateError> {
+    let mut plain = Vec::with_capacity(body.len().saturating_mul(4).min(limit).min(1 << 20));
+    let cap = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    let read = MultiGzDecoder::new(body).take(cap).read_to_end(&mut plain);
+    match read {
+        Ok(_) if plain.len() > limit => Err(InflateError::TooLarge),
+        Ok(_) => Ok(Bytes::from(plain)),
+        Err(_) => Err(InflateError::Corrupt),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn accepts(value: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_str(value).unwrap());
+        accepts_gzip(&headers)
+    }
+
+    #[test]
+    fn gzip_is_accepted_only_when_it_is_asked_for() {
+        for yes in ["gzip", "br, GZIP;q=0.5", "x-gzip", "*", "gzip;q=0.001", "deflate, gzip;q=1.0, *;q=0"] {
+            assert!(accepts(yes), "{yes}");
+        }
+        for no in ["", "br", "gzip;q=0", "gzip; q=0.000", "*;q=0", "gzip;q=0, *", "identity"] {
+            assert!(!accepts(no), "{no}");
+        }
+        assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_bomb_and_a_cut_body_are_told_apart() {
+        let packed = gzip(&vec![0; 100_000]);
+        assert_eq!(gunzip(&packed, 99_999), Err(InflateError::TooLarge));
+        assert_eq!(gunzip(&packed, 100_000).unwrap().len(), 100_000);
+        assert_eq!(gunzip(&packed[..packed.len() - 3], 1 << 20), Err(InflateError::Corrupt));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_packed_unpacks(plain in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            prop_assert_eq!(gunzip(&gzip(&plain), plain.len()).unwrap(), plain);
+        }
+
+        #[test]
+        fn hostile_bytes_are_refused_calmly(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+            let _ = gunzip(&bytes, 1 << 16);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `Vary` (RFC 9110 §12.5.5, RFC 9111 §4.1): which request fields chose the representation.
+
+use http::header::{ACCEPT_ENCODING, VARY};
+use http::{HeaderMap, HeaderName};
+use sha2::{Digest, Sha256};
+
+/// What a response says about the request fields it depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vary {
+    /// `*`, or a name that cannot be one: no later request is known to match.
+    Any,
+    /// These fields, lower-case, sorted, without `Accept-Encoding` (which Sluice settles itself). Often empty.
+    Fields(Vec<HeaderName>),
+}
+
+impl Vary {
+    /// Reads every `Vary` field of a response.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut fields = Vec::new();
+        for value in headers.get_all(VARY) {
+            for name in value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                match HeaderName::from_bytes(name) {
+                    _ if name.is_empty() => {}
+                    _ if name == b"*" => return Self::Any,
+                    Ok(name) if name == ACCEPT_ENCODING => {}
+                    Ok(name) => fields.push(name),
+                    Err(_) => return Self::Any,
+                }
+            }
+        }
+        fields.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        fields.dedup();
+        Self::Fields(fields)
+    }
+}
+
+/// The secondary key: a digest of what `request` says in `fields`, white space around members aside.
+///
+/// Values are length-prefixed and absent fields differ from empty ones, so that no two selections run together.
+#[must_use]
+pub fn selection(fields: &[HeaderName], request: &HeaderMap) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        digest.update((bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    };
+    for name in fields {
+        part(name.as_str().as_bytes());
+        for value in request.get_all(name) {
+            for member in value.as_bytes().split(|&byte| byte == b',') {
+                part(b",");
+                part(member.trim_ascii());
+            }
+        }
+    }
+    digest.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn fields_are_sorted_once_each_and_accept_encoding_is_settled_elsewhere() {
+        let vary = Vary::of(&headers(&[("vary", "Origin, accept-encoding"), ("vary", "accept,ORIGIN, ")]));
+        let Vary::Fields(fields) = vary else { panic!("not fields") };
+        assert_eq!(fields, ["accept", "origin"]);
+        assert_eq!(Vary::of(&headers(&[])), Vary::Fields(vec![]));
+    }
+
+    #[test]
+    fn a_star_or_nonsense_anywhere_matches_no_request() {
+        assert_eq!(Vary::of(&headers(&[("vary", "origin, *")])), Vary::Any);
+        assert_eq!(Vary::of(&headers(&[("vary", "a b")])), Vary::Any);
+    }
+
+    #[test]
+    fn selections_differ_where_the_values_do() {
+        let fields = [HeaderName::from_static("a"), HeaderName::from_static("b")];
+        let of = |pairs: &[(&'static str, &str)]| selection(&fields, &headers(pairs));
+        assert_eq!(of(&[("a", "x, y")]), of(&[("a", "x"), ("a", " y")]));
+        assert_ne!(of(&[("a", "x")]), of(&[("b", "x")]));
+        assert_ne!(of(&[("a", "")]), of(&[]));
+        assert_ne!(of(&[("a", "xy")]), of(&[("a", "x,y")]));
+        assert_eq!(of(&[("c", "1")]), of(&[]));
+    }
+}

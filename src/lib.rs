@@ -1,0 +1,58 @@
+//! Sluice: a caching reverse proxy for JSON APIs over a database.
+//!
+//! Put in front of an existing API it makes repeated questions cheap and outages invisible. This is the map of the
+//! code; arrows point down, and nothing knows what stands above it.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | the command line: one file a command |
+//! | [`app`] | puts the parts together and runs them |
+//! | [`admin`], [`explain`], [`local`] | the admin listener; what a rule does; what Sluice answers itself |
+//! | [`server`] | listeners: connections, deadlines, graceful drain |
+//! | [`proxy`] | **the request path, on one screen: begin here** |
+//! | [`access`], [`respond`], [`gateway`] | a visit and its log line; answers from entries; headers on their way through |
+//! | [`fetch`], [`flight`], [`fill`] | one fetch a key; who waits for it; a body on its way into the cache |
+//! | [`route`], [`target`], [`key`], [`template`] | which rule; what a URL says; who shares an entry |
+//! | [`store`] | where answers are kept: memory, Redis, both |
+//! | [`backend`] | what answers when the cache cannot |
+//! | [`breaker`] | leaving alone what fails |
+//! | [`http`] | **the rules of HTTP caching as pure functions** |
+//! | [`outcome`] | what became of a request, said once |
+//! | [`config`], [`telemetry`], [`clock`], [`moment`], [`body`] | what everything else stands on |
+//!
+//! What holds everywhere:
+//!
+//! * The cache decides in two pure functions, [`http::decide`] (may this be served?) and [`http::freshness`] (may this
+//!   be kept?). Everything else carries out what they say.
+//! * A fetch is a task of its own. Clients follow it; none of them can end it.
+//! * Wall time ([`clock::Wall`]) is for freshness and is handed in; deadlines are the runtime's.
+//! * Stores never fail: what cannot be read is a miss, what cannot be written is not kept.
+//! * Each serving thread has a runtime of its own; fetches, Redis and the admin listener share another one.
+
+pub mod access;
+pub mod admin;
+pub mod app;
+pub mod backend;
+pub mod body;
+pub mod breaker;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod explain;
+pub mod fetch;
+pub mod fill;
+pub mod flight;
+pub mod gateway;
+pub mod http;
+pub mod key;
+pub mod local;
+pub mod moment;
+pub mod outcome;
+pub mod proxy;
+pub mod respond;
+pub mod route;
+pub mod server;
+pub mod store;
+pub mod target;
+pub mod telemetry;
+pub mod template;

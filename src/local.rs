@@ -1,0 +1,122 @@
+//! What Sluice answers itself on the main listener: `/health`, in the contract's shape.
+
+use std::time::Duration;
+
+use http::header::{ACCEPT_ENCODING, ALLOW};
+use http::{HeaderValue, Method, Request, Response, request};
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use crate::body::{self, Reply};
+use crate::clock::Wall;
+use crate::outcome::Outcome;
+use crate::proxy::Proxy;
+use crate::respond;
+use crate::target::Target;
+
+/// How long the backend has to say how it is.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// For how long what it said is believed, so that health checks do not become load.
+const BELIEVED: Duration = Duration::from_secs(1);
+/// The longest health answer that is read.
+const MAX_HEALTH: usize = 64 << 10;
+
+/// What Sluice answers itself.
+#[derive(Default)]
+pub struct Local {
+    database: Mutex<Option<(Instant, Value)>>,
+}
+
+impl Local {
+    /// The answer, if the path is one of ours.
+    pub async fn answer(&self, target: &Target<'_>, parts: &request::Parts, proxy: &Proxy) -> Option<(Response<Reply>, Outcome)> {
+        if target.path != "/health" || target.doubtful {
+            return None;
+        }
+        let response = if matches!(parts.method, Method::GET | Method::HEAD) {
+            self.health(proxy).await
+        } else {
+            let mut refusal = respond::json(405, r#"{"detail":"Method Not Allowed"}"#);
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+            refusal
+        };
+        Some((response, Outcome::Local))
+    }
+
+    /// `/health`: the database as the backend sees it, the shared tier as Sluice sees it.
+    async fn health(&self, proxy: &Proxy) -> Response<Reply> {
+        let database = self.database(proxy).await;
+        let healthy = database["status"] == "healthy";
+        let tiers = proxy.store.report();
+        let redis = match tiers.iter().find(|tier| tier.tier == "redis") {
+            Some(tier) if tier.up => json!({
+                "status": "healthy",
+                "message": "Redis connection successful",
+                "hit_rate": hit_rate(proxy),
+            }),
+            _ => json!({"status": "degraded", "message": "Redis not available - running in fallback mode"}),
+        };
+        let body = json!({
+            "status": if healthy { "healthy" } else { "unhealthy" },
+            "timestamp": timestamp(Wall::now()),
+            "components": { "database": database, "redis": redis },
+        });
+        respond::json(if healthy { 200 } else { 503 }, body.to_string())
+    }
+
+    async fn database(&self, proxy: &Proxy) -> Value {
+        let mut last = self.database.lock().await;
+        match &*last {
+            Some((at, value)) if at.elapsed() < BELIEVED => value.clone(),
+            _ => {
+                let value = ask(proxy).await;
+                *last = Some((Instant::now(), value.clone()));
+                value
+            }
+        }
+    }
+}
+
+/// What the backend's own `/health` says of its database. A backend that has no such page is healthy if it answers.
+async fn ask(proxy: &Proxy) -> Value {
+    let unhealthy = |message: &str| json!({"status": "unhealthy", "message": message});
+    let mut request = Request::new(body::empty());
+    *request.uri_mut() = http::Uri::from_static("/health");
+    request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    let answer = async {
+        let answer = proxy.upstream.call("health", request, PATIENCE).await.ok()?;
+        let status = answer.status();
+        let page = body::read(answer.into_body(), MAX_HEALTH).await?;
+        Some((status, page))
+    };
+    let Ok(Some((status, page))) = timeout(PATIENCE, answer).await else {
+        return unhealthy("The backend could not be reached");
+    };
+    let told: Option<Value> = serde_json::from_slice(&page).ok();
+    match told.and_then(|told| told.pointer("/components/database").cloned()) {
+        Some(database) if database.get("status").is_some_and(Value::is_string) => database,
+        _ if status.is_server_error() => unhealthy("The backend failed"),
+        _ => json!({"status": "healthy", "message": "Database connection successful"}),
+    }
+}
+
+/// Hits in percent of all requests that the cache could have answered, with two decimals.
+#[allow(clippy::cast_precision_loss, reason = "a percentage")]
+fn hit_rate(proxy: &Proxy) -> f64 {
+    let (mut hits, mut all) = (0, 0);
+    for row in 0..=proxy.metrics.none_row() {
+        for outcome in 0..4 {
+            let count = proxy.metrics.requests_of(row, outcome).0;
+            all += count;
+            hits += if outcome < 2 { count } else { 0 };
+        }
+    }
+    if all == 0 { 0.0 } else { (hits as f64 / all as f64 * 1e4).round() / 1e2 }
+}
+
+/// `2026-11-22T17:55:25.897829+00:00`.
+fn timestamp(now: Wall) -> String {
+    let millis = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| String::new(), |at| at.strftime("%Y-%m-%dT%H:%M:%S.%6f+00:00").to_string())
+}

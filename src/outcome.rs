@@ -1,0 +1,330 @@
+//! What became of a request: one value that feeds `Cache-Status` (RFC 9211), the metric label, the span and the
+//! access log, so that they never disagree.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use crate::backend::BackendError;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered from the cache, fresh for this much longer.
+    Hit(Duration),
+    /// Answered from the cache although it went stale this long ago.
+    Stale(Duration, StaleWhy),
+    /// Answered by the backend through the cache.
+    Fetched(Fetched),
+    /// Passed to the backend without the cache.
+    Pass(PassWhy),
+    /// Refused before anything was asked.
+    Refused(Refusal),
+    /// The backend failed and there was nothing to serve instead.
+    Failed(Failure),
+    /// Answered by Sluice itself: `/health` and the like.
+    Local,
+}
+
+/// Why a stale answer was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleWhy {
+    /// It is being refreshed meanwhile (RFC 5861 §3).
+    Revalidating,
+    /// The backend failed just now (RFC 5861 §4).
+    Error(Failure),
+    /// The backend failed lately and is being left alone.
+    LeftAlone,
+}
+
+/// An answer of the backend's that went through the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Why the cache could not answer.
+    pub why: FetchWhy,
+    /// Whether the answer is being stored.
+    pub stored: bool,
+    /// Whether this request waited for another's answer.
+    pub collapsed: bool,
+}
+
+/// Why the cache could not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchWhy {
+    /// Nothing is stored under this key.
+    UriMiss,
+    /// Something is, but for other request headers.
+    VaryMiss,
+    /// What is stored is too old.
+    Stale,
+}
+
+/// Why a request went past the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassWhy {
+    /// A method that the rule does not cache.
+    Method,
+    /// No rule matches.
+    NoRule,
+    /// The rule says `cache = false`.
+    Rule,
+    /// The request carries `Authorization`.
+    Authorization,
+    /// A path whose meaning is doubtful: it is forwarded verbatim and never cached.
+    DoubtfulPath,
+    /// This address was found uncacheable lately, so it does not queue.
+    Uncacheable,
+    /// A body came with a method that has none.
+    Body,
+    /// The one who fetched took too long, so this request went by itself.
+    WaitedTooLong,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The URL has over 8 KiB.
+    UrlTooLong,
+    /// The URL holds a control character, plain or percent-encoded.
+    ControlCharacter,
+    /// A `%` that two hexadecimal digits do not follow.
+    BrokenEscape,
+    /// `CONNECT`, or a target that is not a path.
+    NotAPath,
+    /// A missing, repeated or malformed `Host`.
+    BadHost,
+    /// Too many requests wait already.
+    Overloaded,
+    /// A management call without the admin token.
+    Forbidden,
+    /// A management call while no admin token is configured.
+    NoToken,
+}
+
+/// How the backend failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It did not take the connection.
+    Connect,
+    /// It broke the connection off.
+    Reset,
+    /// It took too long.
+    Timeout,
+    /// It spoke something else than HTTP.
+    Invalid,
+    /// Its body ended early.
+    Truncated,
+    /// It answered 500, 502, 503 or 504.
+    Status(u16),
+    /// Too many requests are on their way to it.
+    Overloaded,
+    /// The task that fetched died.
+    Lost,
+}
+
+impl Outcome {
+    /// The metric label.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        Self::LABELS[self.index()]
+    }
+
+    /// Every label, in the order of [`Outcome::index`].
+    pub const LABELS: [&'static str; 8] = ["hit", "stale", "miss", "collapsed", "pass", "refused", "failed", "local"];
+
+    /// A small number for tables kept by outcome.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        match self {
+            Self::Hit(_) => 0,
+            Self::Stale(..) => 1,
+            Self::Fetched(Fetched { collapsed: false, .. }) => 2,
+            Self::Fetched(_) => 3,
+            Self::Pass(_) => 4,
+            Self::Refused(_) => 5,
+            Self::Failed(_) => 6,
+            Self::Local => 7,
+        }
+    }
+
+    /// Whether the access log calls it an error: failed, refused, or served stale for a failure.
+    #[must_use]
+    pub const fn is_trouble(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Failed(_) | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::LeftAlone))
+    }
+
+    /// The reason, for the log and the `detail` parameter; empty where the outcome says it all.
+    #[must_use]
+    pub const fn detail(&self) -> &'static str {
+        match self {
+            Self::Hit(_) | Self::Fetched(_) | Self::Local => "",
+            Self::Stale(_, why) => why.detail(),
+            Self::Pass(why) => why.detail(),
+            Self::Refused(why) => why.detail(),
+            Self::Failed(why) => why.detail(),
+        }
+    }
+
+    /// The `Cache-Status` field (RFC 9211 §2).
+    #[must_use]
+    pub fn cache_status(&self) -> HeaderValue {
+        let mut text = String::with_capacity(48);
+        text.push_str("sluice; ");
+        let written = match self {
+            Self::Hit(left) => write!(text, "hit; ttl={}", left.as_secs()),
+            Self::Stale(by, why) => write!(text, "hit; ttl=-{}; detail={}", by.as_secs(), why.detail()),
+            Self::Fetched(fetched) => {
+                text.push_str(match fetched.why {
+                    FetchWhy::UriMiss => "fwd=uri-miss",
+                    FetchWhy::VaryMiss => "fwd=vary-miss",
+                    FetchWhy::Stale => "fwd=stale",
+                });
+                text.push_str(if fetched.stored { "; stored" } else { "" });
+                text.push_str(if fetched.collapsed { "; collapsed" } else { "" });
+                Ok(())
+            }
+            Self::Pass(PassWhy::Method) => write!(text, "fwd=method"),
+            Self::Pass(why) => write!(text, "fwd=bypass; detail={}", why.detail()),
+            Self::Refused(why) => write!(text, "fwd=bypass; detail={}", why.detail()),
+            Self::Failed(why) => write!(text, "fwd=miss; detail={}", why.detail()),
+            Self::Local => write!(text, "fwd=bypass; detail=local"),
+        };
+        debug_assert!(written.is_ok(), "a String takes every write");
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static("sluice"))
+    }
+}
+
+impl StaleWhy {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Revalidating => "stale-while-revalidate",
+            Self::LeftAlone => "stale-if-error-backend-left-alone",
+            Self::Error(failure) => match failure {
+                Failure::Connect => "stale-if-error-connect",
+                Failure::Reset => "stale-if-error-reset",
+                Failure::Timeout => "stale-if-error-timeout",
+                Failure::Invalid => "stale-if-error-invalid",
+                Failure::Truncated => "stale-if-error-truncated",
+                Failure::Status(500) => "stale-if-error-500",
+                Failure::Status(502) => "stale-if-error-502",
+                Failure::Status(503) => "stale-if-error-503",
+                Failure::Status(_) => "stale-if-error-504",
+                Failure::Overloaded => "stale-if-error-overloaded",
+                Failure::Lost => "stale-if-error-lost",
+            },
+        }
+    }
+}
+
+impl PassWhy {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::NoRule => "no-rule",
+            Self::Rule => "rule",
+            Self::Authorization => "authorization",
+            Self::DoubtfulPath => "doubtful-path",
+            Self::Uncacheable => "uncacheable",
+            Self::Body => "request-body",
+            Self::WaitedTooLong => "waited-too-long",
+        }
+    }
+}
+
+impl Refusal {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::UrlTooLong => "url-too-long",
+            Self::ControlCharacter => "control-character",
+            Self::BrokenEscape => "broken-escape",
+            Self::NotAPath => "not-a-path",
+            Self::BadHost => "bad-host",
+            Self::Overloaded => "overloaded",
+            Self::Forbidden => "forbidden",
+            Self::NoToken => "no-token",
+        }
+    }
+
+    /// The status and the sentence for the client.
+    #[must_use]
+    pub const fn answer(self) -> (u16, &'static str) {
+        match self {
+            Self::UrlTooLong => (400, "The URL is longer than 8192 bytes"),
+            Self::ControlCharacter => (400, "The URL contains a control character"),
+            Self::BrokenEscape => (400, "The URL contains a '%' that is not followed by two hexadecimal digits"),
+            Self::NotAPath => (400, "The request target must be a path"),
+            Self::BadHost => (400, "The request needs exactly one valid Host"),
+            Self::Overloaded => (503, "Too many requests are waiting; try again shortly"),
+            Self::Forbidden => (401, "This operation needs the admin token as 'Authorization: Bearer TOKEN'"),
+            Self::NoToken => (403, "Management is switched off: no admin token is configured"),
+        }
+    }
+}
+
+impl Failure {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Connect => "backend-connect",
+            Self::Reset => "backend-reset",
+            Self::Timeout => "backend-timeout",
+            Self::Invalid => "backend-invalid",
+            Self::Truncated => "backend-truncated",
+            Self::Status(_) => "backend-status",
+            Self::Overloaded => "backend-overloaded",
+            Self::Lost => "fetch-lost",
+        }
+    }
+
+    /// The status and the sentence for the client: the one place where an error becomes a status.
+    #[must_use]
+    pub const fn answer(self) -> (u16, &'static str) {
+        match self {
+            Self::Connect => (502, "The backend could not be reached"),
+            Self::Reset => (502, "The backend closed the connection before it answered"),
+            Self::Invalid => (502, "The backend's answer could not be understood"),
+            Self::Truncated => (502, "The backend's answer ended early"),
+            Self::Status(_) => (502, "The backend failed"),
+            Self::Timeout => (504, "The backend did not answer in time"),
+            Self::Overloaded => (503, "The backend is busy; try again shortly"),
+            Self::Lost => (502, "The request to the backend was lost"),
+        }
+    }
+}
+
+impl From<&BackendError> for Failure {
+    fn from(error: &BackendError) -> Self {
+        match error {
+            BackendError::Connect(_) => Self::Connect,
+            BackendError::Reset(_) => Self::Reset,
+            BackendError::Timeout(_) => Self::Timeout,
+            BackendError::Invalid(_) => Self::Invalid,
+            BackendError::Overloaded => Self::Overloaded,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_status_says_what_the_interface_promises() {
+        let s = Duration::from_secs;
+        let fetched = |why, stored, collapsed| Outcome::Fetched(Fetched { why, stored, collapsed });
+        for (outcome, text) in [
+            (Outcome::Hit(s(42)), "sluice; hit; ttl=42"),
+            (Outcome::Stale(s(3), StaleWhy::Revalidating), "sluice; hit; ttl=-3; detail=stale-while-revalidate"),
+            (Outcome::Stale(s(3), StaleWhy::Error(Failure::Status(503))), "sluice; hit; ttl=-3; detail=stale-if-error-503"),
+            (fetched(FetchWhy::UriMiss, true, false), "sluice; fwd=uri-miss; stored"),
+            (fetched(FetchWhy::UriMiss, true, true), "sluice; fwd=uri-miss; stored; collapsed"),
+            (fetched(FetchWhy::Stale, false, false), "sluice; fwd=stale"),
+            (Outcome::Pass(PassWhy::Method), "sluice; fwd=method"),
+            (Outcome::Pass(PassWhy::Authorization), "sluice; fwd=bypass; detail=authorization"),
+            (Outcome::Failed(Failure::Timeout), "sluice; fwd=miss; detail=backend-timeout"),
+        ] {
+            assert_eq!(outcome.cache_status(), text);
+            assert_eq!(outcome.label(), Outcome::LABELS[outcome.index()]);
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! The request path.
+//!
+//! ```text
+//! request → refusals → route → admit → key → lookup → decide → respond
+//!                                                       │
+//!              Hit · StaleAndRefresh · StaleLeftAlone · Fetch (→ answer, or stale, or error)
+//! ```
+//!
+//! [`Proxy::handle`] is all of it; each step is a short function below it. Whatever happens ends in one
+//! [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place ([`Proxy::finish`]).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HOST;
+use http::uri::Authority;
+use http::{Method, Request, Response, Version, request};
+use http_body::Body as HttpBody;
+use http_body_util::BodyExt;
+use tokio::time::timeout;
+
+use crate::access::Visit;
+use crate::backend::Upstream;
+use crate::body::{BoxError, Reply, Stream};
+use crate::clock::Wall;
+use crate::config::{Limits, PublicUrl};
+use crate::fetch::{Fetched, Fetcher, Job, whole};
+use crate::fill::Fill;
+use crate::gateway::{self, Origin};
+use crate::http::decide::{Decision, admit, decide};
+use crate::http::freshness::is_failure;
+use crate::http::vary::selection;
+use crate::key::{Canonical, Key};
+use crate::local::Local;
+use crate::outcome::{Failure, FetchWhy, Fetched as Answered, Outcome, PassWhy, Refusal, StaleWhy};
+use crate::respond;
+use crate::route::{Route, select};
+use crate::store::entry::Content;
+use crate::store::{Entry, Store};
+use crate::target::Target;
+use crate::telemetry::Metrics;
+
+/// What Sluice adds to `Via`.
+pub const VIA: &str = "1.1 sluice";
+
+/// A small answer that was just fetched is waited for this long: then it carries its validator and its coding.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Answers of up to so many bytes count as small.
+const SMALL: u64 = 64 << 10;
+
+/// Everything that answering a request needs.
+pub struct Proxy {
+    /// The rules.
+    pub routes: Vec<Route>,
+    /// What is kept.
+    pub store: Arc<dyn Store>,
+    /// What gets answers through the cache.
+    pub fetcher: Arc<Fetcher>,
+    /// What gets answers past it.
+    pub upstream: Arc<Upstream>,
+    /// What Sluice answers itself.
+    pub local: Local,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Bounds on clients.
+    pub limits: Limits,
+    /// How clients reach this listener.
+    pub public: Option<PublicUrl>,
+    /// The names under which the backend may call itself.
+    pub authorities: Vec<Authority>,
+    /// Whether HEAD is answered from GET.
+    pub head_as_get: bool,
+    /// To the head of the backend's answer.
+    pub timeout: Duration,
+    /// The longest silence within a body that is passed through.
+    pub body_timeout: Duration,
+    /// Larger bodies stream through.
+    pub max_object: usize,
+    /// Which requests get an access line.
+    pub access: crate::config::Access,
+}
+
+/// An answer and what it is called.
+type Said = (Response<Reply>, Outcome);
+
+/// One request that the cache may answer.
+struct Question<'a> {
+    route: &'a Route,
+    target: &'a Target<'a>,
+    parts: &'a request::Parts,
+    origin: Origin<'a>,
+    canonical: Canonical,
+    /// Where the answer was looked for: the canonical request, or its variant.
+    flight: Canonical,
+    now: Wall,
+}
+
+impl Proxy {
+    /// Answers one request.
+    pub async fn handle<B>(&self, request: Request<B>, peer: IpAddr) -> Response<Reply>
+    where
+        B: HttpBody<Data = bytes::Bytes, Error = BoxError> + Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        let visit = Visit::begin(&self.metrics, &parts);
+        let target = target_of(&parts).and_then(|text| Target::parse(text));
+        let (route, (response, outcome)) = match &target {
+            Err(refusal) => (None, (respond::refused(*refusal), Outcome::Refused(*refusal))),
+            Ok(target) => {
+                let route = select(&self.routes, target);
+                let said = match self.local.answer(target, &parts, self).await {
+                    Some(said) => said,
+                    None => self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref())).await,
+                };
+                (route, said)
+            }
+        };
+        self.finish(visit, route, &parts, peer, response, outcome)
+    }
+
+    async fn answer<B>(&self, route: Option<&Route>, target: &Target<'_>, parts: &request::Parts, body: B, origin: Origin<'_>) -> Said
+    where
+        B: HttpBody<Data = bytes::Bytes, Error = BoxError> + Send + 'static,
+    {
+        let rule = route.map(|route| route.rule(self.head_as_get));
+        let has_body = respond::has_body(parts, body.is_end_stream());
+        let why = match (route, admit(rule, &parts.method, &parts.headers, has_body)) {
+            (Some(route), Ok(())) => {
+                let canonical = Canonical::new(route, target, &parts.headers);
+                let question = Question { route, target, parts, origin, flight: canonical.clone(), canonical, now: Wall::now() };
+                return Box::pin(self.cached(question)).await;
+            }
+            (_, Err(_)) if target.doubtful => PassWhy::DoubtfulPath,
+            (_, Err(why)) => why,
+            (None, Ok(())) => PassWhy::NoRule,
+        };
+        let body = body.boxed_unsync();
+        let answer = self.pass(route, parts, body, origin).await;
+        answer.map_or_else(|failure| (respond::failed(failure), Outcome::Failed(failure)), |response| (response, Outcome::Pass(why)))
+    }
+
+    /// A request that the cache may answer.
+    async fn cached(&self, mut question: Question<'_>) -> Said {
+        let entry = self.lookup(&mut question).await;
+        let life = entry.as_ref().map(|entry| (entry.stored_at, entry.lives));
+        let resting = || self.fetcher.rests(&question.flight);
+        let mut decision = decide(life, question.now, false);
+        if !matches!(decision, Decision::Hit(_)) && resting() {
+            decision = decide(life, question.now, true);
+        }
+        let outcome = match decision {
+            Decision::Hit(left) => Outcome::Hit(left),
+            Decision::StaleAndRefresh(by) => {
+                self.fetcher.refresh(self.job(&question));
+                Outcome::Stale(by, StaleWhy::Revalidating)
+            }
+            Decision::StaleLeftAlone(by) => {
+                self.fetcher.try_again(|| self.job(&question), &question.flight);
+                Outcome::Stale(by, StaleWhy::LeftAlone)
+            }
+            Decision::Fetch { why, fallback } => return self.fetch(&question, why, entry.as_ref().zip(fallback)).await,
+        };
+        match self.stored(entry.as_ref(), &question).await {
+            Some(response) => (response, outcome),
+            // Only a forged entry does not inflate: as if it were not there.
+            None => self.fetch(&question, FetchWhy::UriMiss, None).await,
+        }
+    }
+
+    /// The entry that answers, through the one that says what the answer varies by.
+    async fn lookup(&self, question: &mut Question<'_>) -> Option<Arc<Entry>> {
+        let mut entry = self.find(question, &question.canonical).await?;
+        if let Content::Varies(fields) = &entry.content {
+            question.flight = question.canonical.variant(fields, &question.parts.headers);
+            entry = self.find(question, &question.flight).await?;
+        }
+        matches!(entry.content, Content::Answer(_)).then_some(entry)
+    }
+
+    async fn find(&self, question: &Question<'_>, canonical: &Canonical) -> Option<Arc<Entry>> {
+        if let Some(entry) = self.store.peek(canonical) {
+            return Some(entry);
+        }
+        self.store.get(&Key::new(question.route, question.target, canonical.clone())).await
+    }
+
+    async fn stored(&self, entry: Option<&Arc<Entry>>, question: &Question<'_>) -> Option<Response<Reply>> {
+        let entry = entry?;
+        let Content::Answer(answer) = &entry.content else { return None };
+        let headers = &question.parts.headers;
+        respond::from_entry(&*self.store, entry, answer, headers, question.now, self.max_object).await.ok()
+    }
+
+    /// Asks the backend, through a fetch that others may share.
+    async fn fetch(&self, question: &Question<'_>, why: FetchWhy, fallback: Option<(&Arc<Entry>, Duration)>) -> Said {
+        let went = |too_long| if too_long { PassWhy::WaitedTooLong } else { PassWhy::Uncacheable };
+        let fetched = if self.fetcher.is_uncacheable(&question.flight) {
+            Fetched::GoYourself { too_long: false }
+        } else {
+            self.fetcher.fetch(self.job(question)).await
+        };
+        let failure = match fetched {
+            Fetched::Shared { fill, collapsed } => {
+                match self.shared(question, &fill, fallback.is_some()).await {
+                    Ok(Some(response)) => {
+                        let stored = fill.head.stored;
+                        return (response, Outcome::Fetched(Answered { why, stored, collapsed }));
+                    }
+                    // What came is not for this request, or its beginning is gone.
+                    Ok(None) => match self.go_alone(question, false).await {
+                        Ok(response) => return (response, Outcome::Pass(went(false))),
+                        Err(failure) => failure,
+                    },
+                    Err(failure) => failure,
+                }
+            }
+            Fetched::Own(response) if fallback.is_some() && is_failure(response.status()) => Failure::Status(response.status().as_u16()),
+            Fetched::Own(response) => {
+                let response = deliver(response);
+                return (response, Outcome::Fetched(Answered { why, stored: false, collapsed: false }));
+            }
+            Fetched::GoYourself { too_long } => match self.go_alone(question, too_long).await {
+                Ok(response) if fallback.is_some() && is_failure(response.status()) => Failure::Status(response.status().as_u16()),
+                Ok(response) => return (response, Outcome::Pass(went(too_long))),
+                Err(failure) => failure,
+            },
+            Fetched::Failed(failure) => failure,
+            Fetched::Full if fallback.is_some() => Failure::Overloaded,
+            Fetched::Full => {
+                self.metrics.rate_limited.with_label_values(&[&question.route.name]).inc();
+                return (respond::refused(Refusal::Overloaded), Outcome::Refused(Refusal::Overloaded));
+            }
+        };
+        if let Some((entry, by)) = fallback
+            && let Some(response) = self.stored(Some(entry), question).await
+        {
+            return (response, Outcome::Stale(by, StaleWhy::Error(failure)));
+        }
+        (respond::failed(failure), Outcome::Failed(failure))
+    }
+
+    /// An answer that was fetched for everyone who waits. `Ok(None)`: it is not for this request after all.
+    async fn shared(&self, question: &Question<'_>, fill: &Arc<Fill>, can_fall_back: bool) -> Result<Option<Response<Reply>>, Failure> {
+        let head = &fill.head;
+        let headers = &question.parts.headers;
+        let (fields, selected) = &head.vary;
+        if !fields.is_empty() && selection(fields, headers) != *selected {
+            return Ok(None);
+        }
+        if can_fall_back {
+            if is_failure(head.status) {
+                return Err(Failure::Status(head.status.as_u16()));
+            }
+            whole(fill, self.timeout).await?;
+        }
+        if head.stored && head.length.is_some_and(|length| length <= SMALL) {
+            let settled = timeout(SETTLE, fill.settled()).await.ok().flatten();
+            if let Some(response) = self.stored(settled.as_ref(), question).await {
+                return Ok(Some(response));
+            }
+        }
+        Ok(respond::from_fill(fill, headers, self.max_object))
+    }
+
+    /// Asks for this client alone, though the rule caches.
+    async fn go_alone(&self, question: &Question<'_>, too_long: bool) -> Result<Response<Reply>, Failure> {
+        let _place = if too_long { Some(self.fetcher.let_through().await?) } else { None };
+        self.pass(Some(question.route), question.parts, crate::body::empty(), question.origin).await
+    }
+
+    /// Asks the backend for one client alone.
+    async fn pass(
+        &self,
+        route: Option<&Route>,
+        parts: &request::Parts,
+        body: Stream,
+        origin: Origin<'_>,
+    ) -> Result<Response<Reply>, Failure> {
+        let mut request = Request::new(body);
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = parts.uri.clone();
+        *request.headers_mut() = gateway::for_pass(parts, origin);
+        let name = route.map_or("none", |route| route.name.as_str());
+        match self.upstream.call(name, request, self.body_timeout).await {
+            Ok(response) => Ok(deliver(response)),
+            Err(error) => Err(Failure::from(&error)),
+        }
+    }
+
+    fn job(&self, question: &Question<'_>) -> Job {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = question.parts.uri.clone();
+        *request.headers_mut() = gateway::for_fetch(question.parts, question.origin);
+        Job {
+            key: Key::new(question.route, question.target, question.canonical.clone()),
+            flight: question.flight.clone(),
+            route: question.route.name.clone(),
+            grant: question.route.grant(question.target, question.now),
+            request: request.into_parts().0,
+        }
+    }
+
+    /// Says what became of the request: in the answer, in the metrics, in the access log.
+    fn finish(
+        &self,
+        visit: Visit<'_>,
+        route: Option<&Route>,
+        parts: &request::Parts,
+        peer: IpAddr,
+        mut response: Response<Reply>,
+        outcome: Outcome,
+    ) -> Response<Reply> {
+        let (row, name) = route.map_or((self.metrics.none_row(), "none"), |route| (route.index, route.name.as_str()));
+        let headers = response.headers_mut();
+        gateway::relocate(headers, &self.authorities, parts, self.public.as_ref());
+        headers.insert(http::HeaderName::from_static("cache-status"), outcome.cache_status());
+        headers.insert(gateway::REQUEST_ID, visit.id().clone());
+        self.metrics.record(row, name, &outcome, response.status().as_u16(), visit.elapsed());
+        visit.end(self.access, name, parts, peer, response, &outcome)
+    }
+}
+
+/// The path and query, from a request whose authority is beyond doubt.
+fn target_of(parts: &request::Parts) -> Result<&str, Refusal> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let (first, second) = (hosts.next(), hosts.next());
+    let needed = parts.version == Version::HTTP_11 && parts.uri.authority().is_none();
+    let valid =
+        |host: &http::HeaderValue| host.is_empty() || Authority::try_from(host.as_bytes()).is_ok_and(|host| !host.as_str().contains('@'));
+    if second.is_some() || (needed && first.is_none()) || first.is_some_and(|host| !valid(host)) {
+        return Err(Refusal::BadHost);
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Refusal::NotAPath);
+    }
+    parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str).ok_or(Refusal::NotAPath)
+}
+
+/// Makes the backend's answer fit for the one client that gets it.
+fn deliver(response: Response<Stream>) -> Response<Reply> {
+    let mut response = response.map(Reply::Stream);
+    gateway::clean_answer(response.headers_mut());
+    response.headers_mut().append(http::header::VIA, http::HeaderValue::from_static(VIA));
+    response
+}
