@@ -89,7 +89,12 @@ fn compare(seconds: u64, rounds: u64) {
     let cases = [("223 B", SMALL, false), ("14 KB", LARGE, false), ("14 KB gzip", LARGE, true)];
     let mut report = heading(seconds, rounds);
     for (title, target, gzip) in cases {
-        let taking_part = |server: &Server| !(server.name == "nginx" && gzip || server.name == "nginx, gzip on" && !gzip || server.name == "loop" && gzip || server.redis && gzip);
+        let taking_part = |server: &Server| {
+            !(server.name == "nginx" && gzip
+                || server.name == "nginx, gzip on" && !gzip
+                || server.name == "loop" && gzip
+                || server.redis && gzip)
+        };
         let mut figures: Vec<Vec<Figure>> = servers.iter().map(|_| Vec::new()).collect();
         for round in 0..=rounds {
             for (server, figures) in servers.iter().zip(&mut figures).filter(|(server, _)| taking_part(server)) {
@@ -142,7 +147,8 @@ fn heading(seconds: u64, rounds: u64) -> String {
         String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned()
     };
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown").to_owned();
+    let cpu =
+        cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown").to_owned();
     format!(
         "benches/compare {seconds} {rounds}\nsluice {} · {} · {} · {}\nCPU: {cpu}; server on core {SERVER_CORE}, wrk -t1 -c{CONNECTIONS} on core {LOAD_CORE}; medians of {rounds} rounds of {seconds} s, servers taking turns\n",
         env!("CARGO_PKG_VERSION"),
@@ -164,7 +170,11 @@ fn measure(server: &Server, target: &str, gzip: bool, seconds: u64) -> Figure {
     let used = cpu_seconds(server.child.id()) - before;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!text.contains("Non-2xx"), "{}: {text}", server.name);
-    let requests: f64 = text.lines().find_map(|line| line.trim().split_once(" requests in ")).and_then(|(count, _)| count.parse().ok()).expect("wrk's count");
+    let requests: f64 = text
+        .lines()
+        .find_map(|line| line.trim().split_once(" requests in "))
+        .and_then(|(count, _)| count.parse().ok())
+        .expect("wrk's count");
     let value = |label: &str| text.lines().find_map(|line| line.trim().strip_prefix(label)).map(str::trim).unwrap_or_default().to_owned();
     Figure {
         cpu_us: used / requests * 1e6,
@@ -177,7 +187,12 @@ fn measure(server: &Server, target: &str, gzip: bool, seconds: u64) -> Figure {
 fn micros(text: &str) -> f64 {
     let at = text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len());
     let number: f64 = text[..at].parse().unwrap_or(f64::NAN);
-    number * match &text[at..] { "s" => 1e6, "ms" => 1e3, _ => 1.0 }
+    number
+        * match &text[at..] {
+            "s" => 1e6,
+            "ms" => 1e3,
+            _ => 1.0,
+        }
 }
 
 /// User and system time of a process and its threads, in seconds.
@@ -313,7 +328,8 @@ fn backend() {
         let mut buffer = [0; 8192];
         let read = stream.read(&mut buffer).unwrap_or(0);
         let body = recorded(if buffer[..read].starts_with(b"GET /api/symbols") { SMALL } else { LARGE });
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, ALLOW};
-use http::{HeaderValue, Method, Request, Response, request};
+use http::{HeaderValue, Method, Request, Response};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -29,19 +29,22 @@ pub struct Local {
 }
 
 impl Local {
-    /// The answer, if the path is one of ours.
-    pub async fn answer(&self, target: &Target<'_>, parts: &request::Parts, proxy: &Proxy) -> Option<(Response<Reply>, Outcome)> {
-        if target.path != "/health" || target.doubtful {
-            return None;
-        }
-        let response = if matches!(parts.method, Method::GET | Method::HEAD) {
+    /// Whether Sluice answers this itself.
+    #[must_use]
+    pub fn answers(&self, target: &Target<'_>) -> bool {
+        target.path == "/health" && !target.doubtful
+    }
+
+    /// The answer.
+    pub async fn answer(&self, method: &Method, proxy: &Proxy) -> (Response<Reply>, Outcome) {
+        let response = if matches!(*method, Method::GET | Method::HEAD) {
             self.health(proxy).await
         } else {
             let mut refusal = respond::json(405, r#"{"detail":"Method Not Allowed"}"#);
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
             refusal
         };
-        Some((response, Outcome::Local))
+        (response, Outcome::Local)
     }
 
     /// `/health`: the database as the backend sees it, the shared tier as Sluice sees it.

@@ -8,6 +8,7 @@
 //!
 //! [`Proxy::handle`] is all of it; each step is a short function below it. Whatever happens ends in one
 //! [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place ([`Proxy::finish`]).
+//! The rare and long steps are boxed, so that a hit's future is small: it is moved several times.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -109,9 +110,10 @@ impl Proxy {
             Err(refusal) => (None, (respond::refused(*refusal), Outcome::Refused(*refusal))),
             Ok(target) => {
                 let route = select(&self.routes, target);
-                let said = match self.local.answer(target, &parts, self).await {
-                    Some(said) => said,
-                    None => self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref())).await,
+                let said = if self.local.answers(target) {
+                    Box::pin(self.local.answer(&parts.method, self)).await
+                } else {
+                    self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref())).await
                 };
                 (route, said)
             }
@@ -129,14 +131,14 @@ impl Proxy {
             (Some(route), Ok(())) => {
                 let canonical = Canonical::new(route, target, &parts.headers);
                 let question = Question { route, target, parts, origin, flight: canonical.clone(), canonical, now: Wall::now() };
-                return Box::pin(self.cached(question)).await;
+                return self.cached(question).await;
             }
             (_, Err(_)) if target.doubtful => PassWhy::DoubtfulPath,
             (_, Err(why)) => why,
             (None, Ok(())) => PassWhy::NoRule,
         };
         let body = body.boxed_unsync();
-        let answer = self.pass(route, parts, body, origin).await;
+        let answer = Box::pin(self.pass(route, parts, body, origin)).await;
         answer.map_or_else(|failure| (respond::failed(failure), Outcome::Failed(failure)), |response| (response, Outcome::Pass(why)))
     }
 
@@ -159,12 +161,12 @@ impl Proxy {
                 self.fetcher.try_again(|| self.job(&question), &question.flight);
                 Outcome::Stale(by, StaleWhy::LeftAlone)
             }
-            Decision::Fetch { why, fallback } => return self.fetch(&question, why, entry.as_ref().zip(fallback)).await,
+            Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&question, why, entry.as_ref().zip(fallback))).await,
         };
         match self.stored(entry.as_ref(), &question).await {
             Some(response) => (response, outcome),
             // Only a forged entry does not inflate: as if it were not there.
-            None => self.fetch(&question, FetchWhy::UriMiss, None).await,
+            None => Box::pin(self.fetch(&question, FetchWhy::UriMiss, None)).await,
         }
     }
 

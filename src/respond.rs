@@ -49,7 +49,7 @@ pub async fn from_entry(
     }
     let body = match form {
         Form::Ready(body) => body.clone(),
-        Form::Inflate(coded) => inflate(store, entry, answer, coded.clone(), max_object.saturating_mul(MAX_INFLATION)).await?,
+        Form::Inflate(coded) => Box::pin(inflate(store, entry, answer, coded.clone(), max_object.saturating_mul(MAX_INFLATION))).await?,
     };
     Ok(build(answer.status, headers, body))
 }

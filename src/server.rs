@@ -119,13 +119,7 @@ where
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // The watchdog below keeps all deadlines with one timer a connection, instead of one a request.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_buf_size(limits.header_bytes)
-        .max_headers(100)
-        .pipeline_flush(true);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.header_bytes).max_headers(100);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -145,9 +139,10 @@ where
 /// When a connection last moved, and whether it owes or is owed anything.
 struct Pulse {
     start: Instant,
-    /// Milliseconds after `start`: the last byte read, the last byte written, the first byte read since the last answer.
+    /// Milliseconds after `start`: the last byte read, the end of the last answer, the first byte read
+    /// since the last answer.
     read: AtomicU64,
-    wrote: AtomicU64,
+    answered: AtomicU64,
     head_since: AtomicU64,
     /// Since when bytes wait for the client to take them; zero: none do.
     blocked_since: AtomicU64,
@@ -158,7 +153,7 @@ struct Pulse {
 impl Pulse {
     fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { start: Instant::now(), read: zero(), wrote: zero(), head_since: zero(), blocked_since: zero(), busy: zero() }
+        Self { start: Instant::now(), read: zero(), answered: zero(), head_since: zero(), blocked_since: zero(), busy: zero() }
     }
 
     /// Milliseconds since the connection was opened, at least one.
@@ -183,7 +178,7 @@ impl Pulse {
             since => (after(since, limits.stall_timeout), "the client takes no bytes (limits.stall_timeout)"),
         };
         let waiting = match (load(&self.busy), load(&self.head_since)) {
-            (0, 0) => (after(load(&self.read).max(load(&self.wrote)), limits.idle_timeout), "idle (limits.idle_timeout)"),
+            (0, 0) => (after(load(&self.read).max(load(&self.answered)), limits.idle_timeout), "idle (limits.idle_timeout)"),
             (0, since) => (after(since, limits.header_timeout), "the request's head did not come in time (limits.header_timeout)"),
             _ => (u64::MAX, ""),
         };
@@ -219,6 +214,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.0.answered.store(self.0.now(), Ordering::Relaxed);
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -258,7 +254,7 @@ impl Watched {
             let now = self.pulse.now();
             let _ = self.pulse.blocked_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
         } else {
-            self.pulse.wrote.store(self.pulse.now(), Ordering::Relaxed);
+            // Idleness is counted from the last byte read: a client that reads a long answer is not idle but busy.
             self.pulse.blocked_since.store(0, Ordering::Relaxed);
         }
         polled

@@ -14,6 +14,8 @@ struct Stats<'a> {
     version: &'static str,
     total: Counts,
     routes: BTreeMap<&'a str, RouteStats>,
+    /// Entries in memory by the first part of their key.
+    keys: BTreeMap<String, u64>,
     tiers: Vec<Tier>,
     breakers: Breakers,
     inflight: i64,
@@ -73,6 +75,7 @@ pub fn page(proxy: &Proxy) -> String {
         version: env!("CARGO_PKG_VERSION"),
         total: counts(&total),
         routes,
+        keys: proxy.store.families(),
         tiers,
         breakers: Breakers { backend: state(!proxy.fetcher.backend_rests()), redis },
         inflight: proxy.metrics.inflight.get(),

@@ -1,5 +1,6 @@
 //! The in-process tier: bounded by bytes, with quick_cache's scan-resistant eviction (S3-FIFO with a ghost queue).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use super::{Entry, Pending, Selection, Store, Tier};
 use crate::clock::Wall;
 use crate::key::{Canonical, Key};
 use crate::telemetry::Metrics;
+
+/// Families of keys that statistics tell apart.
+const MAX_FAMILIES: usize = 100;
 
 /// Keeps entries in this process.
 pub struct Memory {
@@ -135,6 +139,19 @@ impl Store for Memory {
             bytes: Some(self.cache.weight()),
             capacity: Some(self.cache.capacity()),
         }]
+    }
+
+    fn families(&self) -> BTreeMap<String, u64> {
+        let mut families = BTreeMap::new();
+        for (_, entry) in self.cache.iter() {
+            let family = entry.readable.split(':').next().unwrap_or_default();
+            if let Some(count) = families.get_mut(family) {
+                *count += 1;
+            } else if families.len() < MAX_FAMILIES {
+                families.insert(family.to_owned(), 1);
+            }
+        }
+        families
     }
 
     fn is_up(&self) -> bool {

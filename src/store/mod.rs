@@ -9,6 +9,7 @@ pub mod memory;
 pub mod redis;
 pub mod tiered;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -38,6 +39,9 @@ pub trait Store: Send + Sync {
 
     /// The tiers, for `stats`.
     fn report(&self) -> Vec<Tier>;
+
+    /// How many entries are at hand by the first part of their readable key, for `stats`.
+    fn families(&self) -> BTreeMap<String, u64>;
 
     /// Whether the store works right now.
     fn is_up(&self) -> bool;

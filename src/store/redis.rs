@@ -3,6 +3,7 @@
 //!
 //! Connections are multiplexed and pipelined; no blocking command, no `KEYS`, no `FLUSHDB`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -304,6 +305,10 @@ impl Store for RedisStore {
 
     fn report(&self) -> Vec<Tier> {
         vec![Tier { tier: "redis", up: self.is_up(), entries: None, bytes: None, capacity: None }]
+    }
+
+    fn families(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
     }
 
     fn is_up(&self) -> bool {

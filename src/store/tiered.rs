@@ -1,5 +1,6 @@
 //! Memory in front of Redis, itself a [`Store`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::memory::Memory;
@@ -58,6 +59,10 @@ impl<S: Store> Store for Tiered<S> {
 
     fn report(&self) -> Vec<Tier> {
         self.memory.report().into_iter().chain(self.below.report()).collect()
+    }
+
+    fn families(&self) -> BTreeMap<String, u64> {
+        self.memory.families()
     }
 
     fn is_up(&self) -> bool {

@@ -1,0 +1,170 @@
+//! Freshness, validators, variants and codings as clients see them.
+
+use crate::support::{Backend, Connection, Sluice, ok, one_rule, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hits_say_their_age_and_their_validator() {
+    let backend = Backend::start(|_| ok("Age: 7\r\nContent-Type: application/json\r\n", b"[]")).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    let miss = sluice.get("/x").await;
+    let hit = sluice.get("/x").await;
+    assert_eq!(miss.cache_status(), "sluice; fwd=uri-miss; stored");
+    assert!(hit.cache_status().starts_with("sluice; hit; ttl=3"));
+    assert_eq!(hit.field("age"), Some("7"));
+    assert_eq!((miss.field("etag"), hit.field("etag")), (Some("\"4f53cda18c2baa0c0354bb5f9a3ecbe5\""), miss.field("etag")));
+    let tag = hit.field("etag").unwrap().to_owned();
+    let same = sluice.get_with("/x", &[("If-None-Match", &format!("\"no\", W/{tag}"))]).await;
+    assert_eq!((same.status, same.field("etag"), same.field("content-type")), (304, Some(tag.as_str()), None));
+    assert_eq!(sluice.get_with("/x", &[("If-None-Match", "\"no\"")]).await.status, 200);
+    assert_eq!(backend.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stale_answers_are_refreshed_once_behind_the_clients_back() {
+    let backend = Backend::start(|asked| ok("", format!("{} {}", asked.target, asked.method).as_bytes())).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1s'\nstale_while_revalidate='1h'")).await;
+    sluice.get("/x").await;
+    until("a stale answer", || async { sluice.get("/x").await.cache_status().ends_with("detail=stale-while-revalidate") }).await;
+    until("a fresh one again", || async { sluice.get("/x").await.cache_status() == "sluice; hit; ttl=0" }).await;
+    assert_eq!(backend.count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_for_one_client_is_never_shared() {
+    let backend = Backend::start(|asked| match asked.target.as_str() {
+        "/cookie" => ok("Set-Cookie: a=b\r\n", b"x"),
+        "/private" => ok("Cache-Control: private\r\n", b"x"),
+        "/no-store" => ok("Cache-Control: no-store\r\n", b"x"),
+        "/vary" => ok("Vary: *\r\n", b"x"),
+        _ => ok("", b"x"),
+    })
+    .await;
+    for headers in ["respect", "ignore"] {
+        let sluice = Sluice::ruled(backend.address, "", &one_rule(&format!("ttl='1h'\norigin_headers='{headers}'"))).await;
+        for target in ["/cookie", "/private", "/no-store", "/vary"] {
+            for _ in 0..3 {
+                assert!(!sluice.get(target).await.cache_status().contains("hit"), "{target}");
+            }
+        }
+        for _ in 0..2 {
+            let answer = sluice.get_with("/plain", &[("Authorization", "Bearer x")]).await;
+            assert_eq!(answer.cache_status(), "sluice; fwd=bypass; detail=authorization");
+        }
+        assert_eq!(sluice.metric("memory_entries", &[]).await, 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variants_are_kept_apart() {
+    let backend = Backend::start(|asked| {
+        ok("Vary: Accept-Language, Accept-Encoding\r\n", asked.field("accept-language").unwrap_or("none").as_bytes())
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    for round in 0..3 {
+        for language in ["de", "en", "fr"] {
+            let answer = sluice.get_with("/x", &[("Accept-Language", language)]).await;
+            assert_eq!(answer.text(), language);
+            assert_eq!(answer.cache_status().contains("hit"), round > 0, "{}", answer.cache_status());
+        }
+        assert_eq!(sluice.get("/x").await.text(), "none");
+    }
+    assert_eq!(backend.count(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_together_get_their_own_variant() {
+    let backend = Backend::start(|asked| {
+        let mut steps = vec![crate::support::Step::Delay(std::time::Duration::from_millis(200))];
+        steps.extend(ok("Vary: Accept-Language\r\n", asked.field("accept-language").unwrap().as_bytes()));
+        steps
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    let asking: Vec<_> = (0..40)
+        .map(|number| {
+            let address = sluice.address;
+            tokio::spawn(async move {
+                let language = ["de", "en"][number % 2];
+                let answer = crate::support::get(address, "/x", &[("Accept-Language", language)]).await;
+                assert_eq!(answer.text(), language);
+            })
+        })
+        .collect();
+    for asked in asking {
+        asked.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn origins_do_not_share_answers() {
+    // As common frameworks do: allowed only if asked, and without saying Vary.
+    let backend = Backend::start(|asked| match asked.field("origin") {
+        Some(_) => ok("Access-Control-Allow-Origin: *\r\n", b"x"),
+        None => ok("", b"x"),
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    sluice.get("/x").await;
+    assert_eq!(sluice.get_with("/x", &[("Origin", "https://a.example")]).await.field("access-control-allow-origin"), Some("*"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_compressed_once_and_inflated_for_those_who_want_it() {
+    let body = "0123456789abcdef".repeat(1000);
+    let sent = body.clone();
+    let backend = Backend::start(move |_| ok("ETag: \"v1\"\r\n", sent.as_bytes())).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    let gzip = [("Accept-Encoding", "gzip")];
+    assert_eq!(sluice.get("/x").await.text(), body);
+    let packed = sluice.get_with("/x", &gzip).await;
+    assert_eq!(
+        (packed.field("content-encoding"), packed.field("vary"), packed.field("etag")),
+        (Some("gzip"), Some("Accept-Encoding"), Some("W/\"v1\""))
+    );
+    assert!(packed.body.len() < 1000 && packed.text() == body);
+    for _ in 0..2 {
+        let plain = sluice.get("/x").await;
+        assert_eq!((plain.text(), plain.field("etag"), plain.field("vary")), (body.clone(), Some("\"v1\""), Some("Accept-Encoding")));
+    }
+    assert_eq!(sluice.get_with("/x", &[("If-None-Match", "\"v1\""), gzip[0]]).await.status, 304);
+    assert_eq!(backend.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gzip_body_that_is_not_one_passes_and_is_not_kept() {
+    let backend = Backend::start(|_| ok("Content-Encoding: gzip\r\n", &[7; 5000])).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    for _ in 0..2 {
+        let answer = sluice.get_with("/x", &[("Accept-Encoding", "gzip")]).await;
+        assert_eq!(answer.body, vec![7; 5000]);
+        assert!(!answer.cache_status().contains("hit"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_pasts_live_longer() {
+    let backend = Backend::start(|_| ok("", b"x")).await;
+    let rules = "[[route]]\nname='all'\npath='/*'\nttl='1m'\nkey='all'\n[route.history]\nparameter='end'\nolder_than='1h'\nttl='24h'\n";
+    let sluice = Sluice::ruled(backend.address, "", rules).await;
+    for (target, at_least) in
+        [("/x?end=2025-01-01", 86_000), ("/x?end=1735689600000", 86_000), ("/x?end=2999-01-01", 50), ("/x?end=soon", 50)]
+    {
+        sluice.get(target).await;
+        let hit = sluice.get(target).await;
+        let left: u64 = hit.cache_status().rsplit('=').next().unwrap().parse().unwrap();
+        assert!(left >= at_least && left < at_least + 1000, "{target}: {left}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_alive_client_gets_each_answer_in_turn() {
+    let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    let mut connection = Connection::open(sluice.address).await;
+    let pipelined: String = (0..50).map(|number| format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", number % 5)).collect();
+    connection.send(pipelined.as_bytes()).await;
+    for number in 0..50 {
+        assert_eq!(connection.answer(false).await.unwrap().text(), format!("/{}", number % 5));
+    }
+}

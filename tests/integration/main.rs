@@ -1,0 +1,15 @@
+//! The real program over real sockets, with a scripted backend and a real Redis.
+//!
+//! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are
+//! on answers, counters and metrics ([`support::until`]).
+
+mod admin;
+mod cache;
+mod cli;
+mod contract;
+mod flight;
+mod gateway;
+mod outage;
+mod redis;
+mod size;
+mod support;

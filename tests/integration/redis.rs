@@ -1,0 +1,246 @@
+//! Redis fails in every way there is; requests go on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{Backend, Connection, Redis, Sluice, ok, until};
+
+/// Redis alone keeps entries, so that every request meets it.
+async fn over(redis: &str) -> (Backend, Sluice) {
+    let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
+    let text = format!(
+        "[backend]\nurl='http://{}'\n[cache]\nmemory='0B'\nredis='{redis}'\n[[route]]\nname='all'\npath='/*'\nttl='1h'\nkey='all'\n",
+        backend.address
+    );
+    let sluice = Sluice::with(&text, &[]);
+    (backend, sluice)
+}
+
+/// Clients that ask for ten URLs over and over, and must always get the right answer.
+struct Load {
+    asked: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(address: SocketAddr) -> Self {
+        let (asked, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let clients = (0..8)
+            .map(|client| {
+                let (asked, stop) = (Arc::clone(&asked), Arc::clone(&stop));
+                tokio::spawn(async move {
+                    let mut connection = Connection::open(address).await;
+                    for number in client.. {
+                        let target = format!("/{}", number % 10);
+                        let answer = connection.ask("GET", &target, &[], b"").await;
+                        assert_eq!((answer.status, answer.text()), (200, target));
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        if stop.load(Ordering::SeqCst) {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        Self { asked, stop, clients }
+    }
+
+    async fn more(&self, count: usize) {
+        let from = self.asked.load(Ordering::SeqCst);
+        until("requests go on", || async { self.asked.load(Ordering::SeqCst) >= from + count }).await;
+    }
+
+    async fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for client in self.clients {
+            client.await.unwrap();
+        }
+    }
+}
+
+async fn hits(sluice: &Sluice) -> f64 {
+    sluice.metric("requests_total", &["outcome=\"hit\""]).await
+}
+
+async fn hits_grow(sluice: &Sluice) {
+    let before = hits(sluice).await;
+    until("hits from Redis", || async { hits(sluice).await > before }).await;
+}
+
+async fn is_out_of_the_way(sluice: &Sluice) {
+    until("Redis is out of the way", || async { sluice.metric("breaker_open", &["of=\"redis\""]).await == 1.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_and_restarted_under_load() {
+    let redis = Redis::start(&[]).await;
+    let (_backend, sluice) = over(&redis.url()).await;
+    let load = Load::start(sluice.address);
+    hits_grow(&sluice).await;
+    let redis = redis.restart().await;
+    load.more(200).await;
+    hits_grow(&sluice).await;
+    load.end().await;
+    drop(redis);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_and_continued_under_load() {
+    let redis = Redis::start(&[]).await;
+    let (_backend, sluice) = over(&redis.url()).await;
+    let load = Load::start(sluice.address);
+    hits_grow(&sluice).await;
+    redis.process.signal("STOP");
+    is_out_of_the_way(&sluice).await;
+    load.more(500).await;
+    redis.process.signal("CONT");
+    hits_grow(&sluice).await;
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absent_at_the_start_and_there_later() {
+    let redis = Redis::start(&[]).await;
+    let (port, url) = (redis.port, redis.url());
+    drop(redis);
+    let (_backend, sluice) = over(&url).await;
+    assert_eq!(sluice.get("/1").await.text(), "/1");
+    is_out_of_the_way(&sluice).await;
+    let _redis = Redis::start(&["--port", &port.to_string()]).await;
+    let load = Load::start(sluice.address);
+    hits_grow(&sluice).await;
+    load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_it_still_answers_what_it_holds() {
+    let redis = Redis::start(&["--maxmemory-policy", "noeviction"]).await;
+    let (_backend, sluice) = over(&redis.url()).await;
+    until("an entry is in Redis", || async { sluice.get("/1").await.cache_status().contains("hit") }).await;
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]).await;
+    until("a write is refused", || async {
+        assert_eq!(sluice.get("/2").await.text(), "/2");
+        sluice.metric("store_errors_total", &["kind=\"refused_write\""]).await > 0.0
+    })
+    .await;
+    assert!(sluice.get("/1").await.cache_status().contains("hit"), "reads go on");
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"]).await;
+    until("writes go on", || async { sluice.get("/2").await.cache_status().contains("hit") }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn read_only_it_still_answers_what_it_holds() {
+    let redis = Redis::start(&[]).await;
+    let (_backend, sluice) = over(&redis.url()).await;
+    until("an entry is in Redis", || async { sluice.get("/1").await.cache_status().contains("hit") }).await;
+    redis.command(&[b"CONFIG", b"SET", b"replica-serve-stale-data", b"yes"]).await;
+    redis.command(&[b"REPLICAOF", b"127.0.0.1", b"1"]).await;
+    until("a write is refused", || async {
+        assert_eq!(sluice.get("/2").await.text(), "/2");
+        sluice.metric("store_errors_total", &["kind=\"refused_write\""]).await > 0.0
+    })
+    .await;
+    assert!(sluice.get("/1").await.cache_status().contains("hit"), "reads go on");
+    redis.command(&[b"REPLICAOF", b"NO", b"ONE"]).await;
+    until("writes go on", || async { sluice.get("/2").await.cache_status().contains("hit") }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evicting_is_a_miss() {
+    let redis = Redis::start(&[]).await;
+    let (backend, sluice) = over(&redis.url()).await;
+    until("an entry is in Redis", || async { sluice.get("/1").await.cache_status().contains("hit") }).await;
+    let before = backend.count();
+    redis.command(&[b"FLUSHALL"]).await;
+    assert_eq!(sluice.get("/1").await.cache_status(), "sluice; fwd=uri-miss; stored");
+    assert_eq!(backend.count(), before + 1);
+}
+
+/// A server that answers everything with these bytes.
+async fn speaking(nonsense: &'static [u8]) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = [0; 1024];
+                while matches!(stream.read(&mut buffer).await, Ok(1..)) {
+                    let _ = stream.write_all(nonsense).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_silence_and_refusals_are_not_in_the_way() {
+    for nonsense in [
+        &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
+        b"",
+        b"-NOAUTH Authentication required.\r\n",
+        b"-LOADING dataset\r\n",
+        b"$-7\r\n",
+        b"*99999999\r\n",
+    ] {
+        let address = speaking(nonsense).await;
+        let (_backend, sluice) = over(&format!("redis://{address}/0")).await;
+        for _ in 0..5 {
+            assert_eq!(sluice.get("/1").await.text(), "/1");
+        }
+        is_out_of_the_way(&sluice).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_were_swapped_cut_or_changed_are_misses() {
+    let redis = Redis::start(&[]).await;
+    let (backend, sluice) = over(&redis.url()).await;
+    until("entries are in Redis", || async {
+        sluice.get("/1").await;
+        sluice.get("/2").await.cache_status().contains("hit") && sluice.get("/1").await.cache_status().contains("hit")
+    })
+    .await;
+    let keys = redis.keys().await;
+    let value = |raw: Vec<u8>| {
+        let start = raw.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+        raw[start..raw.len() - 2].to_vec()
+    };
+    let (one, two) = (value(redis.command(&[b"GET", keys[0].as_bytes()]).await), value(redis.command(&[b"GET", keys[1].as_bytes()]).await));
+    let mut flipped = one.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    for forged in [two.clone(), one[..one.len() - 1].to_vec(), flipped, b"junk".to_vec(), Vec::new()] {
+        redis.command(&[b"SET", keys[0].as_bytes(), &forged]).await;
+        redis.command(&[b"SET", keys[1].as_bytes(), &two]).await;
+        let before = backend.count();
+        for target in ["/1", "/2"] {
+            assert_eq!(sluice.get(target).await.text(), target);
+        }
+        assert_eq!(backend.count(), before + 1, "one of the two was fetched anew");
+    }
+    assert_eq!(sluice.metric("store_errors_total", &["kind=\"foreign\""]).await, 1.0);
+    assert!(sluice.metric("store_errors_total", &["kind=\"decode"]).await >= 4.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_expire_in_redis_and_names_are_readable() {
+    let redis = Redis::start(&[]).await;
+    let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
+    let rules = "[[route]]\nname='all'\npath='/*'\nttl='10s'\nstale_if_error='20s'\nkey='k:{symbol}'\nfold_case=['symbol']\n";
+    let sluice = Sluice::ruled(backend.address, &redis.url(), rules).await;
+    until("an entry is in Redis", || async {
+        sluice.get("/a?symbol=btc%3Ausdt").await;
+        sluice.manage("/purge?pattern=nothing").await;
+        !redis.keys().await.is_empty() || sluice.manage("/purge?pattern=*").await.status != 200
+    })
+    .await;
+    let key = redis.keys().await.remove(0);
+    assert!(key.starts_with("sluice:k:BTC%3AUSDT:") && key.len() == "sluice:k:BTC%3AUSDT:".len() + 64, "{key}");
+    let life = String::from_utf8(redis.command(&[b"PTTL", key.as_bytes()]).await).unwrap();
+    let life: i64 = life.trim().trim_start_matches(':').parse().unwrap();
+    assert!((20_000..=30_000).contains(&life), "fresh and stale time together: {life}");
+}

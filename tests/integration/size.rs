@@ -1,0 +1,130 @@
+//! Memory stays bounded, whatever comes.
+
+use tokio::io::AsyncReadExt;
+
+use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, until};
+
+const MIB: u64 = 1 << 20;
+
+/// How many keys the sweep asks for; `SLUICE_SWEEP_KEYS` asks for more, for a run by hand.
+fn keys() -> usize {
+    std::env::var("SLUICE_SWEEP_KEYS").ok().and_then(|text| text.parse().ok()).unwrap_or(200_000)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_keys_through_a_small_tier() {
+    let backend = Backend::start(|_| ok("Content-Type: application/json\r\n", &[b'x'; 223])).await;
+    let text = format!("[backend]\nurl='http://{}'\n[cache]\nmemory='64MiB'\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    let each = keys() / 16;
+    let clients: Vec<_> = (0..16)
+        .map(|client| {
+            let address = sluice.address;
+            tokio::spawn(async move {
+                let mut connection = Connection::open(address).await;
+                for number in 0..each {
+                    let answer = connection.ask("GET", &format!("/{client}/{number}"), &[], b"").await;
+                    assert_eq!(answer.status, 200);
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert!(sluice.metric("evictions_total", &[]).await > 0.0);
+    assert!(sluice.metric("memory_bytes", &[]).await <= 64e6 * 1.05);
+    let resident = sluice.process.resident();
+    assert!(resident < 128 * MIB, "{} MiB", resident / MIB);
+}
+
+/// `size` MiB in chunks, without an announced length.
+fn endless(size: usize) -> Vec<Step> {
+    let mut piece = b"10000\r\n".to_vec();
+    piece.resize(piece.len() + 65_536, b'x');
+    piece.extend_from_slice(b"\r\n");
+    vec![
+        Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec()),
+        Step::Repeat(piece, size * 16),
+        Step::Send(b"0\r\n\r\n".to_vec()),
+    ]
+}
+
+async fn read_all(sluice: &Sluice, target: &str) -> u64 {
+    let mut client = Connection::open(sluice.address).await;
+    client.send(format!("GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").as_bytes()).await;
+    assert_eq!(client.head().await.unwrap().status, 200);
+    let (mut buffer, mut read) = (vec![0; 1 << 20], 0);
+    loop {
+        match client.0.read(&mut buffer).await.unwrap() {
+            0 => return read,
+            count => read += count as u64,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_body_streams_through_in_constant_memory() {
+    let backend = Backend::start(|_| endless(300)).await;
+    let rules = "[[route]]\nname='pass'\npath='/pass'\ncache=false\n[[route]]\nname='all'\npath='/*'\nttl='1h'\nkey='all'\n";
+    let sluice = Sluice::ruled(backend.address, "", rules).await;
+    sluice.get("/health").await;
+    let before = sluice.process.resident();
+    for target in ["/pass", "/cached", "/cached"] {
+        assert!(read_all(&sluice, target).await > 300 * MIB);
+        let grown = sluice.process.resident().saturating_sub(before);
+        assert!(grown < 32 * MIB, "{target}: {} MiB", grown / MIB);
+    }
+    assert_eq!(sluice.metric("memory_entries", &[]).await, 0.0);
+    until("fills give their memory back", || async { sluice.metric("fill_bytes", &[]).await == 0.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_holds_the_backend_back() {
+    let backend = Backend::start(|_| endless(2000)).await;
+    let rules = "[[route]]\nname='all'\npath='/*'\nttl='1h'\nkey='all'\n[limits]\nstall_timeout='1s'\n";
+    let sluice = Sluice::ruled(backend.address, "", rules).await;
+    let before = sluice.process.resident();
+    let mut client = Connection::open(sluice.address).await;
+    client.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(client.head().await.unwrap().status, 200);
+    // Without reading on: Sluice gives it up, and lets go of the backend.
+    until("the stalled client is closed", || async {
+        sluice.metric("inflight", &[]).await == 0.0 && sluice.metric("connections", &[]).await == 0.0
+    })
+    .await;
+    let grown = sluice.process.resident().saturating_sub(before);
+    assert!(grown < 48 * MIB, "{} MiB", grown / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_heads_and_idle_connections_are_closed() {
+    let backend = Backend::start(|_| ok("", b"x")).await;
+    let limits = "[limits]\nheader_timeout='300ms'\nidle_timeout='600ms'\n";
+    let sluice = Sluice::ruled(backend.address, "", &format!("{limits}{}", one_rule("ttl='1h'"))).await;
+    let mut silent = Connection::open(sluice.address).await;
+    let mut slow = Connection::open(sluice.address).await;
+    slow.send(b"GET / HTTP/1.1\r\nHos").await;
+    let mut idle = Connection::open(sluice.address).await;
+    assert_eq!(idle.ask("GET", "/", &[], b"").await.status, 200);
+    for connection in [&mut slow, &mut silent, &mut idle] {
+        assert!(connection.head().await.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversized_objects_and_heads() {
+    let backend = Backend::start(|asked| if asked.target == "/big" { ok("", &vec![b'x'; 3 << 20]) } else { ok("", b"x") }).await;
+    let text = format!("[backend]\nurl='http://{}'\n[cache]\nmax_object='2MiB'\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    for _ in 0..2 {
+        let answer = sluice.get("/big").await;
+        assert_eq!((answer.body.len(), answer.whole), (3 << 20, true));
+        assert!(!answer.cache_status().contains("stored"), "{}", answer.cache_status());
+    }
+    assert_eq!(sluice.metric("memory_entries", &[]).await, 0.0);
+    let long = get(sluice.address, &format!("/{}", "a".repeat(8192)), &[]).await;
+    assert_eq!((long.status, long.text().as_str()), (400, r#"{"detail":"The URL is longer than 8192 bytes"}"#));
+    let huge = get(sluice.address, "/", &[("X-Large", &"a".repeat(100_000))]).await;
+    assert_eq!(huge.status, 431);
+}
