@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use http::header::{CONTENT_LENGTH, ETAG};
-use http::{HeaderMap, HeaderValue, Request, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use quick_cache::UnitWeighter;
@@ -34,8 +34,9 @@ use crate::http::headers::age;
 use crate::http::vary::{Vary, selection};
 use crate::key::{Canonical, Key};
 use crate::outcome::Failure;
-use crate::store::Store;
+use crate::purges::Purges;
 use crate::store::entry::{Answer, Content, Entry};
+use crate::store::{Selection, Store};
 use crate::telemetry::Metrics;
 
 /// A backend that does not connect, breaks off or times out so often in a row is left alone. So is one that answers
@@ -66,6 +67,8 @@ pub struct Job {
     pub route: String,
     /// What the rule grants.
     pub grant: Grant,
+    /// When it was asked for: a purge after that forbids storing the answer.
+    pub asked: Instant,
     /// The request as the backend shall get it.
     pub request: request::Parts,
 }
@@ -119,6 +122,7 @@ pub struct Fetcher {
     failing: Remembered<Arc<Breaker>>,
     uncacheable: Remembered<Instant>,
     let_through: Semaphore,
+    purges: Purges,
     settings: Settings,
     runtime: Handle,
     metrics: Arc<Metrics>,
@@ -137,6 +141,7 @@ impl Fetcher {
             failing: remembered(),
             uncacheable: remembered(),
             let_through: Semaphore::new(LET_THROUGH),
+            purges: Purges::default(),
             settings,
             runtime,
             metrics,
@@ -159,6 +164,15 @@ impl Fetcher {
     #[must_use]
     pub fn is_uncacheable(&self, canonical: &Canonical) -> bool {
         self.uncacheable.get(&canonical.0).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Removes entries, or with `soft` ends their freshness; what is being fetched meanwhile is not stored. Returns how
+    /// many entries that were.
+    pub async fn purge(&self, what: &Selection, soft: bool) -> usize {
+        self.purges.note(what.clone());
+        let purged = self.store.purge(what, soft).await;
+        self.metrics.purged.inc_by(purged as u64);
+        purged
     }
 
     /// Has an entry refreshed in the background, unless that is under way already.
@@ -260,8 +274,7 @@ impl Fetcher {
             fill.settle(None);
         }
         lead.share(Arc::clone(&fill));
-        self.pump(&job, &fill, writer, body, lives).await;
-        drop(lead);
+        self.pump(&job, lead, &fill, writer, body, lives).await;
     }
 
     /// An answer for one client alone. Whoever waited goes by itself, and those to come do not queue.
@@ -273,7 +286,7 @@ impl Fetcher {
     }
 
     /// Reads the body into the fill, and the fill into the store.
-    async fn pump(&self, job: &Job, fill: &Arc<Fill>, writer: Writer, mut body: Stream, lives: Option<Lifetimes>) {
+    async fn pump(&self, job: &Job, lead: Lead, fill: &Arc<Fill>, writer: Writer, mut body: Stream, lives: Option<Lifetimes>) {
         while let Some(frame) = body.frame().await {
             let chunk = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(chunk)) => chunk,
@@ -289,14 +302,16 @@ impl Fetcher {
                 return;
             }
         }
+        // What is not kept must not be given to those who ask after it was complete. What is kept must: until the entry
+        // can be found, the flight is where it is.
+        let lead = lives.map(|lives| (lead, lives));
         let Some(bytes) = writer.complete() else {
             // Too large to be stored: those to come need not queue for it.
             self.uncacheable.insert(job.flight.0.clone(), Instant::now() + UNCACHEABLE_FOR);
             return;
         };
-        match lives {
-            Some(lives) => self.store(job, fill, bytes, lives).await,
-            None => fill.settle(None),
+        if let Some((_lead, lives)) = lead {
+            self.store(job, fill, bytes, lives).await;
         }
     }
 
@@ -313,7 +328,7 @@ impl Fetcher {
             tracing::warn!(route = job.route, "the backend's gzip body is not valid or inflates too far; it was not stored");
             return fill.settle(None);
         };
-        let mut fields = head.fields.clone();
+        let mut fields = own_memory(&head.fields);
         let age_when_stored = u32::try_from(age(&fields).as_secs()).unwrap_or(u32::MAX);
         finish_fields(&mut fields, || prepared.etag.clone());
         let answer = Answer::new(head.status, fields, prepared.coding, coding, prepared.body);
@@ -322,10 +337,16 @@ impl Fetcher {
         let (names, _) = &head.vary;
         let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.request.headers) };
         let answer = entry(&key, Content::Answer(answer));
-        fill.settle(Some(Arc::clone(&answer)));
-        self.store.put(&key, answer).await;
-        if !names.is_empty() {
-            self.store.put(&job.key, entry(&job.key, Content::Varies(names.clone()))).await;
+        if self.purges.hit(&job.key, job.asked) {
+            return fill.settle(Some(answer));
+        }
+        // Memory has it as soon as `put` is called; Redis gets it while clients go on.
+        let writing = self.store.put(&key, Arc::clone(&answer));
+        let marking = (!names.is_empty()).then(|| self.store.put(&job.key, entry(&job.key, Content::Varies(names.clone()))));
+        fill.settle(Some(answer));
+        writing.await;
+        if let Some(marking) = marking {
+            marking.await;
         }
         self.uncacheable.remove(&job.flight.0);
     }
@@ -384,6 +405,19 @@ fn prepare(bytes: Bytes, coding: Coding, compress: bool, limit: usize) -> Option
             })
         }
     }
+}
+
+/// The same fields in memory of their own. As they arrived they are slices of the connection's buffer, which they
+/// would keep alive for as long as the entry lives.
+fn own_memory(fields: &HeaderMap) -> HeaderMap {
+    let mut own = HeaderMap::with_capacity(fields.len() + 2);
+    for (name, value) in fields {
+        let copy = (HeaderName::from_bytes(name.as_str().as_bytes()), HeaderValue::from_bytes(value.as_bytes()));
+        if let (Ok(name), Ok(value)) = copy {
+            own.append(name, value);
+        }
+    }
+    own
 }
 
 /// Puts what every stored or shared answer carries: `Via`, an `ETag`; and takes `Age`, which is counted anew.

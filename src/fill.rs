@@ -9,11 +9,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::body::{BoxError, Broken};
 use crate::http::encoding::Coding;
@@ -21,6 +23,8 @@ use crate::outcome::Failure;
 use crate::store::Entry;
 use crate::telemetry::Metrics;
 
+/// How long a body that cannot be stored waits for its first reader.
+const FIRST_READER: Duration = Duration::from_secs(2);
 /// How far the writer may be ahead of the slowest reader once the body is too large to store.
 const WINDOW: usize = 256 << 10;
 
@@ -145,6 +149,7 @@ impl Fill {
         state.next_reader += 1;
         state.readers.insert(id, ReaderState::default());
         drop(state);
+        self.room.notify_one();
         Some(Reader { fill: Arc::clone(self), id })
     }
 
@@ -163,6 +168,12 @@ impl Fill {
             }
             ended.await;
         }
+    }
+
+    /// How the body broke off, if it did.
+    #[must_use]
+    pub fn broken(&self) -> Option<Failure> {
+        self.state().end.and_then(Result::err)
     }
 
     /// Says what was made of the body.
@@ -250,7 +261,8 @@ impl Writer {
                 state.passing = true;
                 fill.ended.notify_waiters();
             }
-            state.chunks.push_back(chunk);
+            // As it arrived it is a slice of the connection's buffer, which it would keep alive with all its slack.
+            state.chunks.push_back(if storable { Bytes::copy_from_slice(&chunk) } else { chunk });
             state.wake_readers();
         }
         loop {
@@ -260,15 +272,19 @@ impl Writer {
                 if !state.passing {
                     return Ok(());
                 }
-                if state.readers.is_empty() {
-                    return Err(Abandoned);
-                }
                 state.let_go();
                 if state.held <= WINDOW {
                     return Ok(());
                 }
+                if state.readers.is_empty() && state.next_reader > 0 {
+                    return Err(Abandoned);
+                }
             }
-            room.await;
+            // The one who asked is about to read, unless it left before there was anything to read.
+            let patience = if fill.state().next_reader == 0 { FIRST_READER } else { Duration::MAX };
+            if timeout(patience, room).await.is_err() {
+                return Err(Abandoned);
+            }
         }
     }
 
@@ -424,7 +440,7 @@ mod tests {
         let (fill, writer, _) = start(100, 1000);
         drop(fill.reader());
         writer.push(chunk(60)).await.unwrap();
-        assert_eq!(writer.push(chunk(60)).await, Err(Abandoned));
+        assert_eq!(writer.push(chunk(2 * WINDOW)).await, Err(Abandoned));
         assert_eq!(fill.end().await, End::Passing);
     }
 

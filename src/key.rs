@@ -49,7 +49,7 @@ impl Canonical {
                 out[start + 4..].make_ascii_uppercase();
             }
         }
-        Self(Bytes::from(out))
+        Self(Bytes::from(out.into_boxed_slice()))
     }
 
     /// The canonical form of this request for those who sent the same values in the fields that the answer varies by.

@@ -15,7 +15,7 @@
 //! | [`route`], [`target`], [`key`], [`template`] | which rule; what a URL says; who shares an entry |
 //! | [`store`] | where answers are kept: memory, Redis, both |
 //! | [`backend`] | what answers when the cache cannot |
-//! | [`breaker`] | leaving alone what fails |
+//! | [`breaker`], [`purges`] | leaving alone what fails; what was purged lately |
 //! | [`http`] | **the rules of HTTP caching as pure functions** |
 //! | [`outcome`] | what became of a request, said once |
 //! | [`config`], [`telemetry`], [`clock`], [`moment`], [`body`] | what everything else stands on |
@@ -49,6 +49,7 @@ pub mod local;
 pub mod moment;
 pub mod outcome;
 pub mod proxy;
+pub mod purges;
 pub mod respond;
 pub mod route;
 pub mod server;

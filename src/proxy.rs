@@ -19,7 +19,7 @@ use http::uri::Authority;
 use http::{Method, Request, Response, Version, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::access::Visit;
 use crate::backend::Upstream;
@@ -262,7 +262,11 @@ impl Proxy {
                 return Ok(Some(response));
             }
         }
-        Ok(respond::from_fill(fill, headers, self.max_object))
+        match fill.broken() {
+            // Nothing was sent yet, so the client can be told.
+            Some(failure) => Err(failure),
+            None => Ok(respond::from_fill(fill, headers, self.max_object)),
+        }
     }
 
     /// Asks for this client alone, though the rule caches.
@@ -299,6 +303,7 @@ impl Proxy {
             key: Key::new(question.route, question.target, question.canonical.clone()),
             flight: question.flight.clone(),
             route: question.route.name.clone(),
+            asked: Instant::now(),
             grant: question.route.grant(question.target, question.now),
             request: request.into_parts().0,
         }

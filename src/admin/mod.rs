@@ -104,7 +104,7 @@ impl AdminState {
             "/metrics" => page(200, "text/plain; version=0.0.4", self.proxy.metrics.render()),
             "/stats" => respond::json(200, stats::page(&self.proxy)),
             "/explain" => self.explain(&target, request.headers()),
-            "/purge" => purge::post(&*self.proxy.store, &self.proxy.metrics, &target).await,
+            "/purge" => purge::post(&self.proxy.fetcher, &target).await,
             _ => warm::post(&self.proxy, &self.warm),
         }
     }

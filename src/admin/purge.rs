@@ -4,14 +4,14 @@ use http::Response;
 use serde_json::json;
 
 use crate::body::Reply;
+use crate::fetch::Fetcher;
 use crate::respond;
-use crate::store::{Selection, Store};
+use crate::store::Selection;
 use crate::target::Target;
-use crate::telemetry::Metrics;
 use crate::template::escape;
 
 /// Removes entries, or with `soft` ends their freshness only.
-pub async fn post(store: &dyn Store, metrics: &Metrics, target: &Target<'_>) -> Response<Reply> {
+pub async fn post(fetcher: &Fetcher, target: &Target<'_>) -> Response<Reply> {
     let symbol_tag = |symbol: &str| {
         let mut tag = String::from("symbol:");
         escape(&symbol.to_ascii_uppercase(), &mut tag);
@@ -28,8 +28,7 @@ pub async fn post(store: &dyn Store, metrics: &Metrics, target: &Target<'_>) -> 
         Some("true" | "1" | "") => true,
         Some(_) => return respond::json(400, r#"{"detail":"soft is true or false"}"#),
     };
-    let purged = store.purge(&what, soft).await;
-    metrics.purged.inc_by(purged as u64);
+    let purged = fetcher.purge(&what, soft).await;
     tracing::info!(?what, soft, purged, "purged");
     respond::json(200, json!({ "purged": purged }).to_string())
 }

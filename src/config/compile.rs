@@ -24,8 +24,12 @@ const fn s(seconds: u64) -> Duration {
 pub fn compile(source: &str, lookup: Lookup<'_>) -> (Option<Config>, Vec<Problem>) {
     let reader = Reader::new(lookup);
     let (document, errors) = DeTable::parse_recoverable(source);
-    for error in errors {
+    for error in &errors {
         reader.error(error.span().map_or(0, |span| span.start), error.message());
+    }
+    if !errors.is_empty() {
+        // What the rest would mean is anyone's guess.
+        return (None, reader.into_problems());
     }
     let config = top(Section::new(&reader, "the top level", Some(document.get_ref()), 0), &reader);
     (config, reader.into_problems())

@@ -110,7 +110,7 @@ async fn absent_at_the_start_and_there_later() {
     let (_backend, sluice) = over(&url).await;
     assert_eq!(sluice.get("/1").await.text(), "/1");
     is_out_of_the_way(&sluice).await;
-    let _redis = Redis::start(&["--port", &port.to_string()]).await;
+    let _redis = Redis::on(port, Vec::new()).await;
     let load = Load::start(sluice.address);
     hits_grow(&sluice).await;
     load.end().await;

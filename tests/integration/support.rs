@@ -186,7 +186,7 @@ impl Redis {
         Self::on(port, extra.iter().map(|&text| text.to_owned()).collect()).await
     }
 
-    async fn on(port: u16, extra: Vec<String>) -> Self {
+    pub async fn on(port: u16, extra: Vec<String>) -> Self {
         let dir = scratch();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]).arg(&dir).args(&extra);
