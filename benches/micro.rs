@@ -1,5 +1,7 @@
 //! The parts of a hit, one by one: `cargo bench --bench micro`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a benchmark that cannot go on stops")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

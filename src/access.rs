@@ -113,7 +113,7 @@ fn new_id() -> HeaderValue {
     let number = NEXT.with(|next| next.replace(next.get().wrapping_add(1)));
     let mut text = [0; 16];
     for (at, digit) in text.iter_mut().enumerate() {
-        *digit = b"0123456789abcdef"[usize::from((number >> (60 - 4 * at)) as u8 & 15)];
+        *digit = b"0123456789abcdef"[usize::from(number.to_be_bytes()[at / 2] >> (4 * (1 - at % 2)) & 15)];
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }

@@ -8,7 +8,7 @@
 //! | [`cli`] | the command line: one file a command |
 //! | [`app`] | puts the parts together and runs them |
 //! | [`admin`], [`explain`], [`local`] | the admin listener; what a rule does; what Sluice answers itself |
-//! | [`server`] | listeners: connections, deadlines, graceful drain |
+//! | [`server`], [`aside`] | listeners: connections, deadlines, graceful drain; a future beside another |
 //! | [`proxy`] | **the request path, on one screen: begin here** |
 //! | [`access`], [`respond`], [`gateway`] | a visit and its log line; answers from entries; headers on their way through |
 //! | [`fetch`], [`flight`], [`fill`] | one fetch a key; who waits for it; a body on its way into the cache |
@@ -32,6 +32,7 @@
 pub mod access;
 pub mod admin;
 pub mod app;
+pub mod aside;
 pub mod backend;
 pub mod body;
 pub mod breaker;

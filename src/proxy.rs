@@ -105,7 +105,7 @@ impl Proxy {
     {
         let (parts, body) = request.into_parts();
         let visit = Visit::begin(&self.metrics, &parts);
-        let target = target_of(&parts).and_then(|text| Target::parse(text));
+        let target = target_of(&parts).and_then(Target::parse);
         let (route, (response, outcome)) = match &target {
             Err(refusal) => (None, (respond::refused(*refusal), Outcome::Refused(*refusal))),
             Ok(target) => {
@@ -334,8 +334,9 @@ fn target_of(parts: &request::Parts) -> Result<&str, Refusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
     let needed = parts.version == Version::HTTP_11 && parts.uri.authority().is_none();
+    // The characters of RFC 3986 §3.2.2 and a port; no user information, no delimiter.
     let valid =
-        |host: &http::HeaderValue| host.is_empty() || Authority::try_from(host.as_bytes()).is_ok_and(|host| !host.as_str().contains('@'));
+        |host: &http::HeaderValue| host.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte));
     if second.is_some() || (needed && first.is_none()) || first.is_some_and(|host| !valid(host)) {
         return Err(Refusal::BadHost);
     }

@@ -20,13 +20,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::aside::{Aside, Either};
 use crate::body::{BoxError, Broken, Reply};
 use crate::config::Limits;
 use crate::outcome::Failure;
@@ -57,23 +57,26 @@ where
     F: Fn(Request<RequestBody>, IpAddr) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
-    let graceful = GracefulShutdown::new();
+    // Told to the connections that it is time to end; open while one of them is.
+    let (drain, draining) = watch::channel(false);
+    let (open, mut all_closed) = mpsc::channel::<()>(1);
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let (stream, peer, place) = tokio::select! {
             accepted = accept(&listener, &door) => accepted,
             () = &mut shutdown => break,
         };
-        let (door, answer, watcher) = (door.clone(), answer.clone(), graceful.watcher());
+        let (door, answer, draining, open) = (door.clone(), answer.clone(), draining.clone(), open.clone());
         door.open.inc();
         tokio::spawn(async move {
-            connection(stream, peer, &door.limits, answer, watcher).await;
+            connection(stream, peer, &door.limits, answer, draining).await;
             door.open.dec();
-            drop(place);
+            drop((place, open));
         });
     }
-    drop(listener);
-    let drained = timeout(door.limits.drain_timeout, graceful.shutdown()).await;
+    drop((listener, open));
+    drain.send_replace(true);
+    let drained = timeout(door.limits.drain_timeout, all_closed.recv()).await;
     if drained.is_err() {
         tracing::warn!("some requests did not finish in time and were broken off (limits.drain_timeout)");
     }
@@ -100,7 +103,7 @@ async fn accept(listener: &TcpListener, door: &Door) -> (TcpStream, SocketAddr, 
     }
 }
 
-async fn connection<F, A>(stream: TcpStream, peer: SocketAddr, limits: &Limits, answer: F, watcher: hyper_util::server::graceful::Watcher)
+async fn connection<F, A>(stream: TcpStream, peer: SocketAddr, limits: &Limits, answer: F, mut draining: watch::Receiver<bool>)
 where
     F: Fn(Request<RequestBody>, IpAddr) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
@@ -127,12 +130,29 @@ where
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
-    let serving = watcher.watch(builder.serve_connection(io, service).into_owned());
-    tokio::select! {
-        ended = serving => if let Err(error) = ended {
-            tracing::debug!(%peer, %error, "a connection ended early");
-        },
-        why = watchdog(&pulse, limits) => tracing::debug!(%peer, why, "a connection was closed"),
+    let mut serving = std::pin::pin!(builder.serve_connection(io, service).into_owned());
+    // All that may end a connection from outside; it wakes rarely, and is polled only then.
+    let outside = async {
+        tokio::select! {
+            why = watchdog(&pulse, limits) => Some(why),
+            _ = draining.wait_for(|&draining| draining) => None,
+        }
+    };
+    let ended = match Aside::new(serving.as_mut(), std::pin::pin!(outside)).await {
+        Either::Main(ended) => Ok(ended),
+        Either::Side(Some(why)) => Err(why),
+        Either::Side(None) => {
+            serving.as_mut().graceful_shutdown();
+            match Aside::new(serving.as_mut(), std::pin::pin!(watchdog(&pulse, limits))).await {
+                Either::Main(ended) => Ok(ended),
+                Either::Side(why) => Err(why),
+            }
+        }
+    };
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended early"),
+        Err(why) => tracing::debug!(%peer, why, "a connection was closed"),
     }
 }
 

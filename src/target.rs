@@ -160,8 +160,11 @@ fn decode(text: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     Ok(Cow::Owned(bytes))
 }
 
+/// A byte, whether it was percent-encoded, and what follows it.
+type Step<'a> = (u8, bool, &'a [u8]);
+
 /// The next byte of `text`, whether it was percent-encoded, and what follows it.
-fn next(text: &[u8]) -> Result<Option<(u8, bool, &[u8])>, Refusal> {
+fn next(text: &[u8]) -> Result<Option<Step<'_>>, Refusal> {
     let (byte, escaped, rest) = match text {
         [] => return Ok(None),
         [b'%', high, low, rest @ ..] => match (nibble(*high), nibble(*low)) {

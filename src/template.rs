@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn values_are_escaped_and_defaults_stand_in() {
         let template = Template::parse("orders:{symbol}:page:{page:-1}").unwrap();
-        let value = |name: &str| (name == "symbol").then(|| Cow::Borrowed("a:*é"));
+        let value = |name: &str| (name == "symbol").then_some(Cow::Borrowed("a:*é"));
         assert_eq!(template.render(value), "orders:a%3A%2A%C3%A9:page:1");
         assert_eq!(template.parameters().collect::<Vec<_>>(), ["symbol", "page"]);
     }

@@ -3,6 +3,8 @@
 //! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are
 //! on answers, counters and metrics ([`support::until`]).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test fails by panicking")]
+
 mod admin;
 mod cache;
 mod cli;
