@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`Proxy::handle`] is all of it; each step is a short function below it. Whatever happens ends in one
-//! [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place ([`Proxy::finish`]).
+//! [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place (`Proxy::finish`).
 //! The rare and long steps are boxed, so that a hit's future is small: it is moved several times.
 
 use std::net::IpAddr;
