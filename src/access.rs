@@ -39,10 +39,10 @@ impl<'m> Visit<'m> {
         Self { id: given.cloned().unwrap_or_else(new_id), started: Instant::now(), inflight: &metrics.inflight }
     }
 
-    /// Its id: the client's, or one made for it.
+    /// Its id (the client's, or one made for it), to be put into the answer.
     #[must_use]
-    pub const fn id(&self) -> &HeaderValue {
-        &self.id
+    pub fn take_id(&mut self) -> HeaderValue {
+        std::mem::replace(&mut self.id, HeaderValue::from_static(""))
     }
 
     /// What is known of its way here.
@@ -78,7 +78,7 @@ impl<'m> Visit<'m> {
             return response;
         }
         let line = Line {
-            id: self.id.to_str().unwrap_or_default().to_owned(),
+            id: response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
             peer,
             method: parts.method.to_string(),
             target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! What became of a request: one value that feeds `Cache-Status` (RFC 9211), the metric label, the span and the
 //! access log, so that they never disagree.
 
-use std::fmt::Write as _;
+use std::io::{Cursor, Write as _};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -169,30 +169,50 @@ impl Outcome {
     /// The `Cache-Status` field (RFC 9211 §2).
     #[must_use]
     pub fn cache_status(&self) -> HeaderValue {
-        let mut text = String::with_capacity(48);
-        text.push_str("sluice; ");
+        // On the stack, so that a hit pays for one allocation and not for two.
+        let mut buffer = [0; 128];
+        let mut text = Cursor::new(&mut buffer[..]);
         let written = match self {
-            Self::Hit(left) => write!(text, "hit; ttl={}", left.as_secs()),
-            Self::Stale(by, why) => write!(text, "hit; ttl=-{}; detail={}", by.as_secs(), why.detail()),
+            Self::Hit(left) => return hit_status(left.as_secs()),
+            Self::Stale(by, why) => write!(text, "sluice; hit; ttl=-{}; detail={}", by.as_secs(), why.detail()),
             Self::Fetched(fetched) => {
-                text.push_str(match fetched.why {
-                    FetchWhy::UriMiss => "fwd=uri-miss",
-                    FetchWhy::VaryMiss => "fwd=vary-miss",
-                    FetchWhy::Stale => "fwd=stale",
-                });
-                text.push_str(if fetched.stored { "; stored" } else { "" });
-                text.push_str(if fetched.collapsed { "; collapsed" } else { "" });
-                Ok(())
+                let why = match fetched.why {
+                    FetchWhy::UriMiss => "uri-miss",
+                    FetchWhy::VaryMiss => "vary-miss",
+                    FetchWhy::Stale => "stale",
+                };
+                let stored = if fetched.stored { "; stored" } else { "" };
+                write!(text, "sluice; fwd={why}{stored}{}", if fetched.collapsed { "; collapsed" } else { "" })
             }
-            Self::Pass(PassWhy::Method) => write!(text, "fwd=method"),
-            Self::Pass(why) => write!(text, "fwd=bypass; detail={}", why.detail()),
-            Self::Refused(why) => write!(text, "fwd=bypass; detail={}", why.detail()),
-            Self::Failed(why) => write!(text, "fwd=miss; detail={}", why.detail()),
-            Self::Local => write!(text, "fwd=bypass; detail=local"),
+            Self::Pass(PassWhy::Method) => write!(text, "sluice; fwd=method"),
+            Self::Pass(why) => write!(text, "sluice; fwd=bypass; detail={}", why.detail()),
+            Self::Refused(why) => write!(text, "sluice; fwd=bypass; detail={}", why.detail()),
+            Self::Failed(why) => write!(text, "sluice; fwd=miss; detail={}", why.detail()),
+            Self::Local => write!(text, "sluice; fwd=bypass; detail=local"),
         };
-        debug_assert!(written.is_ok(), "a String takes every write");
-        HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static("sluice"))
+        debug_assert!(written.is_ok(), "the longest of these has under 128 bytes");
+        let length = usize::try_from(text.position()).unwrap_or(0);
+        HeaderValue::from_bytes(&buffer[..length]).unwrap_or_else(|_| HeaderValue::from_static("sluice"))
     }
+}
+
+/// `sluice; hit; ttl=N`, which every hit carries, without the machinery of formatting.
+fn hit_status(left: u64) -> HeaderValue {
+    const PREFIX: &[u8] = b"sluice; hit; ttl=";
+    const DIGITS: usize = 20;
+    let mut text = [0; PREFIX.len() + DIGITS];
+    let (mut at, mut rest) = (text.len(), left);
+    loop {
+        at -= 1;
+        text[at] = b"0123456789"[usize::try_from(rest % 10).unwrap_or(0)];
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    let start = at - PREFIX.len();
+    text[start..at].copy_from_slice(PREFIX);
+    HeaderValue::from_bytes(&text[start..]).unwrap_or_else(|_| HeaderValue::from_static("sluice; hit"))
 }
 
 impl StaleWhy {
@@ -314,6 +334,8 @@ mod tests {
         let fetched = |why, stored, collapsed| Outcome::Fetched(Fetched { why, stored, collapsed });
         for (outcome, text) in [
             (Outcome::Hit(s(42)), "sluice; hit; ttl=42"),
+            (Outcome::Hit(s(0)), "sluice; hit; ttl=0"),
+            (Outcome::Hit(s(u64::MAX)), "sluice; hit; ttl=18446744073709551615"),
             (Outcome::Stale(s(3), StaleWhy::Revalidating), "sluice; hit; ttl=-3; detail=stale-while-revalidate"),
             (Outcome::Stale(s(3), StaleWhy::Error(Failure::Status(503))), "sluice; hit; ttl=-3; detail=stale-if-error-503"),
             (fetched(FetchWhy::UriMiss, true, false), "sluice; fwd=uri-miss; stored"),

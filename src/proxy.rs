@@ -92,9 +92,16 @@ struct Question<'a> {
     parts: &'a request::Parts,
     origin: Origin<'a>,
     canonical: Canonical,
-    /// Where the answer was looked for: the canonical request, or its variant.
-    flight: Canonical,
+    /// The variant under which the answer was looked for, where it is known to vary.
+    variant: Option<Canonical>,
     now: Wall,
+}
+
+impl Question<'_> {
+    /// What is fetched once at a time: the canonical request, or its variant.
+    fn flight(&self) -> &Canonical {
+        self.variant.as_ref().unwrap_or(&self.canonical)
+    }
 }
 
 impl Proxy {
@@ -130,7 +137,7 @@ impl Proxy {
         let why = match (route, admit(rule, &parts.method, &parts.headers, has_body)) {
             (Some(route), Ok(())) => {
                 let canonical = Canonical::new(route, target, &parts.headers);
-                let question = Question { route, target, parts, origin, flight: canonical.clone(), canonical, now: Wall::now() };
+                let question = Question { route, target, parts, origin, canonical, variant: None, now: Wall::now() };
                 return self.cached(question).await;
             }
             (_, Err(_)) if target.doubtful => PassWhy::DoubtfulPath,
@@ -146,7 +153,7 @@ impl Proxy {
     async fn cached(&self, mut question: Question<'_>) -> Said {
         let entry = self.lookup(&mut question).await;
         let life = entry.as_ref().map(|entry| (entry.stored_at, entry.lives));
-        let resting = || self.fetcher.rests(&question.flight);
+        let resting = || self.fetcher.rests(question.flight());
         let mut decision = decide(life, question.now, false);
         if !matches!(decision, Decision::Hit(_)) && resting() {
             decision = decide(life, question.now, true);
@@ -158,8 +165,11 @@ impl Proxy {
                 Outcome::Stale(by, StaleWhy::Revalidating)
             }
             Decision::StaleLeftAlone(by) => {
-                self.fetcher.try_again(|| self.job(&question), &question.flight);
+                self.fetcher.try_again(|| self.job(&question), question.flight());
                 Outcome::Stale(by, StaleWhy::LeftAlone)
+            }
+            Decision::Fetch { fallback: None, .. } if entry.is_none() && question.variant.is_some() => {
+                return Box::pin(self.fetch(&question, FetchWhy::VaryMiss, None)).await;
             }
             Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&question, why, entry.as_ref().zip(fallback))).await,
         };
@@ -174,8 +184,8 @@ impl Proxy {
     async fn lookup(&self, question: &mut Question<'_>) -> Option<Arc<Entry>> {
         let mut entry = self.find(question, &question.canonical).await?;
         if let Content::Varies(fields) = &entry.content {
-            question.flight = question.canonical.variant(fields, &question.parts.headers);
-            entry = self.find(question, &question.flight).await?;
+            let variant = question.variant.insert(question.canonical.variant(fields, &question.parts.headers)).clone();
+            entry = self.find(question, &variant).await?;
         }
         matches!(entry.content, Content::Answer(_)).then_some(entry)
     }
@@ -197,7 +207,7 @@ impl Proxy {
     /// Asks the backend, through a fetch that others may share.
     async fn fetch(&self, question: &Question<'_>, why: FetchWhy, fallback: Option<(&Arc<Entry>, Duration)>) -> Said {
         let went = |too_long| if too_long { PassWhy::WaitedTooLong } else { PassWhy::Uncacheable };
-        let fetched = if self.fetcher.is_uncacheable(&question.flight) {
+        let fetched = if self.fetcher.is_uncacheable(question.flight()) {
             Fetched::GoYourself { too_long: false }
         } else {
             self.fetcher.fetch(self.job(question)).await
@@ -301,7 +311,7 @@ impl Proxy {
         *request.headers_mut() = gateway::for_fetch(question.parts, question.origin);
         Job {
             key: Key::new(question.route, question.target, question.canonical.clone()),
-            flight: question.flight.clone(),
+            flight: question.flight().clone(),
             route: question.route.name.clone(),
             asked: Instant::now(),
             grant: question.route.grant(question.target, question.now),
@@ -312,7 +322,7 @@ impl Proxy {
     /// Says what became of the request: in the answer, in the metrics, in the access log.
     fn finish(
         &self,
-        visit: Visit<'_>,
+        mut visit: Visit<'_>,
         route: Option<&Route>,
         parts: &request::Parts,
         peer: IpAddr,
@@ -323,20 +333,49 @@ impl Proxy {
         let headers = response.headers_mut();
         gateway::relocate(headers, &self.authorities, parts, self.public.as_ref());
         headers.insert(http::HeaderName::from_static("cache-status"), outcome.cache_status());
-        headers.insert(gateway::REQUEST_ID, visit.id().clone());
+        headers.insert(gateway::REQUEST_ID, visit.take_id());
         self.metrics.record(row, name, &outcome, response.status().as_u16(), visit.elapsed());
         visit.end(self.access, name, parts, peer, response, &outcome)
     }
 }
+
+/// The characters of a host (RFC 3986 §3.2.2) and a port: no user information, no other delimiter.
+const HOST_BYTES: [bool; 256] = {
+    let (mut table, mut text) = ([false; 256], 0_u8);
+    while text < 127 {
+        table[text as usize] = text.is_ascii_alphanumeric()
+            || matches!(
+                text,
+                b'-' | b'.'
+                    | b'_'
+                    | b'~'
+                    | b':'
+                    | b'['
+                    | b']'
+                    | b'%'
+                    | b'!'
+                    | b'$'
+                    | b'&'
+                    | b'\''
+                    | b'('
+                    | b')'
+                    | b'*'
+                    | b'+'
+                    | b','
+                    | b';'
+                    | b'='
+            );
+        text += 1;
+    }
+    table
+};
 
 /// The path and query, from a request whose authority is beyond doubt.
 fn target_of(parts: &request::Parts) -> Result<&str, Refusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
     let needed = parts.version == Version::HTTP_11 && parts.uri.authority().is_none();
-    // The characters of RFC 3986 §3.2.2 and a port; no user information, no delimiter.
-    let valid =
-        |host: &http::HeaderValue| host.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte));
+    let valid = |host: &http::HeaderValue| host.as_bytes().iter().all(|&byte| HOST_BYTES[usize::from(byte)]);
     if second.is_some() || (needed && first.is_none()) || first.is_some_and(|host| !valid(host)) {
         return Err(Refusal::BadHost);
     }

@@ -115,8 +115,26 @@ const fn unmark(byte: u8) -> u8 {
     }
 }
 
+/// Whether a path is plain at a glance, as nearly all are: nothing encoded, no segment that begins with a dot or is
+/// empty, nothing but printable ASCII.
+fn is_plain(path: &str) -> bool {
+    let mut after_slash = false;
+    path.bytes().all(|byte| {
+        let plain = match byte {
+            b'/' | b'.' => !after_slash,
+            b'%' | b'\\' | b';' => false,
+            other => other.is_ascii_graphic(),
+        };
+        after_slash = byte == b'/';
+        plain
+    })
+}
+
 /// The decoded path, and whether its meaning is doubtful.
 fn read_path(path: &str) -> Result<(Cow<'_, str>, bool), Refusal> {
+    if is_plain(path) {
+        return Ok((Cow::Borrowed(path), false));
+    }
     let mut doubtful = path.contains("//") || path.bytes().any(|byte| matches!(byte, b'\\' | b';'));
     let decoded: Cow<'_, str> = if path.bytes().any(|byte| byte == b'%' || byte < 0x20 || byte == 0x7f) {
         let mut bytes = Vec::with_capacity(path.len());
@@ -262,6 +280,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_glance_agrees_with_the_close_look(path in "/[a-c/.%;é2fF]{0,12}") {
+            if is_plain(&path) {
+                prop_assert!(!path.split('/').any(|segment| segment == "." || segment == ".."));
+                prop_assert!(!path.contains("//") && !path.contains(['%', ';', 'é']));
+            }
+        }
+
         #[test]
         fn any_target_is_read_or_refused(target in "/[ -~%&=+;é\u{1}]{0,60}") {
             if let Ok(read) = Target::parse(&target) {

@@ -44,6 +44,7 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let mut sample = top.table("sample", "[sample]");
     let backend = backend(top.table("backend", "[backend]"), &mut sample);
     sample.finish();
+    mysql(top.table("mysql", "[mysql]"));
     let cache = cache(top.table("cache", "[cache]"));
     let sections = top.tables("route", "[[route]]");
     let mut warm = top.table("warm", "[warm]");
@@ -163,6 +164,21 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>) -> Option
         Kind::Mysql => return None,
     };
     Some(Backend { kind, head_as_get, timeout, body_timeout, max_in_flight })
+}
+
+/// Checked, so that a configuration carries over, and not used before this version can answer from MySQL.
+fn mysql(mut section: Section<'_, '_>) {
+    for key in ["host", "user", "password", "database", "table"] {
+        section.string(key);
+    }
+    section.number("port", 1..=65_535);
+    let (min, max) = (section.number("pool_min", 0..=1000), section.number("pool_max", 1..=1000));
+    if min.unwrap_or(5) > max.unwrap_or(20) {
+        section.error("pool_min", "more than pool_max");
+    }
+    positive(&mut section, "query_timeout", s(30));
+    positive(&mut section, "long_query_timeout", s(120));
+    section.finish();
 }
 
 fn cache(mut section: Section<'_, '_>) -> Cache {

@@ -39,6 +39,15 @@ pub struct Lifetimes {
 }
 
 impl Lifetimes {
+    /// The same lives for something that is `age` old and must be gone after `left`.
+    #[must_use]
+    pub fn ending_within(self, age: Duration, left: Duration) -> Self {
+        let total = age.saturating_add(left);
+        let fresh = self.fresh.min(total);
+        let stale = |life: Duration| life.min(total.saturating_sub(fresh));
+        Self { fresh, stale_while_revalidate: stale(self.stale_while_revalidate), stale_if_error: stale(self.stale_if_error) }
+    }
+
     /// How long it is worth keeping, from the moment it was stored.
     #[must_use]
     pub fn kept(&self) -> Duration {
@@ -231,6 +240,15 @@ mod tests {
         }
         for status in [206, 304, 401, 403, 429] {
             assert_eq!(judge(&GRANT, status, &[]), Verdict::Private(Unstorable::Status), "{status}");
+        }
+    }
+
+    #[test]
+    fn lives_can_be_cut_short() {
+        let s = Duration::from_secs;
+        let lives = Lifetimes { fresh: s(10), stale_while_revalidate: s(5), stale_if_error: s(100) };
+        for (age, left, kept) in [(0, 1000, 110), (4, 20, 24), (4, 1, 5), (50, 10, 60)] {
+            assert_eq!(lives.ending_within(s(age), s(left)).kept(), s(kept), "{age} {left}");
         }
     }
 

@@ -82,25 +82,50 @@ impl RedisStore {
         Ok(Self { link, namespace: namespace.to_owned(), read_timeout, writes: Breaker::new(WRITE_PAUSE), metrics })
     }
 
-    /// Runs a command within a deadline; any failure of the connection takes Redis out of the way.
-    async fn call(&self, write: bool, command: &Cmd) -> Result<Value, Miss> {
-        let (mut connection, set) = self.link.pick(write).ok_or(Miss::Down)?;
-        let deadline = if write { self.read_timeout * WRITE_PATIENCE } else { self.read_timeout };
-        let op = if write { "write" } else { "read" };
+    /// Runs a command, mostly a write, within a deadline.
+    async fn call(&self, command: &Cmd) -> Result<Value, Miss> {
+        let (mut connection, set) = self.link.pick(true).ok_or(Miss::Down)?;
+        let answering = async { connection.send_packed_command(command).await.and_then(Value::extract_error) };
+        self.within("write", self.read_timeout * WRITE_PATIENCE, &set, answering).await
+    }
+
+    /// The bytes under a name and how long Redis will keep them (`None`: for ever), in one round trip.
+    async fn fetch(&self, name: &str) -> Result<(Value, Option<Duration>), Miss> {
+        let (mut connection, set) = self.link.pick(false).ok_or(Miss::Down)?;
+        let mut pair = redis::pipe();
+        pair.get(name).pttl(name);
+        let answering = async {
+            let answers = connection.send_packed_commands(&pair, 0, 2).await?;
+            answers.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()
+        };
+        let mut answers = self.within("read", self.read_timeout, &set, answering).await?;
+        let left = match answers.pop() {
+            Some(Value::Int(left)) => u64::try_from(left).ok().map(Duration::from_millis),
+            _ => None,
+        };
+        Ok((answers.pop().unwrap_or(Value::Nil), left))
+    }
+
+    /// Waits for an answer within a deadline; any failure of the connection takes Redis out of the way.
+    async fn within<T>(
+        &self,
+        op: &str,
+        deadline: Duration,
+        set: &Set,
+        answering: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, Miss> {
         let started = Instant::now();
-        let answer = timeout(deadline, connection.send_packed_command(command)).await;
+        let answer = timeout(deadline, answering).await;
         self.metrics.store_seconds.with_label_values(&["redis", op]).observe(started.elapsed().as_secs_f64());
-        match answer.map_err(|_| Miss::Timeout).and_then(|answer| answer.and_then(Value::extract_error).map_err(Miss::Error)) {
-            Ok(value) => Ok(value),
-            Err(miss) => {
-                let (kind, fatal) = judge(&miss);
-                self.count(op, kind);
-                if fatal {
-                    self.link.take_down(&set, kind);
-                }
-                Err(miss)
+        let answer = answer.map_err(|_| Miss::Timeout).and_then(|answer| answer.map_err(Miss::Error));
+        if let Err(miss) = &answer {
+            let (kind, fatal) = judge(miss);
+            self.count(op, kind);
+            if fatal {
+                self.link.take_down(set, kind);
             }
         }
+        answer
     }
 
     fn count(&self, op: &str, kind: &str) {
@@ -109,10 +134,15 @@ impl RedisStore {
 
     async fn read(&self, key: &Key) -> Option<Arc<Entry>> {
         let name = key.name(&self.namespace);
-        let value = self.call(false, redis::cmd("GET").arg(&name)).await.ok()?;
-        let Value::BulkString(bytes) = value else { return None };
+        let (Value::BulkString(bytes), left) = self.fetch(&name).await.ok()? else { return None };
         match codec::decode(Bytes::from(bytes)) {
-            Ok(entry) if entry.canonical == key.canonical.0 => Some(Arc::new(entry)),
+            Ok(mut entry) if entry.canonical == key.canonical.0 => {
+                // Whoever shortens its life in Redis shortens it in memory too.
+                if let Some(left) = left {
+                    entry.lives = entry.lives.ending_within(Wall::now().since(entry.stored_at), left);
+                }
+                Some(Arc::new(entry))
+            }
             Ok(_) => {
                 self.count("read", "foreign");
                 tracing::warn!(key = %name, "an entry in Redis belongs to another request and was not used; is someone writing to it?");
@@ -134,7 +164,7 @@ impl RedisStore {
         let body = codec::encode(entry);
         let mut command = redis::cmd("SET");
         command.arg(key.name(&self.namespace)).arg(&body[..]).arg("PX").arg(millis(left).max(1));
-        match self.call(true, &command).await {
+        match self.call(&command).await {
             Ok(_) => {
                 if self.writes.succeeded() {
                     tracing::info!("Redis takes writes again");
@@ -156,7 +186,7 @@ impl RedisStore {
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
-            let Ok(page) = self.call(true, &scan).await else { return purged };
+            let Ok(page) = self.call(&scan).await else { return purged };
             let Ok((next, names)) = redis::from_redis_value::<(u64, Vec<Vec<u8>>)>(page) else { return purged };
             for name in names {
                 purged += usize::from(self.purge_one(&name, what, soft).await);
@@ -174,7 +204,7 @@ impl RedisStore {
             let readable = name.get(self.namespace.len() + 1..name.len().saturating_sub(65)).unwrap_or_default();
             return super::glob(pattern.as_bytes(), readable) && self.delete(name).await;
         }
-        let Ok(Value::BulkString(bytes)) = self.call(true, redis::cmd("GET").arg(name)).await else { return false };
+        let Ok(Value::BulkString(bytes)) = self.call(redis::cmd("GET").arg(name)).await else { return false };
         let Ok(entry) = codec::decode(Bytes::from(bytes)) else { return false };
         if !what.matches(&entry.readable, &entry.tags) {
             return false;
@@ -185,11 +215,11 @@ impl RedisStore {
         let stale = codec::encode(&entry.expired(Wall::now()));
         let mut command = redis::cmd("SET");
         command.arg(name).arg(&stale[..]).arg("XX").arg("KEEPTTL");
-        self.call(true, &command).await.is_ok()
+        self.call(&command).await.is_ok()
     }
 
     async fn delete(&self, name: &[u8]) -> bool {
-        matches!(self.call(true, redis::cmd("UNLINK").arg(name)).await, Ok(Value::Int(1..)))
+        matches!(self.call(redis::cmd("UNLINK").arg(name)).await, Ok(Value::Int(1..)))
     }
 }
 

@@ -227,6 +227,22 @@ async fn entries_that_were_swapped_cut_or_changed_are_misses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_memory_reads_from_redis_lives_no_longer_than_there() {
+    let redis = Redis::start(&[]).await;
+    let (backend, first) = over(&redis.url()).await;
+    until("an entry is in Redis", || async { first.get("/1").await.cache_status().contains("hit") }).await;
+    let key = redis.keys().await.remove(0);
+    redis.command(&[b"PEXPIRE", key.as_bytes(), b"100000"]).await;
+    let rules = "[[route]]\nname='all'\npath='/*'\nttl='1h'\nkey='all'\n";
+    let second = Sluice::ruled(backend.address, &redis.url(), rules).await;
+    // Not before it is connected: a miss would be fetched and stored anew, for an hour.
+    until("the second is connected", || async { second.get("/health").await.text().contains("Redis connection successful") }).await;
+    let said = second.get("/1").await.cache_status().to_owned();
+    let left: u64 = said.rsplit('=').next().unwrap().parse().unwrap_or_else(|_| panic!("{said}"));
+    assert!(left <= 100, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn entries_expire_in_redis_and_names_are_readable() {
     let redis = Redis::start(&[]).await;
     let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
