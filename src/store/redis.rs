@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -50,7 +50,6 @@ struct Link {
     connections: ArcSwapOption<Vec<MultiplexedConnection>>,
     next: AtomicUsize,
     broken: Notify,
-    ever_up: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -75,7 +74,6 @@ impl RedisStore {
             connections: ArcSwapOption::empty(),
             next: AtomicUsize::new(0),
             broken: Notify::new(),
-            ever_up: AtomicBool::new(false),
             metrics: Arc::clone(&metrics),
         });
         tokio::spawn(Arc::clone(&link).mend());
@@ -272,7 +270,6 @@ impl Link {
                     self.connections.store(Some(Arc::new(set)));
                     self.metrics.breaker_open.with_label_values(&["redis"]).set(0);
                     tracing::info!(address = %self.client.get_connection_info().addr(), "Redis answers");
-                    self.ever_up.store(true, Ordering::Relaxed);
                     let since = Instant::now();
                     self.broken.notified().await;
                     // One that breaks again soon after it was mended counts as failing all the while.

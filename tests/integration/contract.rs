@@ -57,6 +57,12 @@ fn lines() -> Vec<Recorded> {
     recorded().into_iter().filter(|line| line.method != "HEAD").collect()
 }
 
+/// The lines whose answers went through the cache and are kept.
+fn kept(lines: &[Recorded], answers: &[Answer]) -> Vec<Recorded> {
+    let pairs = lines.iter().zip(answers);
+    pairs.filter(|(line, answer)| line.status == 200 && !answer.cache_status().contains("bypass")).map(|(line, _)| line.clone()).collect()
+}
+
 const GZIP: &[(&str, &str)] = &[("Accept-Encoding", "gzip, deflate, br")];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,12 +82,7 @@ async fn miss_hit_and_stale_say_what_was_recorded() {
 
     // The backend is gone: what was seen before is still answered, and the rest says so.
     backend.kill().await;
-    let kept: Vec<Recorded> = lines
-        .iter()
-        .zip(&answers)
-        .filter(|(line, answer)| line.status == 200 && !answer.cache_status().contains("bypass"))
-        .map(|(line, _)| line.clone())
-        .collect();
+    let kept = kept(&lines, &answers);
     assert!(kept.len() > 120, "{}", kept.len());
     let last = &kept.last().unwrap().target;
     until("entries go stale", || async { sluice.get(last).await.cache_status().contains("ttl=-") }).await;
@@ -108,12 +109,7 @@ async fn a_second_instance_answers_from_redis_alone() {
         shipped("1h").replace("memory = \"256MiB\"", "memory = \"0B\"").replace("redis_timeout = \"40ms\"", "redis_timeout = \"5s\"");
     let second = Sluice::start(backend.address, &redis.url(), &config).await;
     until("the second has read Redis", || async { second.get("/api/symbols").await.cache_status().contains("hit") }).await;
-    let kept: Vec<Recorded> = lines
-        .iter()
-        .zip(&answers)
-        .filter(|(line, answer)| line.status == 200 && !answer.cache_status().contains("bypass"))
-        .map(|(line, _)| line.clone())
-        .collect();
+    let kept = kept(&lines, &answers);
     for fields in [&[][..], GZIP] {
         for answer in ask_all(&second, &kept, fields, "through the second").await {
             assert!(answer.cache_status().contains("hit"), "{}", answer.cache_status());
