@@ -66,7 +66,7 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
         }
         BackendKind::Sample { orders, delay } => {
             let sample = Sample::load(orders.as_deref(), *delay).map_err(while_doing("reading the orders of [sample]"))?;
-            (Box::new(Api::new(sample)), Vec::new())
+            (Box::new(Api::new(sample, runtime.clone())), Vec::new())
         }
     };
     let upstream = Arc::new(Upstream::new(backend, config.backend.max_in_flight, config.backend.timeout, Arc::clone(&metrics)));

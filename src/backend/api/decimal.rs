@@ -9,20 +9,31 @@ pub struct Decimal(i128);
 const PLACES: usize = 8;
 
 impl Decimal {
-    /// Reads `-12.5`. Places beyond the eighth must be zero.
+    /// Reads `-12.5` or `1e-05`; places beyond the eighth are rounded, halves away from zero, as the database does.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let (negative, digits) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (negative, unsigned) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (digits, exponent) = match unsigned.split_once(['e', 'E']) {
+            Some((digits, exponent)) => (digits, exponent.parse::<i32>().ok()?),
+            None => (unsigned, 0),
+        };
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         let numeric = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-        if !numeric(whole) || !numeric(fraction) || (whole.is_empty() && fraction.is_empty()) || digits.len() > 40 {
+        let empty = whole.is_empty() && fraction.is_empty();
+        if !numeric(whole) || !numeric(fraction) || empty || digits.len() > 60 || exponent.abs() > 60 {
             return None;
         }
-        let kept = &fraction[..fraction.len().min(PLACES)];
-        if fraction[kept.len()..].bytes().any(|byte| byte != b'0') {
-            return None;
-        }
-        let value: i128 = format!("{whole}{kept:0<PLACES$}").parse().ok()?;
+        // The digits, with the point after the eighth place.
+        let point = i32::try_from(whole.len()).ok()? + exponent + i32::try_from(PLACES).ok()?;
+        let all = [whole, fraction].concat();
+        let value = match usize::try_from(point) {
+            Err(_) => 0,
+            Ok(point) if point >= all.len() => format!("{all:0<point$}").parse::<i128>().ok()?,
+            Ok(point) => {
+                let kept = if point == 0 { 0 } else { all[..point].parse::<i128>().ok()? };
+                kept.checked_add(i128::from(all.as_bytes()[point] >= b'5'))?
+            }
+        };
         Some(Self(if negative { -value } else { value }))
     }
 
@@ -33,10 +44,10 @@ impl Decimal {
         Self((value * 1e8).round() as i128)
     }
 
-    /// The exact product, in units of 10⁻¹⁶.
+    /// The exact product, in units of 10⁻¹⁶; `None` beyond 10²² or so.
     #[must_use]
-    pub const fn product(self, other: Self) -> i128 {
-        self.0.saturating_mul(other.0)
+    pub const fn product(self, other: Self) -> Option<i128> {
+        self.0.checked_mul(other.0)
     }
 
     /// The nearest double.
@@ -100,14 +111,32 @@ mod tests {
     #[test]
     fn decimals_are_exact() {
         let of = |text| Decimal::parse(text).unwrap();
-        assert_eq!(scaled_to_f64(of("0.1").product(of("0.2")), 16), 0.02);
-        assert_eq!(of("-1.50000000").to_f64(), -1.5);
-        for text in ["", ".", "1e5", "1.000000001", "abc", "1.2.3", "--1"] {
+        assert_eq!(scaled_to_f64(of("0.1").product(of("0.2")).unwrap(), 16), 0.02);
+        for (text, value) in [
+            ("-1.50000000", -1.5),
+            ("1e5", 1e5),
+            ("1.25E-05", 0.000_012_5),
+            (".5", 0.5),
+            ("5.", 5.0),
+            ("1.000000005", 1.000_000_01),
+            ("-0.000000004", 0.0),
+            ("0.000000005", 1e-8),
+            ("5e-9", 1e-8),
+            ("12e-30", 0.0),
+        ] {
+            assert_eq!(of(text).to_f64(), value, "{text}");
+        }
+        for text in ["", ".", "abc", "1.2.3", "--1", "e5", "1e", "1e99", "+1"] {
             assert_eq!(Decimal::parse(text), None, "{text}");
         }
     }
 
     proptest! {
+        #[test]
+        fn any_text_is_read_without_failing(text in "[-0-9.eE]{0,70}") {
+            let _ = Decimal::parse(&text);
+        }
+
         #[test]
         fn doubles_read_back(value: f64) {
             prop_assume!(value.is_finite());

@@ -1,11 +1,13 @@
 //! `GET /api/liquidations`: USD liquidated, by buckets that count from the request's own start.
 
-use std::fmt::Write as _;
+use http::Response;
 
-use super::ApiError;
-use super::decimal::{scaled_to_f64, write_f64};
-use super::orders::Orders;
+use super::decimal::write_f64;
+use super::json::{Style, push, write_text};
+use super::orders::{Orders, Span};
 use super::params::Params;
+use super::{ApiError, json};
+use crate::body::Stream;
 use crate::moment;
 use crate::target::Target;
 
@@ -18,8 +20,8 @@ const NOTHING: &str = "No data found for the given parameters";
 /// A JSON array of `{timestamp, timestamp_iso, side, cumulated_usd_size}`.
 ///
 /// # Errors
-/// 422, 400 and 404 as the contract orders them.
-pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<String, ApiError> {
+/// 422, 400 and 404 as the contract orders them, and the database's.
+pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {
     let mut params = Params::new(target);
     let symbol = params.required("symbol");
     let timeframe = params.required("timeframe");
@@ -33,22 +35,21 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<String, A
         return Err(ApiError::BadRequest(ORDER));
     }
     let width = width(&timeframe).ok_or(ApiError::BadRequest(BAD_TIMEFRAME))?;
-    let buckets = orders.buckets(&symbol, start, end, width).await;
+    let buckets = orders.buckets(&symbol, Span { start, end }, width).await?;
     if buckets.is_empty() {
         return Err(ApiError::NotFound(NOTHING));
     }
     let mut out = String::with_capacity(buckets.len() * 120);
-    for ((timestamp, side), usd) in &buckets {
+    for bucket in &buckets {
         out.push(if out.is_empty() { '[' } else { ',' });
-        let side = serde_json::to_string(side).unwrap_or_default();
-        let written =
-            write!(out, "{{\"timestamp\":{timestamp},\"timestamp_iso\":\"{}\",\"side\":{side},\"cumulated_usd_size\":", iso(*timestamp));
-        debug_assert!(written.is_ok(), "a String takes every write");
-        write_f64(scaled_to_f64(*usd, 16), &mut out);
+        push(&mut out, format_args!("{{\"timestamp\":{0},\"timestamp_iso\":\"{1}\",\"side\":", bucket.timestamp, iso(bucket.timestamp)));
+        write_text(bucket.side.as_deref(), Style::Compact, &mut out);
+        out.push_str(",\"cumulated_usd_size\":");
+        write_f64(bucket.usd, &mut out);
         out.push('}');
     }
     out.push(']');
-    Ok(out)
+    Ok(json(out))
 }
 
 /// `5m`, `+1h`, `01D` in milliseconds; `None` for what is not a positive whole number of them (deviation D1).

@@ -1,48 +1,125 @@
 //! What the endpoints ask of whatever holds the orders.
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::decimal::Decimal;
+use tokio::sync::mpsc;
 
-/// A liquidation order, as the table holds it.
-#[derive(Clone, Debug, PartialEq)]
+use crate::body::BoxError;
+
+/// Text of a row; `None` is NULL. Rows share what repeats.
+pub type Text = Option<Arc<str>>;
+
+/// A liquidation order as its readers see it. Whatever is NULL in the table is `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Order {
     /// As stored.
-    pub symbol: String,
+    pub symbol: Text,
     /// `buy` or `sell`.
-    pub side: String,
+    pub side: Text,
     /// `LIMIT` or `MARKET`.
-    pub order_type: String,
+    pub order_type: Text,
     /// `IOC` or `GTC`.
-    pub time_in_force: String,
+    pub time_in_force: Text,
     /// What was ordered.
-    pub original_quantity: Decimal,
+    pub original_quantity: Option<f64>,
     /// The limit, if there is one.
-    pub price: Option<Decimal>,
+    pub price: Option<f64>,
     /// What was paid on average.
-    pub average_price: Decimal,
+    pub average_price: Option<f64>,
     /// `FILLED` and the like.
-    pub order_status: String,
+    pub order_status: Text,
     /// What the last fill brought.
-    pub order_last_filled_quantity: Decimal,
+    pub order_last_filled_quantity: Option<f64>,
     /// What all fills brought.
-    pub order_filled_accumulated_quantity: Decimal,
+    pub order_filled_accumulated_quantity: Option<f64>,
     /// Milliseconds since 1970.
-    pub order_trade_time: i64,
+    pub order_trade_time: Option<i64>,
 }
 
-/// Sums of USD by bucket and side: (milliseconds, side) → USD in units of 10⁻¹⁶.
-pub type Buckets = BTreeMap<(i64, String), i128>;
+/// From `start` to `end`, both included, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The first moment.
+    pub start: i64,
+    /// The last moment; not before `start`.
+    pub end: i64,
+}
 
-/// Holds orders. Symbols match as the database's comparison of lower-cased text does.
+/// The USD liquidated on one side within one bucket.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket {
+    /// Its first moment, in milliseconds since 1970.
+    pub timestamp: i64,
+    /// `buy` or `sell`.
+    pub side: Text,
+    /// The double nearest to the exact sum of `average_price × order_filled_accumulated_quantity`. Orders that lack
+    /// either number count for nothing, and a bucket of such orders alone is absent.
+    pub usd: f64,
+}
+
+/// Which orders of a list that is cut into pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// How many come before it.
+    pub offset: u64,
+    /// How many are on it at most.
+    pub size: usize,
+}
+
+/// Orders that arrive in batches, none of them empty. Whoever sends stops when this is dropped.
+pub type Batches = mpsc::Receiver<Result<Vec<Order>, OrdersError>>;
+
+/// Holds orders. Symbols match as the database's comparison of lower-cased text does: case and trailing spaces aside.
 pub trait Orders: Send + Sync + 'static {
     /// The distinct symbols that do not end in a digit, in the database's case-insensitive order.
-    fn symbols(&self) -> impl Future<Output = Vec<String>> + Send;
+    fn symbols(&self) -> impl Future<Output = Result<Vec<Arc<str>>, OrdersError>> + Send;
 
-    /// The sums of `average_price × filled` between two moments (both included), by buckets of `width` milliseconds
-    /// counted from `start`.
-    fn buckets(&self, symbol: &str, start: i64, end: i64, width: i64) -> impl Future<Output = Buckets> + Send;
+    /// Sums of USD within a span, by buckets of `width` milliseconds (above zero) that count from its start; by
+    /// timestamp, then side.
+    fn buckets(&self, symbol: &str, span: Span, width: i64) -> impl Future<Output = Result<Vec<Bucket>, OrdersError>> + Send;
 
     /// The newest orders of a symbol, newest first.
-    fn latest(&self, symbol: &str, limit: usize) -> impl Future<Output = Vec<Order>> + Send;
+    fn latest(&self, symbol: &str, limit: usize) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send;
+
+    /// A page of a symbol's orders within a span, newest first, in an order that is the same from page to page.
+    fn page(&self, symbol: &str, span: Span, page: Page) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send;
+
+    /// All of a symbol's orders within a span, newest first, as fast as they are taken. Returns once the first are
+    /// there, or it is known that there are none.
+    fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches, OrdersError>> + Send;
+
+    /// Whether orders can be read at this moment.
+    fn check(&self) -> impl Future<Output = Result<(), OrdersError>> + Send;
+}
+
+/// Why there are no orders.
+#[derive(Debug)]
+pub enum OrdersError {
+    /// Whatever holds them cannot be reached, or failed.
+    Unavailable(BoxError),
+    /// They took longer than this.
+    TooSlow(Duration),
+    /// Too many queries are waiting already.
+    Busy,
+}
+
+impl fmt::Display for OrdersError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(cause) => write!(f, "the database failed: {cause}"),
+            Self::TooSlow(limit) => write!(f, "a query took longer than {limit:?} and was ended"),
+            Self::Busy => f.write_str("too many queries wait for the database (mysql.queue)"),
+        }
+    }
+}
+
+impl std::error::Error for OrdersError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unavailable(cause) => Some(cause.as_ref()),
+            Self::TooSlow(_) | Self::Busy => None,
+        }
+    }
 }

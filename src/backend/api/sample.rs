@@ -2,17 +2,68 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::decimal::Decimal;
-use super::orders::{Buckets, Order, Orders};
+use tokio::sync::mpsc;
+
+use super::decimal::{Decimal, scaled_to_f64};
+use super::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span, Text};
 use crate::clock::Wall;
 
-/// Orders in memory, by symbol in lower case and then by time.
+/// Orders in memory, by symbol in upper case (which is the database's order) and then by time.
 pub struct Sample {
-    by_symbol: BTreeMap<String, Vec<Order>>,
+    by_symbol: Arc<BTreeMap<String, Vec<Held>>>,
     delay: Duration,
 }
+
+/// An order, and what it adds to a bucket.
+#[derive(Clone)]
+struct Held {
+    order: Order,
+    usd: Usd,
+}
+
+/// An amount of USD: exact as far as 128 bits go.
+#[derive(Clone, Copy)]
+enum Usd {
+    /// In units of 10⁻¹⁶.
+    Exact(i128),
+    /// Beyond 10²².
+    Huge(f64),
+    /// The order lacks a number.
+    Unknown,
+}
+
+impl Usd {
+    fn of(price: Option<Decimal>, quantity: Option<Decimal>) -> Self {
+        let (Some(price), Some(quantity)) = (price, quantity) else { return Self::Unknown };
+        price.product(quantity).map_or_else(|| Self::Huge(price.to_f64() * quantity.to_f64()), Self::Exact)
+    }
+
+    fn plus(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Unknown, known) | (known, Self::Unknown) => known,
+            (Self::Exact(one), Self::Exact(two)) => {
+                one.checked_add(two).map_or_else(|| Self::Huge(self.nearest() + other.nearest()), Self::Exact)
+            }
+            _ => Self::Huge(self.nearest() + other.nearest()),
+        }
+    }
+
+    fn nearest(self) -> f64 {
+        match self {
+            Self::Exact(value) => scaled_to_f64(value, 16),
+            Self::Huge(value) => value,
+            Self::Unknown => 0.0,
+        }
+    }
+}
+
+/// How NULL is written in a CSV file.
+const NULL: &str = "\\N";
+/// Orders in a batch of a stream.
+const BATCH: usize = 256;
 
 /// How many orders are made up, and over how long a past.
 const MADE_UP: usize = 20_000;
@@ -51,52 +102,67 @@ impl Sample {
     /// # Errors
     /// The number of the first line that is not an order.
     pub fn parse(text: &str, delay: Duration) -> Result<Self, usize> {
-        let orders = text.lines().enumerate().map(|(index, line)| order(line).ok_or(index + 1));
-        Ok(Self::of(orders.collect::<Result<_, _>>()?, delay))
+        let mut texts = Texts::default();
+        let orders = text.lines().enumerate().map(|(index, line)| order(line, &mut texts).ok_or(index + 1));
+        Ok(Self::of(orders.collect::<Result<Vec<_>, _>>()?, delay))
     }
 
-    fn of(orders: Vec<Order>, delay: Duration) -> Self {
-        let mut by_symbol: BTreeMap<String, Vec<Order>> = BTreeMap::new();
-        for order in orders {
-            by_symbol.entry(order.symbol.to_lowercase()).or_default().push(order);
+    fn of(orders: impl IntoIterator<Item = Held>, delay: Duration) -> Self {
+        let mut by_symbol: BTreeMap<String, Vec<Held>> = BTreeMap::new();
+        for held in orders {
+            // An order without a symbol is found by no question.
+            if let Some(symbol) = &held.order.symbol {
+                by_symbol.entry(folded(symbol)).or_default().push(held);
+            }
         }
         for orders in by_symbol.values_mut() {
-            orders.sort_by_key(|order| order.order_trade_time);
+            orders.sort_by_key(|held| held.order.order_trade_time);
         }
-        Self { by_symbol, delay }
+        Self { by_symbol: Arc::new(by_symbol), delay }
     }
 
     /// Orders up to `now`, the same for the same moment.
     #[must_use]
     pub fn made_up(now: Wall, delay: Duration) -> Self {
         let mut random = fastrand::Rng::with_seed(7);
+        let mut texts = Texts::default();
         let span = MADE_UP_DAYS * 86_400_000;
         let mut one = || {
             let (symbol, price) = SYMBOLS[random.usize(..SYMBOLS.len()).min(random.usize(..SYMBOLS.len()))];
             let average = price * random.f64().mul_add(0.06, 0.97);
             let quantity = Decimal::nearest((random.f64() * 20_000.0 / price * 1000.0).ceil() / 1000.0);
             let market = random.u8(..) < 18;
-            let text = |value: &str| value.to_owned();
-            Order {
-                symbol: text(symbol),
-                side: text(if random.bool() { "buy" } else { "sell" }),
-                order_type: text(if market { "MARKET" } else { "LIMIT" }),
-                time_in_force: text(if market { "GTC" } else { "IOC" }),
-                original_quantity: quantity,
-                price: (!market).then(|| Decimal::nearest((price * 1e4).round() / 1e4)),
-                average_price: Decimal::nearest((average * 1e5).round() / 1e5),
-                order_status: text("FILLED"),
-                order_last_filled_quantity: quantity,
-                order_filled_accumulated_quantity: quantity,
-                order_trade_time: i64::try_from(now.as_millis().saturating_sub(random.u64(..span))).unwrap_or(0),
-            }
+            let price = (!market).then(|| Decimal::nearest((price * 1e4).round() / 1e4));
+            let average = Decimal::nearest((average * 1e5).round() / 1e5);
+            let order = Order {
+                symbol: texts.share(symbol),
+                side: texts.share(if random.bool() { "buy" } else { "sell" }),
+                order_type: texts.share(if market { "MARKET" } else { "LIMIT" }),
+                time_in_force: texts.share(if market { "GTC" } else { "IOC" }),
+                original_quantity: Some(quantity.to_f64()),
+                price: price.map(Decimal::to_f64),
+                average_price: Some(average.to_f64()),
+                order_status: texts.share("FILLED"),
+                order_last_filled_quantity: Some(quantity.to_f64()),
+                order_filled_accumulated_quantity: Some(quantity.to_f64()),
+                order_trade_time: i64::try_from(now.as_millis().saturating_sub(random.u64(..span))).ok(),
+            };
+            Held { order, usd: Usd::of(Some(average), Some(quantity)) }
         };
-        Self::of((0..MADE_UP).map(|_| one()).collect(), delay)
+        Self::of((0..MADE_UP).map(|_| one()), delay)
     }
 
     /// The orders whose symbol the database would call equal: case and trailing spaces aside.
-    fn of_symbol(&self, symbol: &str) -> &[Order] {
-        self.by_symbol.get(symbol.to_lowercase().trim_end_matches(' ')).map_or(&[], Vec::as_slice)
+    fn of_symbol(&self, symbol: &str) -> &[Held] {
+        self.by_symbol.get(&folded(symbol)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those within a span, oldest first.
+    fn within(&self, symbol: &str, span: Span) -> &[Held] {
+        let orders = self.of_symbol(symbol);
+        let from = orders.partition_point(|held| held.order.order_trade_time < Some(span.start));
+        let to = orders.partition_point(|held| held.order.order_trade_time <= Some(span.end));
+        &orders[from..to]
     }
 
     async fn pretend_to_query(&self) {
@@ -106,46 +172,102 @@ impl Sample {
     }
 }
 
+/// What symbols are compared by.
+fn folded(symbol: &str) -> String {
+    symbol.to_lowercase().trim_end_matches(' ').to_uppercase()
+}
+
 impl Orders for Sample {
-    async fn symbols(&self) -> Vec<String> {
+    async fn symbols(&self) -> Result<Vec<Arc<str>>, OrdersError> {
         self.pretend_to_query().await;
-        let names = self.by_symbol.values().filter_map(|orders| orders.first()).map(|order| order.symbol.clone());
-        names.filter(|symbol| !symbol.ends_with(|last: char| last.is_ascii_digit())).collect()
+        let names = self.by_symbol.values().filter_map(|orders| orders.first()?.order.symbol.clone());
+        Ok(names.filter(|symbol| !symbol.ends_with(|last: char| last.is_ascii_digit())).collect())
     }
 
-    async fn buckets(&self, symbol: &str, start: i64, end: i64, width: i64) -> Buckets {
+    async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, OrdersError> {
         self.pretend_to_query().await;
-        let orders = self.of_symbol(symbol);
-        let from = orders.partition_point(|order| order.order_trade_time < start);
-        let mut buckets = Buckets::new();
-        for order in orders[from..].iter().take_while(|order| order.order_trade_time <= end) {
-            let bucket = (order.order_trade_time - start) / width * width + start;
-            let sum = buckets.entry((bucket, order.side.clone())).or_default();
-            *sum += order.average_price.product(order.order_filled_accumulated_quantity);
+        let mut sums: BTreeMap<(i64, Option<String>), (Text, Usd)> = BTreeMap::new();
+        for held in self.within(symbol, span) {
+            let time = held.order.order_trade_time.unwrap_or(span.start);
+            let timestamp = (time - span.start) / width * width + span.start;
+            let side = held.order.side.clone();
+            let (_, sum) = sums.entry((timestamp, side.as_deref().map(folded))).or_insert((side, Usd::Unknown));
+            *sum = sum.plus(held.usd);
         }
-        buckets
+        let known = sums.into_iter().filter(|(_, (_, sum))| !matches!(sum, Usd::Unknown));
+        Ok(known.map(|((timestamp, _), (side, sum))| Bucket { timestamp, side, usd: sum.nearest() }).collect())
     }
 
-    async fn latest(&self, symbol: &str, limit: usize) -> Vec<Order> {
+    async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {
         self.pretend_to_query().await;
-        self.of_symbol(symbol).iter().rev().take(limit).cloned().collect()
+        Ok(self.of_symbol(symbol).iter().rev().take(limit).map(|held| held.order.clone()).collect())
+    }
+
+    async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, OrdersError> {
+        self.pretend_to_query().await;
+        let offset = usize::try_from(page.offset).unwrap_or(usize::MAX);
+        Ok(self.within(symbol, span).iter().rev().skip(offset).take(page.size).map(|held| held.order.clone()).collect())
+    }
+
+    async fn stream(&self, symbol: &str, span: Span) -> Result<Batches, OrdersError> {
+        self.pretend_to_query().await;
+        let (sender, receiver) = mpsc::channel(1);
+        let (symbol, held) = (symbol.to_owned(), Self { by_symbol: Arc::clone(&self.by_symbol), delay: self.delay });
+        tokio::spawn(async move {
+            for batch in held.within(&symbol, span).rchunks(BATCH) {
+                let orders = batch.iter().rev().map(|held| held.order.clone()).collect();
+                if sender.send(Ok(orders)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    async fn check(&self) -> Result<(), OrdersError> {
+        Ok(())
     }
 }
 
-fn order(line: &str) -> Option<Order> {
+/// Texts that occur again and again, each held once.
+#[derive(Default)]
+pub struct Texts(Vec<Arc<str>>);
+
+/// More different texts than this are not looked through.
+const SHARED: usize = 64;
+
+impl Texts {
+    /// The text, shared with those before it.
+    pub fn share(&mut self, text: &str) -> Text {
+        if let Some(known) = self.0.iter().find(|known| &***known == text) {
+            return Some(Arc::clone(known));
+        }
+        let new: Arc<str> = text.into();
+        if self.0.len() < SHARED {
+            self.0.push(Arc::clone(&new));
+        }
+        Some(new)
+    }
+}
+
+fn order(line: &str, texts: &mut Texts) -> Option<Held> {
     let fields: Vec<&str> = line.trim_end_matches('\r').split(',').collect();
     let [symbol, side, kind, force, quantity, price, average, status, last, filled, time] = fields[..] else { return None };
-    Some(Order {
-        symbol: symbol.to_owned(),
-        side: side.to_owned(),
-        order_type: kind.to_owned(),
-        time_in_force: force.to_owned(),
-        original_quantity: Decimal::parse(quantity)?,
-        price: if price == "\\N" { None } else { Some(Decimal::parse(price)?) },
-        average_price: Decimal::parse(average)?,
-        order_status: status.to_owned(),
-        order_last_filled_quantity: Decimal::parse(last)?,
-        order_filled_accumulated_quantity: Decimal::parse(filled)?,
-        order_trade_time: time.parse().ok()?,
-    })
+    let mut text = |field: &str| if field == NULL { None } else { texts.share(field) };
+    let number = |field: &str| if field == NULL { Some(None) } else { Decimal::parse(field).map(Some) };
+    let (average, filled) = (number(average)?, number(filled)?);
+    let order = Order {
+        symbol: text(symbol),
+        side: text(side),
+        order_type: text(kind),
+        time_in_force: text(force),
+        original_quantity: number(quantity)?.map(Decimal::to_f64),
+        price: number(price)?.map(Decimal::to_f64),
+        average_price: average.map(Decimal::to_f64),
+        order_status: text(status),
+        order_last_filled_quantity: number(last)?.map(Decimal::to_f64),
+        order_filled_accumulated_quantity: filled.map(Decimal::to_f64),
+        order_trade_time: if time == NULL { None } else { Some(time.parse().ok()?) },
+    };
+    Some(Held { order, usd: Usd::of(average, filled) })
 }

@@ -1,0 +1,132 @@
+//! `GET /api/liquidation-orders/stream`: all orders of a symbol within a span, one JSON object a line.
+//!
+//! Lines are written as the orders arrive, in constant memory, and orders are read only as fast as the client takes
+//! the lines. A client that leaves drops the body, which ends the writing task, which ends the query.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use http::{HeaderValue, Response};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use tokio::sync::mpsc;
+
+use super::json::{Style, write_order, write_text};
+use super::orders::{Batches, Orders, OrdersError, Span};
+use super::params::Params;
+use super::{ApiError, sentence};
+use crate::body::{BoxError, Broken, Stream};
+use crate::moment;
+use crate::outcome::Failure;
+use crate::target::Target;
+
+const BAD_TIMES: &str = "Invalid timestamp format. Use Unix milliseconds or ISO format";
+const ORDER: &str = "start_timestamp must be before end_timestamp";
+
+/// The largest `batch_size`. It has no effect but is checked.
+pub const LARGEST_BATCH: i64 = 5000;
+
+/// Newline-delimited JSON, newest order first.
+///
+/// # Errors
+/// 422 and 400 as the contract orders them; the database's, as long as nothing was sent.
+pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {
+    let mut params = Params::new(target);
+    let symbol = params.required("symbol");
+    let (from, to) = (params.required("start_timestamp"), params.required("end_timestamp"));
+    params.count("batch_size", Some(LARGEST_BATCH));
+    params.finish()?;
+    let (Some(start), Some(end)) = (moment::parse(&from), moment::parse(&to)) else { return Err(ApiError::BadRequest(BAD_TIMES)) };
+    if start > end {
+        return Err(ApiError::BadRequest(ORDER));
+    }
+    let batches = orders.stream(&symbol, Span { start, end }).await?;
+    let (lines, body) = mpsc::channel(1);
+    tokio::spawn(write(batches, lines));
+    let mut response = Response::new(Lines { lines: body, failing: None }.boxed_unsync());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    headers.insert(CONTENT_DISPOSITION, disposition(&format!("liquidation_orders_{symbol}_{from}_{to}.jsonl")));
+    Ok(response)
+}
+
+/// `attachment` under a name in ISO 8859-1, in which header fields were once written; other letters become `?`.
+fn disposition(name: &str) -> HeaderValue {
+    let text = format!("attachment; filename={name}");
+    let bytes: Vec<u8> = text.chars().map(|letter| u8::try_from(letter).unwrap_or(b'?')).collect();
+    HeaderValue::from_bytes(&bytes).unwrap_or(HeaderValue::from_static("attachment"))
+}
+
+/// What the body gets: lines, or the last line and why there are no more.
+type Written = Result<Bytes, (Bytes, OrdersError)>;
+
+async fn write(mut batches: Batches, lines: mpsc::Sender<Written>) {
+    while let Some(batch) = batches.recv().await {
+        let written = match batch {
+            Ok(orders) => {
+                let mut text = String::with_capacity(orders.len() * 400);
+                for order in &orders {
+                    write_order(order, Style::Spaced, &mut text);
+                    text.push('\n');
+                }
+                Ok(Bytes::from(text))
+            }
+            Err(error) => {
+                let mut text = String::from("{\"error\": ");
+                write_text(Some(&sentence(&error)), Style::Spaced, &mut text);
+                text.push_str("}\n");
+                Err((Bytes::from(text), error))
+            }
+        };
+        // Whoever reads may have left.
+        if lines.send(written).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The body: lines as they are written. One that fails ends with an error line and then breaks off, so that nobody
+/// takes it for whole (deviation D5).
+struct Lines {
+    lines: mpsc::Receiver<Written>,
+    failing: Option<Failing>,
+}
+
+enum Failing {
+    /// The error line was handed over and may not have left yet.
+    Told(OrdersError),
+    /// The connection had its chance to send it.
+    Sent(OrdersError),
+}
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        match this.failing.take() {
+            Some(Failing::Told(error)) => {
+                // A connection whose body has nothing for now sends what it holds; one whose body fails drops it.
+                this.failing = Some(Failing::Sent(error));
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Some(Failing::Sent(error)) => {
+                tracing::warn!(%error, "a stream of orders was broken off");
+                return Poll::Ready(Some(Err(Box::new(Broken(Failure::Truncated)))));
+            }
+            None => {}
+        }
+        Poll::Ready(match ready!(this.lines.poll_recv(cx)) {
+            Some(Ok(lines)) => Some(Ok(Frame::data(lines))),
+            Some(Err((line, error))) => {
+                this.failing = Some(Failing::Told(error));
+                Some(Ok(Frame::data(line)))
+            }
+            None => None,
+        })
+    }
+}
