@@ -17,6 +17,7 @@ use crate::backend::{Backend, Upstream};
 use crate::config::{BackendKind, Config};
 use crate::fetch::{Fetcher, Settings};
 use crate::local::Local;
+use crate::local::health::Health;
 use crate::proxy::Proxy;
 use crate::server::{self, Door};
 use crate::store::Store;
@@ -24,6 +25,8 @@ use crate::store::memory::Memory;
 use crate::store::redis::RedisStore;
 use crate::store::tiered::Tiered;
 use crate::telemetry::Metrics;
+use crate::token::Token;
+use crate::warm::Warmer;
 
 /// Why the program could not start.
 #[derive(Debug)]
@@ -78,13 +81,17 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
         waiters: config.limits.waiters,
         wait_timeout: config.limits.wait_timeout,
     };
-    let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&store), settings, runtime, Arc::clone(&metrics));
-    Ok(Arc::new(Proxy {
+    let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&store), settings, runtime.clone(), Arc::clone(&metrics));
+    Ok(Arc::new_cyclic(|proxy| Proxy {
         routes: config.routes.clone(),
         store,
         fetcher,
         upstream,
-        local: Local::default(),
+        local: Local {
+            token: Token(config.admin.token.clone()),
+            warm: Warmer { proxy: proxy.clone(), targets: config.warm.clone(), runtime: runtime.clone() },
+            health: Health::default(),
+        },
         metrics,
         limits: config.limits.clone(),
         public: config.public_url.clone(),

@@ -9,6 +9,7 @@ use crate::config::units::show;
 use crate::config::{BackendKind, Config};
 use crate::http::decide::admit;
 use crate::key::{Canonical, Key};
+use crate::local::Endpoint;
 use crate::outcome::Outcome;
 use crate::route::{PathPattern, Route};
 use crate::target::Target;
@@ -57,6 +58,10 @@ impl Explainer {
             target.path,
             if target.doubtful { "   (doubtful: forwarded verbatim, never cached)" } else { "" }
         )?;
+        if Endpoint::of(&target.path).is_some() {
+            writeln!(out, "answer     Sluice's own: it is neither cached nor passed on")?;
+            return Ok(true);
+        }
         let route = if target.doubtful { None } else { self.choose(&target, out)? };
         let rule = route.map(|route| route.rule(self.head_as_get));
         if let Err(why) = admit(rule, &Method::GET, headers, false) {

@@ -8,6 +8,7 @@
 //! | [`cli`] | the command line: one file a command |
 //! | [`app`] | puts the parts together and runs them |
 //! | [`admin`], [`explain`], [`local`] | the admin listener; what a rule does; what Sluice answers itself |
+//! | [`warm`], [`token`] | asking for targets ahead of clients; who may manage |
 //! | [`server`], [`aside`] | listeners: connections, deadlines, graceful drain; a future beside another |
 //! | [`proxy`] | **the request path, on one screen: begin here** |
 //! | [`access`], [`respond`], [`gateway`] | a visit and its log line; answers from entries; headers on their way through |
@@ -58,3 +59,5 @@ pub mod store;
 pub mod target;
 pub mod telemetry;
 pub mod template;
+pub mod token;
+pub mod warm;

@@ -33,7 +33,7 @@ use crate::http::decide::{Decision, admit, decide};
 use crate::http::freshness::is_failure;
 use crate::http::vary::selection;
 use crate::key::{Canonical, Key};
-use crate::local::Local;
+use crate::local::{Endpoint, Local};
 use crate::outcome::{Failure, FetchWhy, Fetched as Answered, Outcome, PassWhy, Refusal, StaleWhy};
 use crate::respond;
 use crate::route::{Route, select};
@@ -117,10 +117,9 @@ impl Proxy {
             Err(refusal) => (None, (respond::refused(*refusal), Outcome::Refused(*refusal))),
             Ok(target) => {
                 let route = select(&self.routes, target);
-                let said = if self.local.answers(target) {
-                    Box::pin(self.local.answer(&parts.method, self)).await
-                } else {
-                    self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref())).await
+                let said = match Endpoint::of(&target.path) {
+                    Some(own) => Box::pin(self.local.answer(own, target, &parts, self)).await,
+                    None => self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref())).await,
                 };
                 (route, said)
             }

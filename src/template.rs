@@ -15,6 +15,14 @@ enum Piece {
     Parameter { name: String, default: String },
 }
 
+/// The tag that the shipped rules give to answers about a symbol, `symbol:{symbol}` with `fold_case`.
+#[must_use]
+pub fn symbol_tag(symbol: &str) -> String {
+    let mut tag = String::from("symbol:");
+    escape(&symbol.to_ascii_uppercase(), &mut tag);
+    tag
+}
+
 impl Template {
     /// Compiles a template.
     ///

@@ -8,15 +8,10 @@ use crate::fetch::Fetcher;
 use crate::respond;
 use crate::store::Selection;
 use crate::target::Target;
-use crate::template::escape;
+use crate::template::symbol_tag;
 
 /// Removes entries, or with `soft` ends their freshness only.
 pub async fn post(fetcher: &Fetcher, target: &Target<'_>) -> Response<Reply> {
-    let symbol_tag = |symbol: &str| {
-        let mut tag = String::from("symbol:");
-        escape(&symbol.to_ascii_uppercase(), &mut tag);
-        tag
-    };
     let what = match (target.text("pattern"), target.text("symbol"), target.text("tag")) {
         (Some(pattern), None, None) => Selection::Pattern(pattern.into_owned()),
         (None, Some(symbol), None) => Selection::Tag(symbol_tag(&symbol)),

@@ -43,6 +43,11 @@ pub trait Store: Send + Sync {
     /// How many entries are at hand by the first part of their readable key, for `stats`.
     fn families(&self) -> BTreeMap<String, u64>;
 
+    /// What the server of the shared tier says of itself, by Redis's names; `None` without one, or while it fails.
+    fn shared_facts(&self) -> Pending<'_, Option<BTreeMap<String, String>>> {
+        Box::pin(std::future::ready(None))
+    }
+
     /// Whether the store works right now.
     fn is_up(&self) -> bool;
 }

@@ -338,6 +338,15 @@ impl Store for RedisStore {
         BTreeMap::new()
     }
 
+    fn shared_facts(&self) -> Pending<'_, Option<BTreeMap<String, String>>> {
+        Box::pin(async {
+            let info = self.call(&redis::cmd("INFO")).await.ok()?;
+            let text: String = redis::from_redis_value(info).ok()?;
+            let fact = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim_end().to_owned()));
+            Some(text.lines().filter_map(fact).collect())
+        })
+    }
+
     fn is_up(&self) -> bool {
         self.link.connections.load().is_some()
     }

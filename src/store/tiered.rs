@@ -65,6 +65,10 @@ impl<S: Store> Store for Tiered<S> {
         self.memory.families()
     }
 
+    fn shared_facts(&self) -> Pending<'_, Option<BTreeMap<String, String>>> {
+        self.below.shared_facts()
+    }
+
     fn is_up(&self) -> bool {
         true
     }

@@ -1,6 +1,6 @@
 //! The admin listener, and what an operator sees.
 
-use crate::support::{Backend, Connection, Sluice, TOKEN, get, ok, one_rule, until};
+use crate::support::{Backend, Connection, Redis, Sluice, TOKEN, get, ok, one_rule, until};
 
 const RULES: &str = "[[route]]\nname='symbols'\npath='/s'\nttl='1h'\nkey='symbols:all'\n[[route]]\nname='liq'\npath='/l'\nttl='1h'\nstale_while_revalidate='1h'\nkey='liq:{symbol}:{tf}'\nfold_case=['symbol']\ntags=['symbol:{symbol}']\n[warm]\ntargets=['/s','/l?symbol=BTC']\n";
 
@@ -104,4 +104,71 @@ async fn health_and_readiness_follow_the_backend() {
         get(sluice.admin, "/readyz", &[]).await.status == 200
     })
     .await;
+}
+
+/// The API's own management endpoints, in the contract's shapes, on the listener that clients reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_apis_own_cache_endpoints_are_sluices() {
+    let (backend, sluice) = filled().await;
+    let bearer = format!("Bearer {TOKEN}");
+    let token = [("Authorization", bearer.as_str())];
+    let asked_before = backend.count();
+    let post = async |target: &str, fields: &[(&str, &str)]| Connection::open(sluice.address).await.ask("POST", target, fields, b"").await;
+    for target in ["clear", "invalidate/symbol/BTC", "invalidate/symbols", "warm"] {
+        let target = format!("/api/cache/{target}");
+        assert_eq!(post(&target, &[]).await.status, 401, "{target}");
+        assert_eq!(post(&target, &[("Authorization", "Bearer wrong")]).await.status, 401, "{target}");
+        let wrong = sluice.get(&target).await;
+        assert_eq!((wrong.status, wrong.field("allow"), wrong.text().as_str()), (405, Some("POST"), "{\"detail\":\"Method Not Allowed\"}"));
+    }
+    assert!(sluice.get("/s").await.cache_status().contains("hit"), "nothing was lost");
+    for (target, said) in [
+        (
+            "/api/cache/invalidate/symbol/btc",
+            r#"{"deleted_keys":2,"symbol":"btc","message":"Successfully invalidated 2 cache entries for symbol btc"}"#,
+        ),
+        ("/api/cache/invalidate/symbols", r#"{"success":true,"message":"Symbols cache invalidated successfully"}"#),
+        ("/api/cache/clear?pattern=liq:*", r#"{"deleted_keys":1,"pattern":"liq:*","message":"Successfully cleared 1 cache entries"}"#),
+        ("/api%2Fcache/clear", r#"{"deleted_keys":0,"pattern":"*","message":"Successfully cleared 0 cache entries"}"#),
+        ("/api/cache/warm", r#"{"message":"Cache warming started in background","status":"initiated"}"#),
+    ] {
+        let answer = post(target, &token).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, said), "{target}");
+    }
+    until("warming filled the cache", || async { sluice.metric("memory_entries", &[]).await == 2.0 }).await;
+    let stats: serde_json::Value = serde_json::from_str(&sluice.get("/api/cache/stats").await.text()).unwrap();
+    let names: Vec<_> = stats["cache_stats"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "available",
+            "connected_clients",
+            "used_memory",
+            "used_memory_human",
+            "keyspace_hits",
+            "keyspace_misses",
+            "total_commands_processed",
+            "hit_rate"
+        ]
+    );
+    assert_eq!(stats["message"], "Cache statistics retrieved successfully");
+    let moved = sluice.get("/api/cache/stats/").await;
+    assert_eq!((moved.status, moved.field("location")), (307, Some("http://api.test/api/cache/stats")));
+    let none = Sluice::ruled(backend.address, "", &format!("memory='0B'\n{RULES}")).await;
+    assert_eq!(
+        none.get("/api/cache/stats").await.text(),
+        r#"{"cache_stats":{"available":false,"error":"Redis not available - running in fallback mode"},"message":"Cache not available"}"#
+    );
+    assert_eq!(backend.count(), asked_before + 2, "only warming asked the backend");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_redis_the_cache_endpoints_tell_of_it() {
+    let redis = Redis::start(&[]).await;
+    let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
+    let sluice = Sluice::ruled(backend.address, &redis.url(), RULES).await;
+    until("Redis is connected", || async { sluice.get("/health").await.text().contains("Redis connection successful") }).await;
+    let stats: serde_json::Value = serde_json::from_str(&sluice.get("/api/cache/stats").await.text()).unwrap();
+    assert!(stats["cache_stats"]["connected_clients"].as_u64().unwrap() >= 1, "{stats}");
+    assert!(stats["cache_stats"]["used_memory"].as_u64().unwrap() > 100_000, "{stats}");
 }

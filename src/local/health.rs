@@ -1,19 +1,17 @@
-//! What Sluice answers itself on the main listener: `/health`, in the contract's shape.
+//! `GET /health`: how the parts are, as clients of the API know it.
 
 use std::time::Duration;
 
-use http::header::{ACCEPT_ENCODING, ALLOW};
-use http::{HeaderValue, Method, Request, Response};
+use http::header::ACCEPT_ENCODING;
+use http::{HeaderValue, Request, Response};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use crate::body::{self, Reply};
 use crate::clock::Wall;
-use crate::outcome::Outcome;
 use crate::proxy::Proxy;
 use crate::respond;
-use crate::target::Target;
 
 /// How long the backend has to say how it is.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,33 +20,13 @@ const BELIEVED: Duration = Duration::from_secs(1);
 /// The longest health answer that is read.
 const MAX_HEALTH: usize = 64 << 10;
 
-/// What Sluice answers itself.
+/// What the backend said last, and when.
 #[derive(Default)]
-pub struct Local {
-    database: Mutex<Option<(Instant, Value)>>,
-}
+pub struct Health(Mutex<Option<(Instant, Value)>>);
 
-impl Local {
-    /// Whether Sluice answers this itself.
-    #[must_use]
-    pub fn answers(&self, target: &Target<'_>) -> bool {
-        target.path == "/health" && !target.doubtful
-    }
-
-    /// The answer.
-    pub async fn answer(&self, method: &Method, proxy: &Proxy) -> (Response<Reply>, Outcome) {
-        let response = if matches!(*method, Method::GET | Method::HEAD) {
-            self.health(proxy).await
-        } else {
-            let mut refusal = respond::json(405, r#"{"detail":"Method Not Allowed"}"#);
-            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
-            refusal
-        };
-        (response, Outcome::Local)
-    }
-
+impl Health {
     /// `/health`: the database as the backend sees it, the shared tier as Sluice sees it.
-    async fn health(&self, proxy: &Proxy) -> Response<Reply> {
+    pub async fn get(&self, proxy: &Proxy) -> Response<Reply> {
         let database = self.database(proxy).await;
         let healthy = database["status"] == "healthy";
         let tiers = proxy.store.report();
@@ -69,7 +47,7 @@ impl Local {
     }
 
     async fn database(&self, proxy: &Proxy) -> Value {
-        let mut last = self.database.lock().await;
+        let mut last = self.0.lock().await;
         match &*last {
             Some((at, value)) if at.elapsed() < BELIEVED => value.clone(),
             _ => {
@@ -104,18 +82,18 @@ async fn ask(proxy: &Proxy) -> Value {
     }
 }
 
+/// Hits, and requests that the cache could have answered but did not.
+pub fn hits_and_misses(proxy: &Proxy) -> (u64, u64) {
+    let rows = 0..=proxy.metrics.none_row();
+    let of = |outcome| rows.clone().map(|row| proxy.metrics.requests_of(row, outcome).0).sum::<u64>();
+    (of(0) + of(1), of(2) + of(3))
+}
+
 /// Hits in percent of all requests that the cache could have answered, with two decimals.
 #[allow(clippy::cast_precision_loss, reason = "a percentage")]
-fn hit_rate(proxy: &Proxy) -> f64 {
-    let (mut hits, mut all) = (0, 0);
-    for row in 0..=proxy.metrics.none_row() {
-        for outcome in 0..4 {
-            let count = proxy.metrics.requests_of(row, outcome).0;
-            all += count;
-            hits += if outcome < 2 { count } else { 0 };
-        }
-    }
-    if all == 0 { 0.0 } else { (hits as f64 / all as f64 * 1e4).round() / 1e2 }
+pub fn hit_rate(proxy: &Proxy) -> f64 {
+    let (hits, misses) = hits_and_misses(proxy);
+    if hits + misses == 0 { 0.0 } else { (hits as f64 / (hits + misses) as f64 * 1e4).round() / 1e2 }
 }
 
 /// `2026-11-22T17:55:25.897829+00:00`.

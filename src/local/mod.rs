@@ -1,0 +1,146 @@
+//! What Sluice answers itself on the main listener, in the contract's shapes: `/health` and `/api/cache/*`.
+//!
+//! The operations that change something need the admin token (deviation D8).
+
+pub mod cache;
+pub mod health;
+
+use http::header::{ALLOW, HOST, LOCATION};
+use http::{HeaderValue, Method, Response, request};
+
+use crate::body::Reply;
+use crate::outcome::Outcome;
+use crate::proxy::Proxy;
+use crate::respond;
+use crate::target::Target;
+use crate::token::Token;
+use crate::warm::Warmer;
+use health::Health;
+
+/// What Sluice answers itself.
+pub struct Local {
+    /// What operations need.
+    pub token: Token,
+    /// What `POST /api/cache/warm` starts.
+    pub warm: Warmer,
+    /// What the backend said of itself.
+    pub health: Health,
+}
+
+/// One of Sluice's own endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint<'a> {
+    /// `GET /health`.
+    Health,
+    /// `GET /api/cache/stats`.
+    Stats,
+    /// `POST /api/cache/clear`.
+    Clear,
+    /// `POST /api/cache/invalidate/symbol/{symbol}`.
+    InvalidateSymbol(&'a str),
+    /// `POST /api/cache/invalidate/symbols`.
+    InvalidateSymbols,
+    /// `POST /api/cache/warm`.
+    Warm,
+}
+
+impl<'a> Endpoint<'a> {
+    /// The endpoint of a decoded path; the flag says that a slash too many follows it.
+    #[must_use]
+    pub fn of(path: &'a str) -> Option<(Self, bool)> {
+        // What most requests ask for is told apart by the first bytes.
+        if !path.starts_with("/api/cache/") && !path.starts_with("/health") {
+            return None;
+        }
+        let exact = path.strip_suffix('/').unwrap_or(path);
+        let endpoint = match exact {
+            "/health" => Self::Health,
+            "/api/cache/stats" => Self::Stats,
+            "/api/cache/clear" => Self::Clear,
+            "/api/cache/invalidate/symbols" => Self::InvalidateSymbols,
+            "/api/cache/warm" => Self::Warm,
+            _ => {
+                let symbol = exact.strip_prefix("/api/cache/invalidate/symbol/")?;
+                if symbol.is_empty() || symbol.contains('/') {
+                    return None;
+                }
+                Self::InvalidateSymbol(symbol)
+            }
+        };
+        Some((endpoint, exact.len() < path.len()))
+    }
+
+    const fn changes_something(self) -> bool {
+        !matches!(self, Self::Health | Self::Stats)
+    }
+}
+
+impl Local {
+    /// Answers one of Sluice's own endpoints.
+    pub async fn answer(
+        &self,
+        (endpoint, slash): (Endpoint<'_>, bool),
+        target: &Target<'_>,
+        parts: &request::Parts,
+        proxy: &Proxy,
+    ) -> (Response<Reply>, Outcome) {
+        if slash {
+            return (without_slash(target, parts), Outcome::Local);
+        }
+        let wanted = if endpoint.changes_something() { Method::POST } else { Method::GET };
+        if parts.method != wanted && !(wanted == Method::GET && parts.method == Method::HEAD && proxy.head_as_get) {
+            let mut refusal = respond::json(405, r#"{"detail":"Method Not Allowed"}"#);
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(if endpoint.changes_something() { "POST" } else { "GET" }));
+            return (refusal, Outcome::Local);
+        }
+        if endpoint.changes_something()
+            && let Err(refusal) = self.token.authorize(&parts.headers)
+        {
+            return (respond::refused(refusal), Outcome::Refused(refusal));
+        }
+        let response = match endpoint {
+            Endpoint::Health => self.health.get(proxy).await,
+            Endpoint::Stats => cache::stats(proxy).await,
+            Endpoint::Clear => cache::clear(proxy, target).await,
+            Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(proxy, symbol).await,
+            Endpoint::InvalidateSymbols => cache::invalidate_symbols(proxy).await,
+            Endpoint::Warm => cache::warm(&self.warm),
+        };
+        (response, Outcome::Local)
+    }
+}
+
+/// 307 to the path without its last slash, made from the request's `Host`.
+fn without_slash(target: &Target<'_>, parts: &request::Parts) -> Response<Reply> {
+    let mut response = respond::json(307, "");
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let path = target.path.trim_end_matches('/');
+    if let Ok(location) = HeaderValue::from_str(&format!("http://{host}{path}{query}")) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_sluices_own_endpoints() {
+        for (path, expected) in [
+            ("/health", Some((Endpoint::Health, false))),
+            ("/health/", Some((Endpoint::Health, true))),
+            ("/healthy", None),
+            ("/api/cache/stats", Some((Endpoint::Stats, false))),
+            ("/api/cache/invalidate/symbols", Some((Endpoint::InvalidateSymbols, false))),
+            ("/api/cache/invalidate/symbol/BTC USDT", Some((Endpoint::InvalidateSymbol("BTC USDT"), false))),
+            ("/api/cache/invalidate/symbol/", None),
+            ("/api/cache/invalidate/symbol/a/b", None),
+            ("/api/cache", None),
+            ("/api/symbols", None),
+        ] {
+            assert_eq!(Endpoint::of(path), expected, "{path}");
+        }
+    }
+}
