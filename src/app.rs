@@ -4,14 +4,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
+use http::uri::Authority;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
-use crate::backend::api::Api;
+use crate::backend::api::mysql::Mysql;
 use crate::backend::api::sample::Sample;
+use crate::backend::api::{AUTHORITY, Api};
 use crate::backend::http::HttpBackend;
 use crate::backend::{Backend, Upstream};
 use crate::config::{BackendKind, Config};
@@ -67,17 +70,22 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
             let backend = HttpBackend::new(authority, host, *connect_timeout, runtime.clone());
             (Box::new(backend), vec![authority.clone(), host.clone()])
         }
+        BackendKind::Mysql(mysql) => {
+            let orders = Mysql::start(mysql, Arc::clone(&metrics)).map_err(while_doing("making the pool of [mysql]"))?;
+            (Box::new(Api::new(orders, runtime.clone())), vec![Authority::from_static(AUTHORITY)])
+        }
         BackendKind::Sample { orders, delay } => {
             let sample = Sample::load(orders.as_deref(), *delay).map_err(while_doing("reading the orders of [sample]"))?;
-            (Box::new(Api::new(sample, runtime.clone())), Vec::new())
+            (Box::new(Api::new(sample, runtime.clone())), vec![Authority::from_static(AUTHORITY)])
         }
     };
-    let upstream = Arc::new(Upstream::new(backend, config.backend.max_in_flight, config.backend.timeout, Arc::clone(&metrics)));
+    let timeout = patience(config);
+    let upstream = Arc::new(Upstream::new(backend, config.backend.max_in_flight, timeout, Arc::clone(&metrics)));
     let settings = Settings {
         max_object: config.cache.max_object,
         compress_above: config.cache.compress_above,
         fill_budget: fill_budget(config),
-        silence: config.backend.timeout,
+        silence: timeout,
         waiters: config.limits.waiters,
         wait_timeout: config.limits.wait_timeout,
     };
@@ -97,11 +105,23 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
         public: config.public_url.clone(),
         authorities,
         head_as_get: config.backend.head_as_get,
-        timeout: config.backend.timeout,
+        timeout,
         body_timeout: config.backend.body_timeout,
         max_object: config.cache.max_object,
         access: config.log.access,
     }))
+}
+
+/// How long the backend may take to the head of its answer. The native API keeps its own time and says 504 itself, so
+/// it is given a little more than its longest query, the wait for a connection included.
+fn patience(config: &Config) -> Duration {
+    match &config.backend.kind {
+        BackendKind::Mysql(mysql) => {
+            let longest = mysql.query_timeout.max(mysql.long_query_timeout);
+            longest + mysql.queue_timeout * 2 + mysql.connect_timeout * 4 + Duration::from_secs(2)
+        }
+        BackendKind::Http { .. } | BackendKind::Sample { .. } => config.backend.timeout,
+    }
 }
 
 /// Bodies on their way into the cache may take a quarter of its memory together, but at least two of the largest.

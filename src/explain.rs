@@ -29,6 +29,7 @@ impl Explainer {
     pub fn new(config: &Config) -> Self {
         let backend = match &config.backend.kind {
             BackendKind::Http { authority, .. } => format!("http://{authority}"),
+            BackendKind::Mysql(mysql) => format!("the table {}", mysql.table),
             BackendKind::Sample { .. } => "the sample orders".to_owned(),
         };
         Self { routes: config.routes.clone(), namespace: config.cache.namespace.clone(), head_as_get: config.backend.head_as_get, backend }

@@ -1,6 +1,7 @@
 //! From the document to [`Config`]: every key with its default, bounds, unit and meaning in one place.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -10,7 +11,7 @@ use toml::de::DeTable;
 use super::env::Lookup;
 use super::reader::{Problem, Reader, Section};
 use super::units::{duration, size};
-use super::{Access, Admin, Backend, BackendKind, Cache, Config, Limits, Log, PublicUrl, RedisUrl, Secret};
+use super::{Access, Admin, Backend, BackendKind, Cache, Config, Limits, Log, Mysql, PublicUrl, RedisUrl, Secret, Tls};
 use crate::http::freshness::Grant;
 use crate::route::{History, PathPattern, Route};
 use crate::template::Template;
@@ -42,9 +43,10 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let admin = admin(top.table("admin", "[admin]"));
     let log = log(top.table("log", "[log]"));
     let mut sample = top.table("sample", "[sample]");
-    let backend = backend(top.table("backend", "[backend]"), &mut sample);
+    let mut mysql = top.table("mysql", "[mysql]");
+    let backend = backend(top.table("backend", "[backend]"), &mut sample, &mut mysql);
     sample.finish();
-    mysql(top.table("mysql", "[mysql]"));
+    mysql.finish();
     let cache = cache(top.table("cache", "[cache]"));
     let sections = top.tables("route", "[[route]]");
     let mut warm = top.table("warm", "[warm]");
@@ -135,7 +137,7 @@ enum Kind {
     Mysql,
 }
 
-fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>) -> Option<Backend> {
+fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &mut Section<'_, '_>) -> Option<Backend> {
     let kinds = [("http", Kind::Http), ("sample", Kind::Sample), ("mysql", Kind::Mysql)];
     let kind = if section.has("kind") { section.choice("kind", &kinds) } else { Some(Kind::Http) };
     let url = section.parsed("url", http_authority);
@@ -151,9 +153,7 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>) -> Option
     if kind == Some(Kind::Http) && !section.has("url") {
         section.error("url", "missing: write where the API is, such as url = \"http://127.0.0.1:8000\" in [backend]");
     }
-    if kind == Some(Kind::Mysql) {
-        section.error("kind", "this version does not answer from MySQL yet; use \"http\" or \"sample\"");
-    }
+    let mysql = self::mysql(mysql, kind == Some(Kind::Mysql), connect_timeout);
     section.finish();
     let kind = match kind? {
         Kind::Http => {
@@ -161,24 +161,63 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>) -> Option
             BackendKind::Http { host: host.unwrap_or_else(|| authority.clone()), authority, connect_timeout }
         }
         Kind::Sample => BackendKind::Sample { orders, delay },
-        Kind::Mysql => return None,
+        Kind::Mysql => BackendKind::Mysql(mysql?),
     };
     Some(Backend { kind, head_as_get, timeout, body_timeout, max_in_flight })
 }
 
-/// Checked, so that a configuration carries over, and not used before this version can answer from MySQL.
-fn mysql(mut section: Section<'_, '_>) {
-    for key in ["host", "user", "password", "database", "table"] {
-        section.string(key);
+/// Checked even where it is not used, so that the day of the move brings no surprise.
+fn mysql(section: &mut Section<'_, '_>, used: bool, connect_timeout: Duration) -> Option<Mysql> {
+    let text = |section: &mut Section<'_, '_>, key, default: &str| section.string(key).unwrap_or_else(|| default.to_owned());
+    let count = |section: &mut Section<'_, '_>, key, bounds, default| {
+        section.number(key, bounds).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+    };
+    let name = |text: &str| {
+        let plain = |part: &str| (1..=64).contains(&part.chars().count()) && !part.contains(['`', '/', '\\', '\0']);
+        if text.split('.').count() <= 2 && text.split('.').all(plain) {
+            Ok(text.to_owned())
+        } else {
+            Err(format!("'{text}' is not the name of a table such as binance_liqs or liquidations.binance_liqs"))
+        }
+    };
+    let ca = section.string("tls_ca").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let modes = [("off", Tls::Off), ("require", Tls::Require), ("verify", Tls::Verify { ca: ca.clone() })];
+    let tls = section.parsed("tls", |text| {
+        let found = modes.iter().find(|(word, _)| *word == text).map(|(_, mode)| mode.clone());
+        found.ok_or_else(|| format!("expected \"off\", \"require\" or \"verify\", found \"{text}\""))
+    });
+    if let Some(path) = ca.as_ref().filter(|path| used && !path.is_file()) {
+        section.error("tls_ca", format!("there is no file {}", path.display()));
     }
-    section.number("port", 1..=65_535);
-    let (min, max) = (section.number("pool_min", 0..=1000), section.number("pool_max", 1..=1000));
-    if min.unwrap_or(5) > max.unwrap_or(20) {
+    if ca.is_some() && !matches!(tls, Some(Tls::Verify { .. })) {
+        section.warn("tls_ca", "has no effect unless tls = \"verify\"");
+    }
+    let config = Mysql {
+        host: text(section, "host", "127.0.0.1"),
+        port: section.number("port", 1..=65_535).and_then(|port| u16::try_from(port).ok()).unwrap_or(3306),
+        user: text(section, "user", ""),
+        password: Secret(text(section, "password", "")),
+        database: text(section, "database", ""),
+        table: section.parsed("table", name).unwrap_or_else(|| "binance_liqs".to_owned()),
+        tls: tls.unwrap_or(Tls::Off),
+        connect_timeout,
+        pool_min: count(section, "pool_min", 0..=1000, 5),
+        pool_max: count(section, "pool_max", 1..=1000, 20),
+        queue: count(section, "queue", 0..=10_000, 64),
+        queue_timeout: positive(section, "queue_timeout", s(5)),
+        query_timeout: positive(section, "query_timeout", s(30)),
+        long_query_timeout: positive(section, "long_query_timeout", s(120)),
+        stream_timeout: positive(section, "stream_timeout", s(3600)),
+    };
+    if config.pool_min > config.pool_max {
         section.error("pool_min", "more than pool_max");
     }
-    positive(&mut section, "query_timeout", s(30));
-    positive(&mut section, "long_query_timeout", s(120));
-    section.finish();
+    for (key, value) in [("user", &config.user), ("database", &config.database)] {
+        if used && value.is_empty() {
+            section.error(key, "missing: backend.kind = \"mysql\" needs it");
+        }
+    }
+    used.then_some(config)
 }
 
 fn cache(mut section: Section<'_, '_>) -> Cache {

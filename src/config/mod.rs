@@ -139,12 +139,63 @@ pub enum BackendKind {
         /// How long a connection may take to be made.
         connect_timeout: Duration,
     },
+    /// Orders in a database, answered by the native API.
+    Mysql(Mysql),
     /// Orders held in memory, answered by the native API.
     Sample {
         /// A CSV file in the schema's column order; `None`: orders that the program makes up.
         orders: Option<PathBuf>,
         /// How long a query pretends to take.
         delay: Duration,
+    },
+}
+
+/// `[mysql]`.
+#[derive(Clone, Debug)]
+pub struct Mysql {
+    /// Where the server is.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Who asks.
+    pub user: String,
+    /// The password; may be empty.
+    pub password: Secret,
+    /// The database.
+    pub database: String,
+    /// The table of orders, perhaps with its database before a dot.
+    pub table: String,
+    /// Whether the connection is encrypted.
+    pub tls: Tls,
+    /// How long a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// Connections that are kept open.
+    pub pool_min: usize,
+    /// Connections at most, which is also how many questions are asked at one time.
+    pub pool_max: usize,
+    /// Questions that may wait for one.
+    pub queue: usize,
+    /// How long they wait.
+    pub queue_timeout: Duration,
+    /// For a question.
+    pub query_timeout: Duration,
+    /// For a page, and for each silence of a stream.
+    pub long_query_timeout: Duration,
+    /// For a stream as a whole.
+    pub stream_timeout: Duration,
+}
+
+/// Whether the connection to the database is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// It is not.
+    Off,
+    /// It is, with whoever answers.
+    Require,
+    /// It is, with a server whose certificate is valid for its name.
+    Verify {
+        /// A file of PEM certificates to trust; `None`: the public authorities.
+        ca: Option<PathBuf>,
     },
 }
 

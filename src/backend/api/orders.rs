@@ -68,11 +68,49 @@ pub struct Page {
     pub size: usize,
 }
 
-/// Orders that arrive in batches, none of them empty. Whoever sends stops when this is dropped.
-pub type Batches = mpsc::Receiver<Result<Vec<Order>, OrdersError>>;
+/// Orders that arrive in batches, none of them empty. Whoever sends them stops when this is dropped.
+pub struct Batches<E> {
+    /// What was taken already, to see that there is something.
+    first: Option<Vec<Order>>,
+    rest: mpsc::Receiver<Result<Vec<Order>, E>>,
+}
+
+impl<E: Into<OrdersError>> Batches<E> {
+    /// What a channel brings.
+    #[must_use]
+    pub const fn new(rest: mpsc::Receiver<Result<Vec<Order>, E>>) -> Self {
+        Self { first: None, rest }
+    }
+
+    /// No orders.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::new(mpsc::channel(1).1)
+    }
+
+    /// Waits for the first batch.
+    ///
+    /// # Errors
+    /// There is none because of this.
+    pub async fn begun(mut self) -> Result<Self, E> {
+        self.first = self.rest.recv().await.transpose()?;
+        Ok(self)
+    }
+
+    /// The next batch; `None` after the last.
+    pub async fn next(&mut self) -> Option<Result<Vec<Order>, OrdersError>> {
+        match self.first.take() {
+            Some(first) => Some(Ok(first)),
+            None => self.rest.recv().await.map(|batch| batch.map_err(Into::into)),
+        }
+    }
+}
 
 /// Holds orders. Symbols match as the database's comparison of lower-cased text does: case and trailing spaces aside.
 pub trait Orders: Send + Sync + 'static {
+    /// Why a stream breaks off.
+    type Trouble: Into<OrdersError> + Send + 'static;
+
     /// The distinct symbols that do not end in a digit, in the database's case-insensitive order.
     fn symbols(&self) -> impl Future<Output = Result<Vec<Arc<str>>, OrdersError>> + Send;
 
@@ -88,7 +126,7 @@ pub trait Orders: Send + Sync + 'static {
 
     /// All of a symbol's orders within a span, newest first, as fast as they are taken. Returns once the first are
     /// there, or it is known that there are none.
-    fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches, OrdersError>> + Send;
+    fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches<Self::Trouble>, OrdersError>> + Send;
 
     /// Whether orders can be read at this moment.
     fn check(&self) -> impl Future<Output = Result<(), OrdersError>> + Send;

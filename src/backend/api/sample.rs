@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::decimal::{Decimal, scaled_to_f64};
 use super::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span, Text};
+use super::texts::Texts;
 use crate::clock::Wall;
 
 /// Orders in memory, by symbol in upper case (which is the database's order) and then by time.
@@ -178,6 +179,8 @@ fn folded(symbol: &str) -> String {
 }
 
 impl Orders for Sample {
+    type Trouble = OrdersError;
+
     async fn symbols(&self) -> Result<Vec<Arc<str>>, OrdersError> {
         self.pretend_to_query().await;
         let names = self.by_symbol.values().filter_map(|orders| orders.first()?.order.symbol.clone());
@@ -209,7 +212,7 @@ impl Orders for Sample {
         Ok(self.within(symbol, span).iter().rev().skip(offset).take(page.size).map(|held| held.order.clone()).collect())
     }
 
-    async fn stream(&self, symbol: &str, span: Span) -> Result<Batches, OrdersError> {
+    async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<OrdersError>, OrdersError> {
         self.pretend_to_query().await;
         let (sender, receiver) = mpsc::channel(1);
         let (symbol, held) = (symbol.to_owned(), Self { by_symbol: Arc::clone(&self.by_symbol), delay: self.delay });
@@ -221,32 +224,11 @@ impl Orders for Sample {
                 }
             }
         });
-        Ok(receiver)
+        Ok(Batches::new(receiver))
     }
 
     async fn check(&self) -> Result<(), OrdersError> {
         Ok(())
-    }
-}
-
-/// Texts that occur again and again, each held once.
-#[derive(Default)]
-pub struct Texts(Vec<Arc<str>>);
-
-/// More different texts than this are not looked through.
-const SHARED: usize = 64;
-
-impl Texts {
-    /// The text, shared with those before it.
-    pub fn share(&mut self, text: &str) -> Text {
-        if let Some(known) = self.0.iter().find(|known| &***known == text) {
-            return Some(Arc::clone(known));
-        }
-        let new: Arc<str> = text.into();
-        if self.0.len() < SHARED {
-            self.0.push(Arc::clone(&new));
-        }
-        Some(new)
     }
 }
 

@@ -62,8 +62,8 @@ fn disposition(name: &str) -> HeaderValue {
 /// What the body gets: lines, or the last line and why there are no more.
 type Written = Result<Bytes, (Bytes, OrdersError)>;
 
-async fn write(mut batches: Batches, lines: mpsc::Sender<Written>) {
-    while let Some(batch) = batches.recv().await {
+async fn write<E: Into<OrdersError>>(mut batches: Batches<E>, lines: mpsc::Sender<Written>) {
+    while let Some(batch) = batches.next().await {
         let written = match batch {
             Ok(orders) => {
                 let mut text = String::with_capacity(orders.len() * 400);

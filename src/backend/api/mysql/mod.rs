@@ -1,0 +1,261 @@
+//! Orders in MySQL or MariaDB.
+//!
+//! ```text
+//! mod     the questions that endpoints ask          sql     the statements, as text
+//! pool    connections within bounds, deadlines      table   what the table is like, which indexes it has
+//! link    one connection, from hello to goodbye     row     from rows to orders
+//! ```
+
+pub mod link;
+pub mod pool;
+pub mod row;
+pub mod sql;
+pub mod table;
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use mysql_async::{Row, Value};
+use tokio::sync::mpsc;
+use tokio::time::interval;
+
+use self::pool::{Asking, Pool, Trouble};
+use self::sql::{Rows, Statement, Symbols};
+use self::table::{Matching, Table};
+use super::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
+use super::texts::Texts;
+use crate::config::Mysql as Config;
+use crate::telemetry::Metrics;
+
+/// How often the pool is tended, and the table looked at as long as it was not found.
+const TEND: Duration = Duration::from_secs(1);
+/// The table is looked at again after so many rounds of tending: an index that was added is used within a minute.
+const ROUNDS_BETWEEN_LOOKS: u32 = 60;
+
+/// Orders in a table.
+pub struct Mysql {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    pool: Pool,
+    name: String,
+    table: ArcSwapOption<Table>,
+    query_timeout: Duration,
+    long_query_timeout: Duration,
+    stream_timeout: Duration,
+}
+
+impl Mysql {
+    /// Orders in the table that a configuration names. Returns at once, whether the server is there or not: connections
+    /// are made in the background of the current runtime.
+    ///
+    /// # Errors
+    /// Never, as long as the configuration was checked.
+    pub fn start(config: &Config, metrics: Arc<Metrics>) -> Result<Self, deadpool::managed::BuildError> {
+        let shared = Arc::new(Shared {
+            pool: Pool::new(config, metrics)?,
+            name: config.table.clone(),
+            table: ArcSwapOption::empty(),
+            query_timeout: config.query_timeout,
+            long_query_timeout: config.long_query_timeout,
+            stream_timeout: config.stream_timeout,
+        });
+        tokio::spawn(Arc::clone(&shared).tend());
+        Ok(Self { shared })
+    }
+}
+
+impl Shared {
+    /// Keeps the pool and what is known of the table up to date, for as long as the program runs.
+    async fn tend(self: Arc<Self>) {
+        let mut ticks = interval(TEND);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut round = 0;
+        loop {
+            ticks.tick().await;
+            self.pool.tend().await;
+            if round % ROUNDS_BETWEEN_LOOKS == 0 || self.table.load().is_none() {
+                // What failed is told by those who ask.
+                if let Ok(mut asking) = self.pool.ask(self.query_timeout).await
+                    && let Err(trouble) = self.look(&mut asking).await
+                {
+                    tracing::warn!(error = %OrdersError::from(trouble), "the table of orders cannot be looked at (mysql.database, mysql.table)");
+                }
+            }
+            round = round.wrapping_add(1);
+        }
+    }
+
+    /// Looks at the table, and says what it found if that is new.
+    async fn look(&self, asking: &mut Asking) -> Result<Arc<Table>, Trouble> {
+        let table = Arc::new(Table::inspect(asking, &self.name).await?);
+        let known = self.table.swap(Some(Arc::clone(&table)));
+        if known.as_ref() != Some(&table) {
+            let (found, missing) = table.report();
+            tracing::info!(server = asking.version(), "orders are read from {found}");
+            for sentence in missing {
+                tracing::warn!("{sentence} (deploy/mysql/indexes.sql creates all of them)");
+            }
+        }
+        Ok(table)
+    }
+
+    async fn table(&self, asking: &mut Asking) -> Result<Arc<Table>, Trouble> {
+        match self.table.load_full() {
+            Some(table) => Ok(table),
+            None => self.look(asking).await,
+        }
+    }
+
+    /// Asks once more if the table turned out to have changed.
+    async fn settled<T, F: Future<Output = Result<T, Trouble>> + Send>(&self, question: impl Fn() -> F + Send) -> Result<T, OrdersError> {
+        match question().await {
+            Err(Trouble::TableChanged(error)) => {
+                tracing::warn!(%error, "the table of orders changed; looking at it again");
+                self.table.store(None);
+                Ok(question().await?)
+            }
+            answer => Ok(answer?),
+        }
+    }
+
+    async fn symbols(&self) -> Result<Vec<Arc<str>>, Trouble> {
+        let mut asking = self.pool.ask(self.query_timeout).await?;
+        let table = self.table(&mut asking).await?;
+        let mut texts = Texts::default();
+        let rows = ask(&mut asking, &sql::symbols(&table)).await?;
+        let symbols = rows.iter().filter_map(|row| row::text(row.as_ref(0)?, &mut texts));
+        let mut symbols: Vec<Arc<str>> = symbols.filter(|symbol| !symbol.ends_with(|last: char| last.is_ascii_digit())).collect();
+        if !table.is_blind_to_case() {
+            symbols.sort_by_key(|symbol| symbol.to_uppercase());
+        }
+        Ok(symbols)
+    }
+
+    /// Which rows a symbol means; `None` if none.
+    async fn rows<'t>(&self, asking: &mut Asking, table: &'t Table, symbol: &str) -> Result<Option<Rows<'t>>, Trouble> {
+        let symbols = match table.matching(symbol) {
+            Matching::Equality => Symbols::OneOf(vec![symbol.to_owned()]),
+            Matching::Everything => Symbols::Folded(symbol.to_owned()),
+            Matching::Spellings => {
+                let rows = ask(asking, &sql::spellings(table, symbol)).await?;
+                let mut texts = Texts::default();
+                let names: Vec<String> = rows.iter().filter_map(|row| Some(row::text(row.as_ref(0)?, &mut texts)?.to_string())).collect();
+                if names.is_empty() {
+                    return Ok(None);
+                }
+                Symbols::OneOf(names)
+            }
+        };
+        Ok(Some(Rows { table, symbols }))
+    }
+
+    async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, Trouble> {
+        let mut asking = self.pool.ask(self.query_timeout).await?;
+        let table = self.table(&mut asking).await?;
+        let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
+        let sums = ask(&mut asking, &rows.buckets(span, width)).await?;
+        let mut texts = Texts::default();
+        let mut buckets: Vec<Bucket> = sums.iter().filter_map(|sum| bucket(sum, span, width, &mut texts)).collect();
+        buckets.sort_by(|one, two| one.timestamp.cmp(&two.timestamp).then_with(|| by_side(one, two)));
+        Ok(buckets)
+    }
+
+    async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, Trouble> {
+        let mut asking = self.pool.ask(self.query_timeout).await?;
+        let table = self.table(&mut asking).await?;
+        let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
+        Ok(orders(ask(&mut asking, &rows.latest(limit)).await?))
+    }
+
+    async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, Trouble> {
+        let mut asking = self.pool.ask(self.long_query_timeout).await?;
+        let table = self.table(&mut asking).await?;
+        let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
+        if !rows.is_deep(page) {
+            return Ok(orders(ask(&mut asking, &rows.page(span, page)).await?));
+        }
+        let Some(first) = one_number(&ask(&mut asking, &rows.beginning(span, page.offset)).await?) else { return Ok(Vec::new()) };
+        let older = Span { start: span.start, end: first };
+        let found = orders(ask(&mut asking, &rows.page(older, Page { offset: 0, size: page.size })).await?);
+        // If others share the first one's moment, some of them may belong to the page before.
+        if found.get(1).is_none_or(|second| second.order_trade_time != Some(first)) && page.size > 1 {
+            return Ok(found);
+        }
+        let newer = Span { start: first.saturating_add(1), end: span.end };
+        let before = if newer.start > newer.end { None } else { one_number(&ask(&mut asking, &rows.count(newer)).await?) };
+        let before = before.and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
+        let page = Page { offset: page.offset.saturating_sub(before), size: page.size };
+        Ok(orders(ask(&mut asking, &rows.page(older, page)).await?))
+    }
+
+    async fn stream(self: Arc<Self>, symbol: String, span: Span) -> Result<Batches<Trouble>, Trouble> {
+        let mut asking = self.pool.ask_stream(self.long_query_timeout, self.stream_timeout).await?;
+        let table = self.table(&mut asking).await?;
+        let Some(rows) = self.rows(&mut asking, &table, &symbol).await? else { return Ok(Batches::none()) };
+        let statement = rows.stream(span);
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut texts = Texts::default();
+            asking.stream(&statement.text, statement.params(), |row| row::order(row, &mut texts), sender).await;
+        });
+        Batches::new(receiver).begun().await
+    }
+}
+
+async fn ask(asking: &mut Asking, statement: &Statement) -> Result<Vec<Row>, Trouble> {
+    asking.rows(&statement.text, statement.params()).await
+}
+
+fn orders(rows: Vec<Row>) -> Vec<Order> {
+    let mut texts = Texts::default();
+    rows.into_iter().map(|row| row::order(row, &mut texts)).collect()
+}
+
+fn one_number(rows: &[Row]) -> Option<i64> {
+    row::whole(rows.first()?.as_ref(0)?)
+}
+
+fn bucket(row: &Row, span: Span, width: i64, texts: &mut Texts) -> Option<Bucket> {
+    let number = row::whole(row.as_ref(0)?)?;
+    let timestamp = number.saturating_mul(width).saturating_add(span.start);
+    let side = row::text(row.as_ref(1).unwrap_or(&Value::NULL), texts);
+    Some(Bucket { timestamp, side, usd: row::number(row.as_ref(2)?)? })
+}
+
+/// NULL before text, upper and lower case alike, as the server sorts.
+fn by_side(one: &Bucket, two: &Bucket) -> Ordering {
+    let folded = |bucket: &Bucket| bucket.side.as_deref().map(str::to_uppercase);
+    folded(one).cmp(&folded(two)).then_with(|| one.side.cmp(&two.side))
+}
+
+impl Orders for Mysql {
+    type Trouble = Trouble;
+
+    async fn symbols(&self) -> Result<Vec<Arc<str>>, OrdersError> {
+        self.shared.settled(|| self.shared.symbols()).await
+    }
+
+    async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, OrdersError> {
+        self.shared.settled(|| self.shared.buckets(symbol, span, width)).await
+    }
+
+    async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {
+        self.shared.settled(|| self.shared.latest(symbol, limit)).await
+    }
+
+    async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, OrdersError> {
+        self.shared.settled(|| self.shared.page(symbol, span, page)).await
+    }
+
+    async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<Trouble>, OrdersError> {
+        self.shared.settled(|| Arc::clone(&self.shared).stream(symbol.to_owned(), span)).await
+    }
+
+    async fn check(&self) -> Result<(), OrdersError> {
+        self.shared.pool.check().await
+    }
+}
