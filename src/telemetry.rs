@@ -42,7 +42,7 @@ pub struct Metrics {
     pub evictions: IntCounterVec,
     /// `purged_total`: entries removed by an operator.
     pub purged: IntCounter,
-    /// `breaker_open{of}`: 1 while `backend` or `redis` is left alone.
+    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone.
     pub breaker_open: IntGaugeVec,
     /// `rate_limited_total{route}`: requests refused because too many were waiting.
     pub rate_limited: IntCounterVec,
@@ -52,6 +52,10 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// `fill_bytes`: bodies on their way into the cache.
     pub fill_bytes: IntGauge,
+    /// `mysql_connections`: open connections to the database, idle ones included.
+    pub mysql_connections: IntGauge,
+    /// `mysql_waiting`: questions that wait for a connection.
+    pub mysql_waiting: IntGauge,
 }
 
 /// What is kept for one route and outcome.
@@ -117,11 +121,13 @@ impl Metrics {
             memory_entries: gauge("memory_entries", "Entries that the in-process tier holds.")?,
             evictions: counters("evictions_total", "Entries that left the in-process tier without being asked to.", &["cause"])?,
             purged,
-            breaker_open: gauges("breaker_open", "1 while the backend or Redis is left alone after failures.", &["of"])?,
+            breaker_open: gauges("breaker_open", "1 while the backend, Redis or MySQL is left alone after failures.", &["of"])?,
             rate_limited: counters("rate_limited_total", "Requests refused because too many were waiting.", &["route"])?,
             inflight: gauge("inflight", "Requests being answered.")?,
             connections: gauge("connections", "Open client connections.")?,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
+            mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
+            mysql_waiting: gauge("mysql_waiting", "Questions that wait for a connection to the database.")?,
             requests,
             registry,
         })

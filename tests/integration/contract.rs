@@ -28,7 +28,7 @@ async fn replaying(lines: &[Recorded]) -> Backend {
     .await
 }
 
-fn assert_recorded(answer: &Answer, line: &Recorded, when: &str) {
+pub fn assert_recorded(answer: &Answer, line: &Recorded, when: &str) {
     let what = format!("{when}: {} {}", line.method, line.target);
     assert!(answer.whole, "{what}");
     assert_eq!(answer.status, line.status, "{what}");
@@ -38,7 +38,7 @@ fn assert_recorded(answer: &Answer, line: &Recorded, when: &str) {
     assert_eq!(String::from_utf8_lossy(&answer.plain()), line.body, "{what}");
 }
 
-async fn ask_all(sluice: &Sluice, lines: &[Recorded], fields: &[(&str, &str)], when: &str) -> Vec<Answer> {
+pub async fn ask_all(sluice: &Sluice, lines: &[Recorded], fields: &[(&str, &str)], when: &str) -> Vec<Answer> {
     let mut connection = Connection::open(sluice.address).await;
     let mut answers = Vec::new();
     for line in lines {

@@ -1,9 +1,9 @@
-//! The real program over real sockets, with a scripted backend and a real Redis.
+//! The real program over real sockets, with a scripted backend, a real Redis and a real MariaDB.
 //!
 //! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are
 //! on answers, counters and metrics ([`support::until`]).
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs, reason = "a test fails by panicking")]
 
 mod admin;
 mod cache;
@@ -11,6 +11,8 @@ mod cli;
 mod contract;
 mod flight;
 mod gateway;
+mod mariadb;
+mod native;
 mod outage;
 mod redis;
 mod size;

@@ -28,7 +28,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
 }
 
 /// Where this test run keeps its files.
-fn scratch() -> PathBuf {
+pub fn scratch() -> PathBuf {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let base = std::env::var_os("SLUICE_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = base.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
@@ -43,7 +43,7 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(command: &mut Command, dir: PathBuf) -> Self {
+    pub fn start(command: &mut Command, dir: PathBuf) -> Self {
         let name = command.get_program().to_owned();
         let child = command.spawn().unwrap_or_else(|error| panic!("{} cannot be started: {error}", name.display()));
         if let Some(base) = std::env::var_os("SLUICE_TEST_DIR") {
@@ -67,6 +67,14 @@ impl Process {
     }
 }
 
+impl Drop for Sluice {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logged());
+        }
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -80,6 +88,7 @@ pub struct Sluice {
     pub process: Process,
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    log: PathBuf,
 }
 
 pub const TOKEN: &str = "test-token";
@@ -120,14 +129,20 @@ impl Sluice {
             // An empty REDIS_URL would mean the default.
             command.env(name, if value.is_empty() { "redis://127.0.0.1:1/0" } else { value });
         }
-        let mut process = Process::start(command.stdout(Stdio::piped()), dir);
+        let log = dir.join("log");
+        let mut process = Process::start(command.stdout(Stdio::piped()).stderr(std::fs::File::create(&log).unwrap()), dir);
         let mut lines = StdReader::new(process.child.stdout.take().unwrap()).lines();
         let mut address = |prefix: &str| {
             let line = lines.next().expect("a line").unwrap();
             line.strip_prefix(prefix).unwrap_or_else(|| panic!("said {line:?}")).parse().unwrap()
         };
         let (address, admin) = (address("listening on http://"), address("admin on http://"));
-        Self { process, address, admin }
+        Self { process, address, admin, log }
+    }
+
+    /// What it has logged so far.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
     }
 
     pub async fn get(&self, target: &str) -> Answer {
@@ -166,6 +181,15 @@ pub fn program() -> Command {
         "CACHE_TTL_SECONDS",
         "CACHE_TTL_SYMBOLS",
         "BACKEND_URL",
+        "BACKEND_KIND",
+        "DB_HOST",
+        "DB_PORT",
+        "DB_USER",
+        "DB_PASSWORD",
+        "DB_DATABASE",
+        "DB_LIQ_TABLENAME",
+        "QUERY_TIMEOUT_SECONDS",
+        "LONG_QUERY_TIMEOUT_SECONDS",
         "SLUICE_ADMIN_TOKEN",
     ] {
         command.env_remove(name);
@@ -319,7 +343,7 @@ impl Connection {
         Some(answer)
     }
 
-    async fn body(&mut self, head: &Answer) -> (Vec<u8>, bool) {
+    pub async fn body(&mut self, head: &Answer) -> (Vec<u8>, bool) {
         let mut body = Vec::new();
         if head.field("transfer-encoding").is_some() {
             loop {
@@ -525,6 +549,13 @@ pub struct Recorded {
     pub status: u16,
     pub headers: HashMap<String, String>,
     pub body: String,
+    /// The rule by which native mode answers differently.
+    pub deviates: Option<String>,
+}
+
+/// Where the contract's data is.
+pub fn recorded_dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/contract")
 }
 
 pub fn recorded() -> Vec<Recorded> {

@@ -116,7 +116,7 @@ impl Pool {
         if let Ok(place) = Arc::clone(places).try_acquire_owned() {
             return Ok(place);
         }
-        let _waiting = Waiting::enter(&self.waiting, self.queue).ok_or(OrdersError::Busy)?;
+        let _waiting = Waiting::enter(self).ok_or(OrdersError::Busy)?;
         match timeout(self.queue_timeout, Arc::clone(places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             _ => Err(OrdersError::Busy),
@@ -176,6 +176,7 @@ impl Pool {
             keep
         }));
         let mut fresh = Vec::new();
+        self.metrics.mysql_connections.set(i64::try_from(self.connections.status().size).unwrap_or(i64::MAX));
         while self.connections.status().size < self.least && !self.breaker.is_open() {
             match self.connections.get().await {
                 Ok(link) => fresh.push(link),
@@ -186,18 +187,21 @@ impl Pool {
 }
 
 /// A place in the queue, given back when dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting<'a>(&'a Pool);
 
 impl<'a> Waiting<'a> {
-    fn enter(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let entered = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| (waiting < most).then_some(waiting + 1));
-        entered.is_ok().then_some(Self(waiting))
+    fn enter(pool: &'a Pool) -> Option<Self> {
+        let more = |waiting| (waiting < pool.queue).then_some(waiting + 1);
+        pool.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        pool.metrics.mysql_waiting.inc();
+        Some(Self(pool))
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.mysql_waiting.dec();
     }
 }
 
