@@ -99,6 +99,7 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
             token: Token(config.admin.token.clone()),
             warm: Warmer { proxy: proxy.clone(), targets: config.warm.clone(), runtime: runtime.clone() },
             health: Health::default(),
+            native: config.backend.is_native(),
         },
         metrics,
         limits: config.limits.clone(),

@@ -21,6 +21,7 @@ pub struct Explainer {
     namespace: String,
     head_as_get: bool,
     backend: String,
+    native: bool,
 }
 
 impl Explainer {
@@ -32,7 +33,13 @@ impl Explainer {
             BackendKind::Mysql(mysql) => format!("the table {}", mysql.table),
             BackendKind::Sample { .. } => "the sample orders".to_owned(),
         };
-        Self { routes: config.routes.clone(), namespace: config.cache.namespace.clone(), head_as_get: config.backend.head_as_get, backend }
+        Self {
+            routes: config.routes.clone(),
+            namespace: config.cache.namespace.clone(),
+            head_as_get: config.backend.head_as_get,
+            backend,
+            native: config.backend.is_native(),
+        }
     }
 
     /// Explains a GET for `target` with these fields, asked at `now`. The flag says that it would not be refused.
@@ -59,7 +66,7 @@ impl Explainer {
             target.path,
             if target.doubtful { "   (doubtful: forwarded verbatim, never cached)" } else { "" }
         )?;
-        if Endpoint::of(&target.path).is_some() {
+        if Endpoint::of(&target.path, self.native).is_some() {
             writeln!(out, "answer     Sluice's own: it is neither cached nor passed on")?;
             return Ok(true);
         }

@@ -117,7 +117,7 @@ impl Proxy {
             Err(refusal) => (None, (respond::refused(*refusal), Outcome::Refused(*refusal))),
             Ok(target) => {
                 let route = select(&self.routes, target);
-                let said = match Endpoint::of(&target.path) {
+                let said = match Endpoint::of(&target.path, self.local.native) {
                     Some(own) => Box::pin(self.local.answer(own, target, &parts, self)).await,
                     None => self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref())).await,
                 };

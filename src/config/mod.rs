@@ -127,6 +127,14 @@ pub struct Backend {
     pub max_in_flight: usize,
 }
 
+impl Backend {
+    /// Whether the API is answered here.
+    #[must_use]
+    pub const fn is_native(&self) -> bool {
+        !matches!(self.kind, BackendKind::Http { .. })
+    }
+}
+
 /// What answers.
 #[derive(Clone, Debug)]
 pub enum BackendKind {

@@ -4,9 +4,11 @@
 //! own, whichever tier answered; the rest is told by Redis, or without it by the tier in memory.
 
 use http::Response;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::health::{hit_rate, hits_and_misses};
+use super::schema::{CacheNumbers, CacheState, CacheStatistics, Cleared, NoCache, SymbolInvalidated, SymbolsInvalidated, Warming};
+use crate::backend::api::schema::Refusal;
 use crate::body::Reply;
 use crate::proxy::Proxy;
 use crate::respond;
@@ -17,35 +19,44 @@ use crate::warm::Warmer;
 
 /// The readable key under which the list of symbols is kept.
 const SYMBOLS_KEY: &str = "symbols:all";
+/// What is said where there is no cache at all.
+const NO_CACHE: &str = "Redis not available - running in fallback mode";
 
 /// `GET /api/cache/stats`.
+#[utoipa::path(
+    get,
+    path = "/api/cache/stats",
+    operation_id = "get_cache_statistics_api_cache_stats_get",
+    summary = "What the cache is doing",
+    description = "",
+    tag = "cache",
+    responses((status = 200, description = "Statistics, or that there is no cache", body = CacheStatistics)),
+)]
 pub async fn stats(proxy: &Proxy) -> Response<Reply> {
     let redis = proxy.store.shared_facts().await;
     let memory = proxy.store.report().into_iter().find(|tier| tier.tier == "memory" && tier.capacity != Some(0));
     let number = |name: &str| redis.as_ref().and_then(|facts| facts.get(name)?.parse::<u64>().ok());
     let (hits, misses) = hits_and_misses(proxy);
     let page = if redis.is_none() && memory.is_none() {
-        json!({
-            "cache_stats": { "available": false, "error": "Redis not available - running in fallback mode" },
-            "message": "Cache not available",
-        })
+        CacheStatistics {
+            cache_stats: CacheState::Unavailable(NoCache { available: false, error: NO_CACHE.to_owned() }),
+            message: "Cache not available".to_owned(),
+        }
     } else {
         let used = number("used_memory").or_else(|| memory.and_then(|tier| tier.bytes)).unwrap_or(0);
-        json!({
-            "cache_stats": {
-                "available": true,
-                "connected_clients": number("connected_clients").unwrap_or(0),
-                "used_memory": used,
-                "used_memory_human": human(used),
-                "keyspace_hits": hits,
-                "keyspace_misses": misses,
-                "total_commands_processed": number("total_commands_processed").unwrap_or(0),
-                "hit_rate": hit_rate(proxy),
-            },
-            "message": "Cache statistics retrieved successfully",
-        })
+        let numbers = CacheNumbers {
+            available: true,
+            connected_clients: number("connected_clients").unwrap_or(0),
+            used_memory: used,
+            used_memory_human: human(used),
+            keyspace_hits: hits,
+            keyspace_misses: misses,
+            total_commands_processed: number("total_commands_processed").unwrap_or(0),
+            hit_rate: hit_rate(proxy),
+        };
+        CacheStatistics { cache_stats: CacheState::Available(numbers), message: "Cache statistics retrieved successfully".to_owned() }
     };
-    respond::json(200, page.to_string())
+    said(&page)
 }
 
 /// `1.05M`, as Redis writes it.
@@ -59,41 +70,100 @@ fn human(bytes: u64) -> String {
 }
 
 /// `POST /api/cache/clear[?pattern=*]`.
+#[utoipa::path(
+    post,
+    path = "/api/cache/clear",
+    operation_id = "clear_cache_api_cache_clear_post",
+    summary = "Removes entries by a pattern",
+    description = "",
+    tag = "cache",
+    params(("pattern" = Option<String>, Query, description = "A glob over the readable keys, * if left out")),
+    responses(
+        (status = 200, description = "Entries were removed", body = Cleared),
+        (status = 401, description = "The admin token is missing or wrong", body = Refusal),
+        (status = 403, description = "No admin token is configured", body = Refusal),
+    ),
+    security(("admin_token" = [])),
+)]
 pub async fn clear(proxy: &Proxy, target: &Target<'_>) -> Response<Reply> {
     let pattern = target.text("pattern").map_or_else(|| "*".to_owned(), std::borrow::Cow::into_owned);
     let purged = purge(proxy, &Selection::Pattern(pattern.clone())).await;
-    said(&json!({ "deleted_keys": purged, "pattern": pattern, "message": format!("Successfully cleared {purged} cache entries") }))
+    said(&Cleared { deleted_keys: purged, pattern, message: format!("Successfully cleared {purged} cache entries") })
 }
 
 /// `POST /api/cache/invalidate/symbol/{symbol}`.
+#[utoipa::path(
+    post,
+    path = "/api/cache/invalidate/symbol/{symbol}",
+    operation_id = "invalidate_symbol_cache_api_cache_invalidate_symbol__symbol__post",
+    summary = "Removes entries about a symbol",
+    description = "",
+    tag = "cache",
+    params(("symbol" = String, Path, description = "In upper or lower case")),
+    responses(
+        (status = 200, description = "Entries were removed", body = SymbolInvalidated),
+        (status = 401, description = "The admin token is missing or wrong", body = Refusal),
+        (status = 403, description = "No admin token is configured", body = Refusal),
+    ),
+    security(("admin_token" = [])),
+)]
 pub async fn invalidate_symbol(proxy: &Proxy, symbol: &str) -> Response<Reply> {
     let purged = purge(proxy, &Selection::Tag(symbol_tag(symbol))).await;
     let message = format!("Successfully invalidated {purged} cache entries for symbol {symbol}");
-    said(&json!({ "deleted_keys": purged, "symbol": symbol, "message": message }))
+    said(&SymbolInvalidated { deleted_keys: purged, symbol: symbol.to_owned(), message })
 }
 
 /// `POST /api/cache/invalidate/symbols`.
+#[utoipa::path(
+    post,
+    path = "/api/cache/invalidate/symbols",
+    operation_id = "invalidate_symbols_endpoint_api_cache_invalidate_symbols_post",
+    summary = "Removes the list of symbols",
+    description = "",
+    tag = "cache",
+    responses(
+        (status = 200, description = "The list of symbols was removed", body = SymbolsInvalidated),
+        (status = 401, description = "The admin token is missing or wrong", body = Refusal),
+        (status = 403, description = "No admin token is configured", body = Refusal),
+    ),
+    security(("admin_token" = [])),
+)]
 pub async fn invalidate_symbols(proxy: &Proxy) -> Response<Reply> {
     purge(proxy, &Selection::Pattern(SYMBOLS_KEY.to_owned())).await;
-    said(&json!({ "success": true, "message": "Symbols cache invalidated successfully" }))
+    said(&SymbolsInvalidated { success: true, message: "Symbols cache invalidated successfully".to_owned() })
 }
 
 /// `POST /api/cache/warm`.
+#[utoipa::path(
+    post,
+    path = "/api/cache/warm",
+    operation_id = "warm_cache_endpoint_api_cache_warm_post",
+    summary = "Asks for the targets of [warm], in the background",
+    description = "",
+    tag = "cache",
+    responses(
+        (status = 200, description = "Warming has begun", body = Warming),
+        (status = 401, description = "The admin token is missing or wrong", body = Refusal),
+        (status = 403, description = "No admin token is configured", body = Refusal),
+    ),
+    security(("admin_token" = [])),
+)]
 #[must_use]
 pub fn warm(warmer: &Warmer) -> Response<Reply> {
     let targets = warmer.start();
     tracing::info!(targets, "warming");
-    said(&json!({ "message": "Cache warming started in background", "status": "initiated" }))
+    said(&Warming { message: "Cache warming started in background".to_owned(), status: "initiated".to_owned() })
 }
 
-async fn purge(proxy: &Proxy, what: &Selection) -> usize {
+async fn purge(proxy: &Proxy, what: &Selection) -> u64 {
     let purged = proxy.fetcher.purge(what, false).await;
     tracing::info!(?what, purged, "purged");
-    purged
+    purged as u64
 }
 
-fn said(page: &Value) -> Response<Reply> {
-    respond::json(200, page.to_string())
+fn said(page: &impl Serialize) -> Response<Reply> {
+    // Structs of strings and numbers always serialise.
+    respond::json(200, serde_json::to_string(page).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use http::header::ACCEPT_ENCODING;
 use http::{HeaderValue, Request, Response};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::schema::{Component, Components, HealthReport};
 use crate::body::{self, Reply};
 use crate::clock::Wall;
 use crate::proxy::Proxy;
@@ -22,31 +23,10 @@ const MAX_HEALTH: usize = 64 << 10;
 
 /// What the backend said last, and when.
 #[derive(Default)]
-pub struct Health(Mutex<Option<(Instant, Value)>>);
+pub struct Health(Mutex<Option<(Instant, Component)>>);
 
 impl Health {
-    /// `/health`: the database as the backend sees it, the shared tier as Sluice sees it.
-    pub async fn get(&self, proxy: &Proxy) -> Response<Reply> {
-        let database = self.database(proxy).await;
-        let healthy = database["status"] == "healthy";
-        let tiers = proxy.store.report();
-        let redis = match tiers.iter().find(|tier| tier.tier == "redis") {
-            Some(tier) if tier.up => json!({
-                "status": "healthy",
-                "message": "Redis connection successful",
-                "hit_rate": hit_rate(proxy),
-            }),
-            _ => json!({"status": "degraded", "message": "Redis not available - running in fallback mode"}),
-        };
-        let body = json!({
-            "status": if healthy { "healthy" } else { "unhealthy" },
-            "timestamp": timestamp(Wall::now()),
-            "components": { "database": database, "redis": redis },
-        });
-        respond::json(if healthy { 200 } else { 503 }, body.to_string())
-    }
-
-    async fn database(&self, proxy: &Proxy) -> Value {
+    async fn database(&self, proxy: &Proxy) -> Component {
         let mut last = self.0.lock().await;
         match &*last {
             Some((at, value)) if at.elapsed() < BELIEVED => value.clone(),
@@ -59,9 +39,40 @@ impl Health {
     }
 }
 
+/// `GET /health`: the database as the backend sees it, the shared tier as Sluice sees it.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "health_check_health_get",
+    summary = "How the database and the cache are",
+    description = "",
+    tag = "health",
+    responses(
+        (status = 200, description = "The database answers", body = HealthReport),
+        (status = 503, description = "It does not", body = HealthReport),
+    ),
+)]
+pub async fn get(health: &Health, proxy: &Proxy) -> Response<Reply> {
+    let database = health.database(proxy).await;
+    let healthy = database.status == "healthy";
+    let tiers = proxy.store.report();
+    let redis = match tiers.iter().find(|tier| tier.tier == "redis") {
+        Some(tier) if tier.up => Component { hit_rate: Some(hit_rate(proxy)), ..component("healthy", "Redis connection successful") },
+        _ => component("degraded", "Redis not available - running in fallback mode"),
+    };
+    let status = if healthy { "healthy" } else { "unhealthy" }.to_owned();
+    let report = HealthReport { status, timestamp: timestamp(Wall::now()), components: Components { database, redis } };
+    // Structs of strings and numbers always serialise.
+    respond::json(if healthy { 200 } else { 503 }, serde_json::to_string(&report).unwrap_or_default())
+}
+
+fn component(status: &str, message: &str) -> Component {
+    Component { status: status.to_owned(), message: message.to_owned(), hit_rate: None }
+}
+
 /// What the backend's own `/health` says of its database. A backend that has no such page is healthy if it answers.
-async fn ask(proxy: &Proxy) -> Value {
-    let unhealthy = |message: &str| json!({"status": "unhealthy", "message": message});
+async fn ask(proxy: &Proxy) -> Component {
+    let unhealthy = |message| component("unhealthy", message);
     let mut request = Request::new(body::empty());
     *request.uri_mut() = http::Uri::from_static("/health");
     request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -75,10 +86,11 @@ async fn ask(proxy: &Proxy) -> Value {
         return unhealthy("The backend could not be reached");
     };
     let told: Option<Value> = serde_json::from_slice(&page).ok();
-    match told.and_then(|told| told.pointer("/components/database").cloned()) {
-        Some(database) if database.get("status").is_some_and(Value::is_string) => database,
-        _ if status.is_server_error() => unhealthy("The backend failed"),
-        _ => json!({"status": "healthy", "message": "Database connection successful"}),
+    let text = |name: &str| told.as_ref()?.pointer(&format!("/components/database/{name}"))?.as_str();
+    match text("status") {
+        Some(said) => component(said, text("message").unwrap_or_default()),
+        None if status.is_server_error() => unhealthy("The backend failed"),
+        None => component("healthy", "Database connection successful"),
     }
 }
 

@@ -1,9 +1,12 @@
-//! What Sluice answers itself on the main listener, in the contract's shapes: `/health` and `/api/cache/*`.
+//! What Sluice answers itself on the main listener, in the contract's shapes: `/health` and `/api/cache/*`, and in native
+//! mode the API's description.
 //!
 //! The operations that change something need the admin token (deviation D8).
 
 pub mod cache;
 pub mod health;
+pub mod openapi;
+pub mod schema;
 
 use http::header::{ALLOW, HOST, LOCATION};
 use http::{HeaderValue, Method, Response, request};
@@ -25,6 +28,8 @@ pub struct Local {
     pub warm: Warmer,
     /// What the backend said of itself.
     pub health: Health,
+    /// Whether the API is answered here, so that its description is here too.
+    pub native: bool,
 }
 
 /// One of Sluice's own endpoints.
@@ -42,14 +47,18 @@ pub enum Endpoint<'a> {
     InvalidateSymbols,
     /// `POST /api/cache/warm`.
     Warm,
+    /// `GET /openapi.json`, in native mode.
+    Description,
+    /// `GET /docs`, in native mode.
+    Documentation,
 }
 
 impl<'a> Endpoint<'a> {
     /// The endpoint of a decoded path; the flag says that a slash too many follows it.
     #[must_use]
-    pub fn of(path: &'a str) -> Option<(Self, bool)> {
+    pub fn of(path: &'a str, native: bool) -> Option<(Self, bool)> {
         // What most requests ask for is told apart by the first bytes.
-        if !path.starts_with("/api/cache/") && !path.starts_with("/health") {
+        if path.starts_with("/api/") && !path.starts_with("/api/cache/") {
             return None;
         }
         let exact = path.strip_suffix('/').unwrap_or(path);
@@ -59,6 +68,8 @@ impl<'a> Endpoint<'a> {
             "/api/cache/clear" => Self::Clear,
             "/api/cache/invalidate/symbols" => Self::InvalidateSymbols,
             "/api/cache/warm" => Self::Warm,
+            "/openapi.json" if native => Self::Description,
+            "/docs" if native => Self::Documentation,
             _ => {
                 let symbol = exact.strip_prefix("/api/cache/invalidate/symbol/")?;
                 if symbol.is_empty() || symbol.contains('/') {
@@ -71,7 +82,7 @@ impl<'a> Endpoint<'a> {
     }
 
     const fn changes_something(self) -> bool {
-        !matches!(self, Self::Health | Self::Stats)
+        !matches!(self, Self::Health | Self::Stats | Self::Description | Self::Documentation)
     }
 }
 
@@ -99,12 +110,14 @@ impl Local {
             return (respond::refused(refusal), Outcome::Refused(refusal));
         }
         let response = match endpoint {
-            Endpoint::Health => self.health.get(proxy).await,
+            Endpoint::Health => health::get(&self.health, proxy).await,
             Endpoint::Stats => cache::stats(proxy).await,
             Endpoint::Clear => cache::clear(proxy, target).await,
             Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(proxy, symbol).await,
             Endpoint::InvalidateSymbols => cache::invalidate_symbols(proxy).await,
             Endpoint::Warm => cache::warm(&self.warm),
+            Endpoint::Description => openapi::description(),
+            Endpoint::Documentation => openapi::documentation(),
         };
         (response, Outcome::Local)
     }
@@ -139,8 +152,12 @@ mod tests {
             ("/api/cache/invalidate/symbol/a/b", None),
             ("/api/cache", None),
             ("/api/symbols", None),
+            ("/docs", None),
+            ("/", None),
         ] {
-            assert_eq!(Endpoint::of(path), expected, "{path}");
+            assert_eq!(Endpoint::of(path, false), expected, "{path}");
         }
+        assert_eq!(Endpoint::of("/docs", true), Some((Endpoint::Documentation, false)));
+        assert_eq!(Endpoint::of("/openapi.json", true), Some((Endpoint::Description, false)));
     }
 }

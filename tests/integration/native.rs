@@ -6,7 +6,7 @@ use mysql_async::prelude::Queryable;
 
 use crate::contract::{ask_all, assert_recorded};
 use crate::mariadb::{MariaDb, PASSWORD};
-use crate::support::{Answer, Connection, Recorded, Sluice, TOKEN, recorded, recorded_dir, until};
+use crate::support::{Answer, Backend, Connection, Recorded, Sluice, TOKEN, ok, recorded, recorded_dir, until};
 
 const GZIP: &[(&str, &str)] = &[("Accept-Encoding", "gzip")];
 const YEAR: &str = "start_timestamp=1735689600000&end_timestamp=1767225600000";
@@ -425,4 +425,20 @@ async fn management_works_over_the_native_api_too() {
     );
     let line = recorded().into_iter().find(|line| line.target == "/api/symbols" && line.method == "GET").unwrap();
     assert_recorded(&sluice.get("/api/symbols").await, &line, "after all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_describes_itself_in_native_mode_alone() {
+    let sluice = Sluice::with(include_str!("../../proxy.toml"), &[("BACKEND_KIND", "sample"), ("REDIS_URL", "")]);
+    let description = sluice.get("/openapi.json").await;
+    assert_eq!((description.status, description.field("content-type")), (200, Some("application/json")));
+    let document: serde_json::Value = serde_json::from_str(&description.text()).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+    let page = sluice.get("/docs").await;
+    assert_eq!((page.status, page.field("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert_eq!(sluice.get("/docs/").await.field("location"), Some("http://api.test/docs"));
+    let backend = Backend::start(|_| ok("", b"the legacy's own")).await;
+    let proxying = Sluice::start(backend.address, "", include_str!("../../proxy.toml")).await;
+    assert_eq!(proxying.get("/openapi.json").await.text(), "the legacy's own");
+    assert_eq!(proxying.get("/docs").await.text(), "the legacy's own");
 }

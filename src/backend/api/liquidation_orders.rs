@@ -5,6 +5,7 @@ use http::Response;
 use super::json::{Style, push, write_order};
 use super::orders::{Order, Orders, Page, Span};
 use super::params::Params;
+use super::schema::{Invalid, LiquidationOrders, Refusal};
 use super::{ApiError, json};
 use crate::body::Stream;
 use crate::moment;
@@ -25,6 +26,30 @@ pub const MOST: i64 = 1000;
 ///
 /// # Errors
 /// 422, 400 and 404 as the contract orders them, and the database's.
+#[utoipa::path(
+    get,
+    path = "/api/liquidation-orders",
+    operation_id = "get_liquidation_orders_api_liquidation_orders_get",
+    summary = "The newest orders of a symbol, or a page of those within a span",
+    description = "",
+    tag = "liquidations",
+    params(
+        ("symbol" = String, Query, description = "Such as BTCUSDT, in upper or lower case"),
+        ("start_timestamp" = Option<String>, Query, description = "Unix milliseconds or ISO 8601; with end_timestamp, and without limit"),
+        ("end_timestamp" = Option<String>, Query, description = "Unix milliseconds or ISO 8601; included"),
+        ("limit" = Option<i64>, Query, description = "The newest orders, so many; without timestamps", minimum = 1, maximum = 1000),
+        ("page" = Option<i64>, Query, description = "Which page of the span, 1 if left out", minimum = 1),
+        ("page_size" = Option<i64>, Query, description = "Orders on a page, 100 if left out", minimum = 1, maximum = 1000),
+    ),
+    responses(
+        (status = 200, description = "With limit an array of orders, with timestamps a page of them; newest first", body = LiquidationOrders),
+        (status = 400, description = "Timestamps that make no sense, or neither or both of timestamps and limit", body = Refusal),
+        (status = 404, description = "No such orders, or a page past the end", body = Refusal),
+        (status = 422, description = "Missing parameters, or numbers out of range", body = Invalid),
+        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
+        (status = 504, description = "The question took too long", body = Refusal),
+    ),
+)]
 pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {
     let mut params = Params::new(target);
     let symbol = params.required("symbol");

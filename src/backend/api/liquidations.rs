@@ -6,6 +6,7 @@ use super::decimal::write_f64;
 use super::json::{Style, push, write_text};
 use super::orders::{Orders, Span};
 use super::params::Params;
+use super::schema::{Invalid, LiquidationBucket, Refusal};
 use super::{ApiError, json};
 use crate::body::Stream;
 use crate::moment;
@@ -21,6 +22,28 @@ const NOTHING: &str = "No data found for the given parameters";
 ///
 /// # Errors
 /// 422, 400 and 404 as the contract orders them, and the database's.
+#[utoipa::path(
+    get,
+    path = "/api/liquidations",
+    operation_id = "get_liquidations_api_liquidations_get",
+    summary = "USD liquidated, by buckets of time",
+    description = "",
+    tag = "liquidations",
+    params(
+        ("symbol" = String, Query, description = "Such as BTCUSDT, in upper or lower case"),
+        ("timeframe" = String, Query, description = "The width of a bucket: a whole number of minutes, hours or days, such as 5m, 1h or 1d"),
+        ("start_timestamp" = String, Query, description = "Unix milliseconds or ISO 8601; buckets count from here"),
+        ("end_timestamp" = String, Query, description = "Unix milliseconds or ISO 8601; included"),
+    ),
+    responses(
+        (status = 200, description = "USD liquidated, by bucket and side; empty buckets are absent", body = Vec<LiquidationBucket>),
+        (status = 400, description = "Timestamps or timeframe that make no sense", body = Refusal),
+        (status = 404, description = "No orders within the span", body = Refusal),
+        (status = 422, description = "Missing parameters", body = Invalid),
+        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
+        (status = 504, description = "The question took too long", body = Refusal),
+    ),
+)]
 pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {
     let mut params = Params::new(target);
     let symbol = params.required("symbol");

@@ -16,6 +16,7 @@ pub mod mysql;
 pub mod orders;
 pub mod params;
 pub mod sample;
+pub mod schema;
 pub mod stream;
 pub mod symbols;
 pub mod texts;

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use super::json::{Style, write_order, write_text};
 use super::orders::{Batches, Orders, OrdersError, Span};
 use super::params::Params;
+use super::schema::{Invalid, Refusal};
 use super::{ApiError, sentence};
 use crate::body::{BoxError, Broken, Stream};
 use crate::moment;
@@ -32,6 +33,33 @@ pub const LARGEST_BATCH: i64 = 5000;
 ///
 /// # Errors
 /// 422 and 400 as the contract orders them; the database's, as long as nothing was sent.
+#[utoipa::path(
+    get,
+    path = "/api/liquidation-orders/stream",
+    operation_id = "stream_liquidation_orders_api_liquidation_orders_stream_get",
+    summary = "All orders of a symbol within a span, as a download",
+    description = "",
+    tag = "liquidations",
+    params(
+        ("symbol" = String, Query, description = "Such as BTCUSDT, in upper or lower case"),
+        ("start_timestamp" = String, Query, description = "Unix milliseconds or ISO 8601"),
+        ("end_timestamp" = String, Query, description = "Unix milliseconds or ISO 8601; included"),
+        ("batch_size" = Option<i64>, Query, description = "Checked, and without effect", minimum = 1, maximum = 5000),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "All orders of the span, newest first, one JSON object a line. A stream that fails half-way ends with a line \
+                           {\"error\": \"…\"} and a broken connection",
+            body = String,
+            content_type = "application/x-ndjson",
+        ),
+        (status = 400, description = "Timestamps that make no sense", body = Refusal),
+        (status = 422, description = "Missing parameters, or numbers out of range", body = Invalid),
+        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
+        (status = 504, description = "The question took too long", body = Refusal),
+    ),
+)]
 pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {
     let mut params = Params::new(target);
     let symbol = params.required("symbol");

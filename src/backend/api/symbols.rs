@@ -4,6 +4,7 @@ use http::Response;
 
 use super::json::{Style, write_text};
 use super::orders::Orders;
+use super::schema::Refusal;
 use super::{ApiError, json};
 use crate::body::Stream;
 
@@ -11,6 +12,19 @@ use crate::body::Stream;
 ///
 /// # Errors
 /// The database's.
+#[utoipa::path(
+    get,
+    path = "/api/symbols",
+    operation_id = "get_symbols_api_symbols_get",
+    summary = "The symbols that there are",
+    description = "",
+    tag = "liquidations",
+    responses(
+        (status = 200, description = "The distinct symbols that do not end in a digit, in the database's order", body = Vec<String>),
+        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
+        (status = 504, description = "The question took too long", body = Refusal),
+    ),
+)]
 pub async fn get<O: Orders>(orders: &O) -> Result<Response<Stream>, ApiError> {
     let mut out = String::from("[");
     for symbol in orders.symbols().await? {
