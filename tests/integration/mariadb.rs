@@ -85,11 +85,13 @@ impl MariaDb {
         let contract = recorded_dir();
         self.run("DROP TABLE IF EXISTS api.binance_liqs").await;
         self.feed(&contract.join("schema.sql"));
-        let orders = contract.join("orders.csv");
-        self.client(
-            &["api", "-e", &format!("LOAD DATA LOCAL INFILE '{}' INTO TABLE binance_liqs FIELDS TERMINATED BY ','", orders.display())],
-            None,
-        );
+        self.load_file(&contract.join("orders.csv"));
+    }
+
+    /// Adds the orders of a CSV file.
+    pub fn load_file(&self, orders: &Path) {
+        let statement = format!("LOAD DATA LOCAL INFILE '{}' INTO TABLE binance_liqs FIELDS TERMINATED BY ','", orders.display());
+        self.client(&["api", "-e", &statement], None);
     }
 
     /// Creates what deploy/mysql/indexes.sql creates.

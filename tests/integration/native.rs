@@ -40,6 +40,23 @@ async fn assert_contract(sluice: &Sluice, when: &str) {
     assert_eq!(deviating, 8);
 }
 
+/// Without rules too: every byte is the API's own, packed from 1,000 bytes on for those who take it.
+async fn assert_uncached(sluice: &Sluice) {
+    for fields in [&[][..], GZIP] {
+        for (line, answer) in lines().iter().zip(ask_all(sluice, &lines(), fields, "uncached").await) {
+            let streamed = line.target.contains("/stream?") && line.status == 200;
+            let packed = !fields.is_empty() && (line.body.len() >= 1000 || streamed);
+            assert_eq!(answer.field("content-encoding"), packed.then_some("gzip"), "{}", line.target);
+            assert_eq!(answer.field("vary"), packed.then_some("Accept-Encoding"), "{}", line.target);
+        }
+    }
+    let stream = format!("/api/liquidation-orders/stream?symbol=BTCUSDT&{YEAR}");
+    for (target, length) in [("/api/symbols", Some("223")), (&stream, None)] {
+        let head = Connection::open(sluice.address).await.ask("HEAD", target, &[], b"").await;
+        assert_eq!((head.status, head.field("content-length")), (200, length), "{target}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_in_memory_answer_the_contract() {
     let orders = recorded_dir().join("orders.csv");
@@ -55,6 +72,7 @@ async fn a_table_with_and_without_indexes_answers_the_contract() {
     assert_contract(&bare, "no index").await;
     assert!(bare.logged().contains("no index on (symbol, order_trade_time)"), "{}", bare.logged());
     assert!(bare.logged().contains("ALTER TABLE `binance_liqs` ADD INDEX `liq_symbol_time` (`symbol`, `order_trade_time`)"));
+    assert_uncached(&database.uncached(&[], &[])).await;
     assert_eq!(database.index(), "");
     assert!(database.index().contains("is there already"), "safe to repeat");
     let indexed = database.sluice(&[]);
@@ -122,6 +140,42 @@ async fn pages_neither_overlap_nor_leave_out_orders_of_one_moment() {
         assert_eq!(numbers, (1..=3000).collect::<Vec<_>>(), "{state}");
         assert_eq!(sluice.get("/api/liquidation-orders?symbol=btcusdt&start_timestamp=0&end_timestamp=5000&page=31").await.status, 404);
     }
+}
+
+/// 200,000 orders, most of them within one of many slices of time, some at one moment: deep pages hold what an OFFSET
+/// would give.
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_pages_are_where_an_offset_would_find_them() {
+    let database = MariaDb::empty(&[]).await;
+    database.feed(&recorded_dir().join("schema.sql"));
+    database
+        .run(
+            "USE api; INSERT INTO binance_liqs SELECT 'BTCUSDT', 'buy', 'LIMIT', 'IOC', seq, 1, 1, 'FILLED', 1, 1, \
+             CASE WHEN seq <= 10000 THEN seq * 1000 WHEN seq <= 150000 THEN 20000000 + seq DIV 3 ELSE 30000000 + seq * 7 END \
+             FROM seq_1_to_200000",
+        )
+        .await;
+    database.index();
+    let sluice = database.uncached(&[], &[]);
+    let mut admin = database.admin().await;
+    for offset in [900_u64, 1500, 49_900, 50_100, 50_150, 99_000, 123_450, 149_950, 189_950, 190_000, 199_950, 200_000, 5_000_000] {
+        let (size, number) = (50, offset / 50 + 1);
+        let target =
+            format!("/api/liquidation-orders?symbol=BTCUSDT&start_timestamp=0&end_timestamp=90000000&page={number}&page_size={size}");
+        let answer = sluice.get(&target).await;
+        let statement = format!(
+            "SELECT order_trade_time, CAST(original_quantity AS SIGNED) FROM api.binance_liqs FORCE INDEX (liq_symbol_time) \
+             WHERE symbol = 'BTCUSDT' ORDER BY order_trade_time DESC LIMIT {size} OFFSET {offset}"
+        );
+        let expected: Vec<(i64, i64)> = admin.query(statement).await.unwrap();
+        if expected.is_empty() {
+            assert_eq!(answer.status, 404, "{offset}");
+        } else {
+            assert_eq!(page(&answer), expected, "{offset}");
+        }
+    }
+    let year = format!("/api/liquidations?symbol=BTCUSDT&timeframe=7d&{YEAR}");
+    assert_eq!(sluice.get(&year).await.status, 404, "a long span with nothing in it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -298,7 +352,7 @@ async fn a_stream_takes_no_more_memory_than_its_client_takes_lines() {
     let whole = sluice.get(ALL).await;
     assert!(whole.whole);
     assert_eq!(whole.body.iter().filter(|&&byte| byte == b'\n').count(), 400_000);
-    assert!(sluice.process.resident() < 64 << 20, "{}", sluice.process.resident());
+    assert!(sluice.process.resident_peak() < 64 << 20, "{}", sluice.process.resident_peak());
     // The one that waited leaves, and its query with it.
     assert_eq!(database.running().await.len(), 1);
     drop(connection);

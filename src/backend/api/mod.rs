@@ -24,14 +24,16 @@ pub mod texts;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, LOCATION, RETRY_AFTER};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER, VARY};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body as _;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::{Answering, Backend, BackendError};
 use crate::body::{self, Stream};
+use crate::http::encoding::{accepts_gzip, gzip};
 use crate::target::Target;
 use orders::{Orders, OrdersError};
 
@@ -100,20 +102,49 @@ async fn answer<O: Orders>(orders: &O, request: &Request<()>) -> Response<Stream
     if path.strip_suffix('/').is_some_and(|path| PATHS.contains(&path)) {
         return without_slash(request, path);
     }
-    if PATHS.contains(&path) && request.method() != Method::GET {
+    if PATHS.contains(&path) && !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = detail(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
+    let gzip = accepts_gzip(request.headers());
     let answer = match path {
         "/api/symbols" => symbols::get(orders).await,
         "/api/liquidations" => liquidations::get(orders, &target).await,
         "/api/liquidation-orders" => liquidation_orders::get(orders, &target).await,
-        "/api/liquidation-orders/stream" => stream::get(orders, &target).await,
+        "/api/liquidation-orders/stream" => stream::get(orders, &target, gzip).await,
         "/health" => Ok(health(orders).await),
         _ => return detail(StatusCode::NOT_FOUND, "Not Found"),
     };
-    answer.unwrap_or_else(refuse)
+    let answer = answer.unwrap_or_else(refuse);
+    if gzip { packed(answer).await } else { answer }
+}
+
+/// Bodies of so many bytes and more are sent as gzip to those who take it.
+const PACKED_FROM: u64 = 1000;
+
+/// Packs a body that is all there. The time that takes is not the runtime's.
+async fn packed(answer: Response<Stream>) -> Response<Stream> {
+    if answer.body().size_hint().exact().is_none_or(|length| length < PACKED_FROM) {
+        return answer;
+    }
+    let (mut head, body) = answer.into_parts();
+    let plain = body::read(body, usize::MAX).await.unwrap_or_default();
+    let packing = tokio::task::spawn_blocking(move || (gzip(&plain), plain));
+    let body = match packing.await {
+        Ok((packed, plain)) if packed.is_empty() => plain,
+        Ok((packed, _)) => {
+            says_gzip(&mut head.headers);
+            packed
+        }
+        Err(_) => Bytes::new(),
+    };
+    Response::from_parts(head, body::full(body))
+}
+
+fn says_gzip(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
 fn refuse(error: ApiError) -> Response<Stream> {

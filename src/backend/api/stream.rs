@@ -3,10 +3,13 @@
 //! Lines are written as the orders arrive, in constant memory, and orders are read only as fast as the client takes
 //! the lines. A client that leaves drops the body, which ends the writing task, which ends the query.
 
+use std::io::Write as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use http::{HeaderValue, Response};
 use http_body::{Body, Frame};
@@ -17,7 +20,7 @@ use super::json::{Style, write_order, write_text};
 use super::orders::{Batches, Orders, OrdersError, Span};
 use super::params::Params;
 use super::schema::{Invalid, Refusal};
-use super::{ApiError, sentence};
+use super::{ApiError, says_gzip, sentence};
 use crate::body::{BoxError, Broken, Stream};
 use crate::moment;
 use crate::outcome::Failure;
@@ -60,7 +63,7 @@ pub const LARGEST_BATCH: i64 = 5000;
         (status = 504, description = "The question took too long", body = Refusal),
     ),
 )]
-pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {
+pub async fn get<O: Orders>(orders: &O, target: &Target<'_>, gzip: bool) -> Result<Response<Stream>, ApiError> {
     let mut params = Params::new(target);
     let symbol = params.required("symbol");
     let (from, to) = (params.required("start_timestamp"), params.required("end_timestamp"));
@@ -72,10 +75,13 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<
     }
     let batches = orders.stream(&symbol, Span { start, end }).await?;
     let (lines, body) = mpsc::channel(1);
-    tokio::spawn(write(batches, lines));
+    tokio::spawn(write(batches, lines, if gzip { Packer::gzip() } else { Packer::Plain }));
     let mut response = Response::new(Lines { lines: body, failing: None }.boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    if gzip {
+        says_gzip(headers);
+    }
     headers.insert(CONTENT_DISPOSITION, disposition(&format!("liquidation_orders_{symbol}_{from}_{to}.jsonl")));
     Ok(response)
 }
@@ -90,7 +96,7 @@ fn disposition(name: &str) -> HeaderValue {
 /// What the body gets: lines, or the last line and why there are no more.
 type Written = Result<Bytes, (Bytes, OrdersError)>;
 
-async fn write<E: Into<OrdersError>>(mut batches: Batches<E>, lines: mpsc::Sender<Written>) {
+async fn write<E: Into<OrdersError>>(mut batches: Batches<E>, lines: mpsc::Sender<Written>, mut packer: Packer) {
     while let Some(batch) = batches.next().await {
         let written = match batch {
             Ok(orders) => {
@@ -99,18 +105,55 @@ async fn write<E: Into<OrdersError>>(mut batches: Batches<E>, lines: mpsc::Sende
                     write_order(order, Style::Spaced, &mut text);
                     text.push('\n');
                 }
-                Ok(Bytes::from(text))
+                Ok(packer.pack(text))
             }
             Err(error) => {
                 let mut text = String::from("{\"error\": ");
                 write_text(Some(&sentence(&error)), Style::Spaced, &mut text);
                 text.push_str("}\n");
-                Err((Bytes::from(text), error))
+                Err((packer.pack(text), error))
             }
         };
+        let failed = written.is_err();
         // Whoever reads may have left.
-        if lines.send(written).await.is_err() {
+        if lines.send(written).await.is_err() || failed {
             return;
+        }
+    }
+    let end = packer.finish();
+    if !end.is_empty() {
+        let _ = lines.send(Ok(end)).await;
+    }
+}
+
+/// The form in which lines are sent.
+enum Packer {
+    Plain,
+    Gzip(Box<GzEncoder<Vec<u8>>>),
+}
+
+impl Packer {
+    /// Fast rather than small: one client reads it, once.
+    fn gzip() -> Self {
+        Self::Gzip(Box::new(GzEncoder::new(Vec::new(), Compression::fast())))
+    }
+
+    /// Packs text so that all of it can be unpacked when it arrives. Writing to a `Vec` does not fail.
+    fn pack(&mut self, text: String) -> Bytes {
+        match self {
+            Self::Plain => Bytes::from(text),
+            Self::Gzip(encoder) => {
+                let packed = encoder.write_all(text.as_bytes()).and_then(|()| encoder.flush());
+                debug_assert!(packed.is_ok());
+                Bytes::from(std::mem::take(encoder.get_mut()))
+            }
+        }
+    }
+
+    fn finish(self) -> Bytes {
+        match self {
+            Self::Plain => Bytes::new(),
+            Self::Gzip(encoder) => Bytes::from(encoder.finish().unwrap_or_default()),
         }
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! mod     the questions that endpoints ask          sql     the statements, as text
-//! pool    connections within bounds, deadlines      table   what the table is like, which indexes it has
-//! link    one connection, from hello to goodbye     row     from rows to orders
+//! locate  where a deep page begins                  table   what the table is like, which indexes it has
+//! pool    connections within bounds, deadlines      row     from rows to orders
+//! link    one connection, from hello to goodbye
 //! ```
 
 pub mod link;
+pub mod locate;
 pub mod pool;
 pub mod row;
 pub mod sql;
@@ -33,6 +35,9 @@ use crate::telemetry::Metrics;
 const TEND: Duration = Duration::from_secs(1);
 /// The table is looked at again after so many rounds of tending: an index that was added is used within a minute.
 const ROUNDS_BETWEEN_LOOKS: u32 = 60;
+
+/// Sums over a span of more milliseconds than this are asked for in two halves at a time: two months.
+const LONG: i64 = 60 * 86_400_000;
 
 /// Orders in a table.
 pub struct Mysql {
@@ -157,11 +162,22 @@ impl Shared {
         let mut asking = self.pool.ask(self.query_timeout).await?;
         let table = self.table(&mut asking).await?;
         let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
-        let sums = ask(&mut asking, &rows.buckets(span, width)).await?;
+        let mut spans = vec![span];
+        if rows.are_ordered() && span.end.saturating_sub(span.start) > LONG {
+            let Some(extent) = extent(&mut asking, &rows, span).await? else { return Ok(Vec::new()) };
+            spans = halves(extent, span.start, width);
+        }
+        let statements: Vec<Statement> = spans.into_iter().map(|part| rows.buckets(part, span.start, width)).collect();
+        let answers = ask_all(&mut asking, &mut self.helper(&statements).await, &statements).await?;
         let mut texts = Texts::default();
-        let mut buckets: Vec<Bucket> = sums.iter().filter_map(|sum| bucket(sum, span, width, &mut texts)).collect();
+        let mut buckets: Vec<Bucket> = answers.iter().flatten().filter_map(|sum| bucket(sum, span, width, &mut texts)).collect();
         buckets.sort_by(|one, two| one.timestamp.cmp(&two.timestamp).then_with(|| by_side(one, two)));
         Ok(buckets)
+    }
+
+    /// Somebody to ask the second of several statements, if there is one and a connection is free.
+    async fn helper(&self, statements: &[Statement]) -> Option<Asking> {
+        if statements.len() > 1 { self.pool.help(self.query_timeout).await } else { None }
     }
 
     async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, Trouble> {
@@ -175,19 +191,18 @@ impl Shared {
         let mut asking = self.pool.ask(self.long_query_timeout).await?;
         let table = self.table(&mut asking).await?;
         let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
-        if !rows.is_deep(page) {
+        if page.offset <= locate::DEEP || !rows.are_ordered() {
             return Ok(orders(ask(&mut asking, &rows.page(span, page)).await?));
         }
-        let Some(first) = one_number(&ask(&mut asking, &rows.beginning(span, page.offset)).await?) else { return Ok(Vec::new()) };
-        let older = Span { start: span.start, end: first };
+        let mut helper = if page.offset > locate::VERY_DEEP { self.pool.help(self.long_query_timeout).await } else { None };
+        let Some(place) = locate::order(&mut asking, &mut helper, &rows, span, page.offset).await? else { return Ok(Vec::new()) };
+        let older = Span { start: span.start, end: place.moment };
         let found = orders(ask(&mut asking, &rows.page(older, Page { offset: 0, size: page.size })).await?);
         // If others share the first one's moment, some of them may belong to the page before.
-        if found.get(1).is_none_or(|second| second.order_trade_time != Some(first)) && page.size > 1 {
+        if page.size > 1 && found.get(1).is_none_or(|second| second.order_trade_time != Some(place.moment)) {
             return Ok(found);
         }
-        let newer = Span { start: first.saturating_add(1), end: span.end };
-        let before = if newer.start > newer.end { None } else { one_number(&ask(&mut asking, &rows.count(newer)).await?) };
-        let before = before.and_then(|count| u64::try_from(count).ok()).unwrap_or(0);
+        let before = place.newer(&mut asking, &rows).await?;
         let page = Page { offset: page.offset.saturating_sub(before), size: page.size };
         Ok(orders(ask(&mut asking, &rows.page(older, page)).await?))
     }
@@ -208,6 +223,42 @@ impl Shared {
 
 async fn ask(asking: &mut Asking, statement: &Statement) -> Result<Vec<Row>, Trouble> {
     asking.rows(&statement.text, statement.params()).await
+}
+
+/// Asks several statements, two at a time if there is a helper, and gives all answers in their order.
+async fn ask_all(asking: &mut Asking, helper: &mut Option<Asking>, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Trouble> {
+    let mut answers = Vec::with_capacity(statements.len());
+    for pair in statements.chunks(2) {
+        match (pair, &mut *helper) {
+            ([first, second], Some(helper)) => {
+                let (first, second) = tokio::join!(ask(asking, first), ask(helper, second));
+                answers.extend([first?, second?]);
+            }
+            _ => {
+                for statement in pair {
+                    answers.push(ask(asking, statement).await?);
+                }
+            }
+        }
+    }
+    Ok(answers)
+}
+
+/// The first and the last moment of the orders within a span; `None` if there are none.
+async fn extent(asking: &mut Asking, rows: &Rows<'_>, span: Span) -> Result<Option<Span>, Trouble> {
+    let answer = ask(asking, &rows.extent(span)).await?;
+    let moment = |at| row::whole(answer.first()?.as_ref(at)?);
+    Ok(moment(0).zip(moment(1)).map(|(start, end)| Span { start, end }))
+}
+
+/// A span in two, cut where a bucket ends; or whole, if no bucket ends within it.
+fn halves(span: Span, origin: i64, width: i64) -> Vec<Span> {
+    let middle = span.start.midpoint(span.end);
+    let cut = middle.saturating_sub(origin) / width * width + origin;
+    if cut <= span.start || cut > span.end {
+        return vec![span];
+    }
+    vec![Span { start: span.start, end: cut - 1 }, Span { start: cut, end: span.end }]
 }
 
 fn orders(rows: Vec<Row>) -> Vec<Order> {
@@ -257,5 +308,25 @@ impl Orders for Mysql {
 
     async fn check(&self) -> Result<(), OrdersError> {
         self.shared.pool.check().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn halves_cover_a_span_and_share_no_bucket(start in 0_i64..1000, length in 0_i64..1000, before in 0_i64..500, width in 1_i64..700) {
+            let (span, origin) = (Span { start, end: start + length }, start - before);
+            let parts = halves(span, origin, width);
+            prop_assert_eq!((parts[0].start, parts[parts.len() - 1].end), (span.start, span.end));
+            let bucket = |moment: i64| (moment - origin) / width;
+            if let [old, new] = parts[..] {
+                prop_assert_eq!(old.end + 1, new.start);
+                prop_assert!(bucket(old.end) < bucket(new.start));
+            }
+        }
     }
 }

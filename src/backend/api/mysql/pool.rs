@@ -111,6 +111,13 @@ impl Pool {
         self.lend(vec![stream, place], silence, whole).await
     }
 
+    /// A second connection for a question that has one, if a place is free at this moment: nobody waits while holding
+    /// what others wait for.
+    pub async fn help(&self, limit: Duration) -> Option<Asking> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        self.lend(vec![place], limit, limit).await.ok()
+    }
+
     /// Waits for a place in a short queue.
     async fn queue(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, OrdersError> {
         if let Ok(place) = Arc::clone(places).try_acquire_owned() {

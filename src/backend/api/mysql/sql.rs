@@ -4,8 +4,8 @@
 //! |---|---|
 //! | symbols | the distinct ones, by jumping from one to the next in the index |
 //! | newest, first pages, stream | down the index on (symbol, order_trade_time): nothing is sorted |
-//! | deep pages | first *where* the page begins, from the index alone; then its rows |
-//! | sums | from an index that holds all they need |
+//! | deep pages | first *where* the page begins, from the index alone ([`super::locate`]); then its rows |
+//! | sums | from an index that holds all they need; a long span in two halves at a time |
 //!
 //! Without that index, or where a symbol has several spellings, rows are sorted by time and then by the primary key (or
 //! else by all columns: rows that are equal in all of them are the same to every reader), so that pages never overlap.
@@ -15,9 +15,6 @@ use mysql_async::{Params, Value};
 use super::row::COLUMNS;
 use super::table::{Index, Table};
 use crate::backend::api::orders::{Page, Span};
-
-/// Pages that begin later than this are found from the index alone before any of their rows is read.
-const DEEP: u64 = 1000;
 
 /// A statement with its parameters.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +51,15 @@ pub fn spellings(table: &Table, symbol: &str) -> Statement {
     Statement { text, params: vec![symbol.into()] }
 }
 
+/// From where orders are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// From the newest.
+    Newest,
+    /// From the oldest.
+    Oldest,
+}
+
 /// Which rows a question is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Symbols {
@@ -73,7 +79,8 @@ pub struct Rows<'t> {
 
 impl Rows<'_> {
     /// Whether the index has them in order of time.
-    fn are_ordered(&self) -> bool {
+    #[must_use]
+    pub fn are_ordered(&self) -> bool {
         matches!(&self.symbols, Symbols::OneOf(names) if names.len() == 1) && self.table.by_symbol.as_ref().is_some_and(Index::is_timed)
     }
 
@@ -127,24 +134,28 @@ impl Rows<'_> {
         self.orders(Some(span), false)
     }
 
-    /// Whether a page is better found by its first moment.
-    #[must_use]
-    pub fn is_deep(&self, page: Page) -> bool {
-        page.offset > DEEP && self.are_ordered()
-    }
-
     /// A page, counted from the newest of the span.
     #[must_use]
     pub fn page(&self, span: Span, page: Page) -> Statement {
         Self::limited(self.orders(Some(span), true), page.size, page.offset)
     }
 
-    /// The moment of the order at which a page begins, from the index alone.
+    /// The moment of the order that `offset` others precede, counted from the newest or from the oldest; from the index
+    /// alone.
     #[must_use]
-    pub fn beginning(&self, span: Span, offset: u64) -> Statement {
+    pub fn moment(&self, span: Span, from: End, offset: u64) -> Statement {
         let mut statement = self.select("`order_trade_time`", self.table.by_symbol.as_ref(), Some(span));
-        statement.text.push_str(" ORDER BY `order_trade_time` DESC");
+        statement.text.push_str(match from {
+            End::Newest => " ORDER BY `order_trade_time` DESC",
+            End::Oldest => " ORDER BY `order_trade_time`",
+        });
         Self::limited(statement, 1, offset)
+    }
+
+    /// The first and the last moment of the orders within a span: two probes of the index.
+    #[must_use]
+    pub fn extent(&self, span: Span) -> Statement {
+        self.select("MIN(`order_trade_time`), MAX(`order_trade_time`)", self.table.by_symbol.as_ref(), Some(span))
     }
 
     /// How many orders a span has, from the index alone.
@@ -153,9 +164,9 @@ impl Rows<'_> {
         self.select("COUNT(*)", self.table.by_symbol.as_ref(), Some(span))
     }
 
-    /// Sums by bucket (counted from the span's start, from zero) and side.
+    /// Sums of a span by side and by bucket, of which number zero begins at `origin`.
     #[must_use]
-    pub fn buckets(&self, span: Span, width: i64) -> Statement {
+    pub fn buckets(&self, span: Span, origin: i64, width: i64) -> Statement {
         let what = format!(
             "(`order_trade_time` - ?) DIV ? AS bucket, `side`, SUM({} * {})",
             self.table.exact("average_price"),
@@ -163,7 +174,7 @@ impl Rows<'_> {
         );
         let index = self.table.covering.as_ref().or(self.table.by_symbol.as_ref());
         let mut statement = self.select(&what, index, Some(span));
-        statement.params.splice(0..0, [Value::from(span.start), Value::from(width)]);
+        statement.params.splice(0..0, [Value::from(origin), Value::from(width)]);
         // They are few and sorted here; the server need not.
         statement.text.push_str(" GROUP BY bucket, `side` ORDER BY NULL");
         statement
@@ -185,4 +196,48 @@ fn folded(table: &Table, symbol: &str) -> &'static str {
 
 fn columns() -> String {
     COLUMNS.map(|name| format!("`{name}`")).join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::api::mysql::table::tests::{table, with_indexes};
+
+    const SPAN: Span = Span { start: 5, end: 9 };
+
+    fn one(table: &Table) -> Rows<'_> {
+        Rows { table, symbols: Symbols::OneOf(vec!["BTC".into()]) }
+    }
+
+    #[test]
+    fn with_indexes_nothing_is_sorted() {
+        let table = with_indexes("decimal(28,8)");
+        let rows = one(&table);
+        let page = rows.page(SPAN, Page { offset: 20, size: 10 });
+        assert!(page.text.ends_with(
+            "FROM `t` FORCE INDEX (`narrow`) WHERE `symbol` = ? AND `order_trade_time` BETWEEN ? AND ? ORDER BY `order_trade_time` DESC LIMIT ? OFFSET ?"
+        ));
+        assert_eq!(page.params, [Value::from("BTC"), Value::from(5), Value::from(9), Value::from(10_u64), Value::from(20_u64)]);
+        let sums = rows.buckets(SPAN, 3, 60_000);
+        assert_eq!(
+            sums.text,
+            "SELECT (`order_trade_time` - ?) DIV ? AS bucket, `side`, SUM(`average_price` * `order_filled_accumulated_quantity`) FROM `t` \
+             FORCE INDEX (`wide`) WHERE `symbol` = ? AND `order_trade_time` BETWEEN ? AND ? GROUP BY bucket, `side` ORDER BY NULL"
+        );
+        assert_eq!(sums.params[..2], [Value::from(3), Value::from(60_000)]);
+    }
+
+    #[test]
+    fn without_an_order_in_the_index_pages_are_made_stable() {
+        let bare = table("double");
+        let folded = Rows { table: &bare, symbols: Symbols::Folded("btc".into()) };
+        let page = folded.page(SPAN, Page { offset: 0, size: 10 }).text;
+        assert!(page.contains("FROM `t` WHERE LOWER(`symbol`) = LOWER(?)") && page.contains("DESC, `symbol` DESC, `side` DESC"), "{page}");
+        assert!(!folded.stream(SPAN).text.contains("`symbol` DESC"), "a stream has no pages");
+        let table = with_indexes("double");
+        let two = Rows { table: &table, symbols: Symbols::OneOf(vec!["BTC".into(), "btc".into()]) };
+        assert!(!two.are_ordered());
+        let page = two.page(SPAN, Page { offset: 0, size: 10 }).text;
+        assert!(page.contains("`symbol` IN (?, ?)") && page.contains("DESC, `id` DESC LIMIT"), "{page}");
+    }
 }

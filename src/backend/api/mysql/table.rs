@@ -240,7 +240,7 @@ fn quote(name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn columns(collation: &str, number: &str) -> BTreeMap<String, Column> {
@@ -256,6 +256,18 @@ mod tests {
     fn parts(index: &str, columns: &[&str]) -> Vec<Part> {
         let part = |(at, column): (usize, &&str)| Part { index: index.into(), at: at as u64, column: (*column).into(), usable: true };
         columns.iter().enumerate().map(part).collect()
+    }
+
+    /// A table without indexes.
+    pub fn table(number: &str) -> Table {
+        Table::of("`t`".into(), columns("utf8mb4_general_ci", number), Vec::new()).unwrap()
+    }
+
+    /// A table with a primary key and both indexes.
+    pub fn with_indexes(number: &str) -> Table {
+        let all = ["symbol", "order_trade_time", "side", "average_price", "order_filled_accumulated_quantity"];
+        let parts = [parts("wide", &all), parts("narrow", &all[..2]), parts("PRIMARY", &["id"])].concat();
+        Table::of("`t`".into(), columns("utf8mb4_general_ci", number), parts).unwrap()
     }
 
     #[test]
