@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> ExitCode {
              curl -i 'http://{address}/api/liquidation-orders?symbol=BTCUSDT&limit=3'\n  \
              curl -i 'http://{address}/api/liquidations?symbol=BTCUSDT&timeframe=1d&start_timestamp=0&end_timestamp=4102444800000'\n\n\
              The first time Cache-Status says fwd=uri-miss, the second time hit.\n\
-             Metrics: http://{admin}/metrics   Statistics: http://{admin}/stats   Stop: Ctrl-C\n",
+             The API: http://{address}/docs   Metrics: http://{admin}/metrics   Statistics: http://{admin}/stats   Stop: Ctrl-C\n",
             DELAY.as_millis()
         ));
         live(Arc::clone(&running.proxy))

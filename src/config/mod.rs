@@ -329,6 +329,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn native_mode_says_what_it_lacks() {
+        for (lines, expected) in [
+            ("", "user: missing"),
+            ("user='u'", "database: missing"),
+            ("user='u'\ndatabase='d'\npool_min=9\npool_max=3", "pool_min: more than pool_max"),
+            ("user='u'\ndatabase='d'\ntls='on'", "tls: expected \"off\", \"require\" or \"verify\""),
+            ("user='u'\ndatabase='d'\ntls='verify'\ntls_ca='/no/such/file'", "tls_ca: there is no file"),
+            ("user='u'\ndatabase='d'\ntable='a`b'", "is not the name of a table"),
+            ("user='u'\ndatabase='d'\ntable='a.b.c'", "is not the name of a table"),
+            ("user='u'\ndatabase='d'\npasword='p'", "did you mean 'password'?"),
+        ] {
+            let report = report(&format!("[backend]\nkind='mysql'\n[mysql]\n{lines}\n"));
+            assert!(report.iter().any(|line| line.contains(expected)), "{lines}: {report:?}");
+        }
+        let text = "[backend]\nkind='mysql'\n[mysql]\nuser='u'\ndatabase='d'\npassword='hush'\n";
+        let config = check("t", text, &|_| None).config.unwrap();
+        assert!(config.backend.is_native() && !format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
     fn secrets_do_not_show() {
         let text = format!("{BACKEND}[admin]\ntoken='hush'\n[cache]\nredis='redis://:hush@127.0.0.1:1/0'\n");
         let config = check("t", &text, &|_| None).config.unwrap();
