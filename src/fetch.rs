@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use http::header::{CONTENT_LENGTH, ETAG};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use quick_cache::UnitWeighter;
@@ -30,7 +30,7 @@ use crate::http::cache_control::CacheControl;
 use crate::http::conditional::etag_of;
 use crate::http::encoding::{self, Coding};
 use crate::http::freshness::{Grant, Lifetimes, Verdict, is_failure, verdict};
-use crate::http::headers::age;
+use crate::http::headers::{age, freshened};
 use crate::http::vary::{Vary, selection};
 use crate::key::{Canonical, Key};
 use crate::outcome::Failure;
@@ -71,6 +71,10 @@ pub struct Job {
     pub asked: Instant,
     /// The request as the backend shall get it.
     pub request: request::Parts,
+    /// What is stored and stale: the request may be conditional on its validators.
+    pub stale: Option<Arc<Entry>>,
+    /// Whether what is stored may be served if the backend fails, so that a failure must not take its place.
+    pub stands_in: bool,
 }
 
 /// What a client that waited for a fetch gets.
@@ -247,8 +251,12 @@ impl Fetcher {
                 return lead.fail(failure);
             }
         };
-        let (mut head, body) = answer.into_parts();
+        let (mut head, mut body) = answer.into_parts();
         gateway::clean_answer(&mut head.headers);
+        if let (StatusCode::NOT_MODIFIED, Some(stale)) = (head.status, &job.stale) {
+            let Some(revived) = self.revive(stale, &head.headers).await else { return lead.fail(Failure::Invalid) };
+            (head, body) = revived.into_parts();
+        }
         match is_failure(head.status) {
             true => self.note_failure(&job.flight, Failure::Status(head.status.as_u16())),
             false => self.note_success(&job.flight),
@@ -258,7 +266,8 @@ impl Fetcher {
             return self.hand_over(&job, lead, own, Response::from_parts(head, body));
         };
         let lives = match verdict {
-            Verdict::Store(lives) => Some(lives),
+            Verdict::Store(_) if job.stands_in && is_failure(head.status) => None,
+            Verdict::Store(lives) | Verdict::Keep(lives) => Some(lives),
             Verdict::Share(_) => None,
             Verdict::Private(_) => return self.hand_over(&job, lead, own, Response::from_parts(head, body)),
         };
@@ -273,8 +282,37 @@ impl Fetcher {
         if !stored {
             fill.settle(None);
         }
+        if matches!(verdict, Verdict::Keep(_)) {
+            // For the one who asked, and for those to come once the backend has been asked again.
+            let answer = fill.reader().map(|reader| fill.head.response(reader.boxed_unsync()));
+            if let Some(answer) = answer {
+                drop(own.send(answer));
+            }
+            lead.unshare();
+            return self.pump(&job, None, &fill, writer, body, lives).await;
+        }
         lead.share(Arc::clone(&fill));
-        self.pump(&job, lead, &fill, writer, body, lives).await;
+        self.pump(&job, Some(lead), &fill, writer, body, lives).await;
+    }
+
+    /// A stored answer that the backend says still holds, as if it had come anew with the fields that the 304 updates
+    /// (RFC 9111 §4.3.4).
+    async fn revive(&self, stale: &Entry, told: &HeaderMap) -> Option<Response<Stream>> {
+        let Content::Answer(answer) = &stale.content else { return None };
+        let plain = match (answer.coding, &answer.plain) {
+            (Coding::Identity, _) => answer.body.clone(),
+            (Coding::Gzip, Some(plain)) => plain.clone(),
+            (Coding::Gzip, None) => {
+                let (coded, limit) = (answer.body.clone(), self.settings.max_object.saturating_mul(MAX_INFLATION));
+                self.runtime.spawn_blocking(move || encoding::gunzip(&coded, limit)).await.ok()?.ok()?
+            }
+        };
+        let mut stored = answer.fields.clone();
+        gateway::take_own_via(&mut stored);
+        let mut response = Response::new(body::full(plain));
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = freshened(&stored, told);
+        Some(response)
     }
 
     /// An answer for one client alone. Whoever waited goes by itself, and those to come do not queue.
@@ -286,7 +324,7 @@ impl Fetcher {
     }
 
     /// Reads the body into the fill, and the fill into the store.
-    async fn pump(&self, job: &Job, lead: Lead, fill: &Arc<Fill>, writer: Writer, mut body: Stream, lives: Option<Lifetimes>) {
+    async fn pump(&self, job: &Job, lead: Option<Lead>, fill: &Arc<Fill>, writer: Writer, mut body: Stream, lives: Option<Lifetimes>) {
         while let Some(frame) = body.frame().await {
             let chunk = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(chunk)) => chunk,

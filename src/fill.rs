@@ -12,12 +12,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::body::{BoxError, Broken};
+use crate::body::{BoxError, Broken, Stream};
 use crate::http::encoding::Coding;
 use crate::outcome::Failure;
 use crate::store::Entry;
@@ -43,6 +43,17 @@ pub struct Head {
     pub stored: bool,
     /// The request fields it varies by, and what the request that fetched it said in them.
     pub vary: (Vec<HeaderName>, [u8; 32]),
+}
+
+impl Head {
+    /// This head before a body.
+    #[must_use]
+    pub fn response(&self, body: Stream) -> Response<Stream> {
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.fields.clone();
+        response
+    }
 }
 
 /// All fills' bytes together.

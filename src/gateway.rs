@@ -134,6 +134,16 @@ pub fn clean_answer(headers: &mut HeaderMap) {
     headers.remove(REQUEST_ID);
 }
 
+/// Takes back what Sluice added to `Via` when it stored an answer.
+pub fn take_own_via(headers: &mut HeaderMap) {
+    let own = HeaderValue::from_static(crate::proxy::VIA);
+    let others: Vec<HeaderValue> = headers.get_all(VIA).iter().filter(|value| **value != own).cloned().collect();
+    headers.remove(VIA);
+    for value in others {
+        headers.append(VIA, value);
+    }
+}
+
 /// A `Location` that names the backend's authority gets the request's own: clients cannot reach the backend.
 pub fn relocate(headers: &mut HeaderMap, backend: &[Authority], request: &request::Parts, public: Option<&PublicUrl>) {
     let Some(rest) = headers.get(LOCATION).and_then(|location| beyond_authority(location, backend)) else { return };

@@ -160,22 +160,22 @@ impl Proxy {
         let outcome = match decision {
             Decision::Hit(left) => Outcome::Hit(left),
             Decision::StaleAndRefresh(by) => {
-                self.fetcher.refresh(self.job(&question));
+                self.fetcher.refresh(self.job(&question, entry.as_ref()));
                 Outcome::Stale(by, StaleWhy::Revalidating)
             }
             Decision::StaleLeftAlone(by) => {
-                self.fetcher.try_again(|| self.job(&question), question.flight());
+                self.fetcher.try_again(|| self.job(&question, entry.as_ref()), question.flight());
                 Outcome::Stale(by, StaleWhy::LeftAlone)
             }
             Decision::Fetch { fallback: None, .. } if entry.is_none() && question.variant.is_some() => {
-                return Box::pin(self.fetch(&question, FetchWhy::VaryMiss, None)).await;
+                return Box::pin(self.fetch(&question, FetchWhy::VaryMiss, None, None)).await;
             }
-            Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&question, why, entry.as_ref().zip(fallback))).await,
+            Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&question, why, entry.as_ref(), fallback)).await,
         };
         match self.stored(entry.as_ref(), &question).await {
             Some(response) => (response, outcome),
             // Only a forged entry does not inflate: as if it were not there.
-            None => Box::pin(self.fetch(&question, FetchWhy::UriMiss, None)).await,
+            None => Box::pin(self.fetch(&question, FetchWhy::UriMiss, None, None)).await,
         }
     }
 
@@ -204,12 +204,15 @@ impl Proxy {
     }
 
     /// Asks the backend, through a fetch that others may share.
-    async fn fetch(&self, question: &Question<'_>, why: FetchWhy, fallback: Option<(&Arc<Entry>, Duration)>) -> Said {
+    ///
+    /// `entry` is what is stored and cannot be served as it is; `fallback` says how long ago it went stale, if it may be
+    /// served should the backend fail.
+    async fn fetch(&self, question: &Question<'_>, why: FetchWhy, entry: Option<&Arc<Entry>>, fallback: Option<Duration>) -> Said {
         let went = |too_long| if too_long { PassWhy::WaitedTooLong } else { PassWhy::Uncacheable };
         let fetched = if self.fetcher.is_uncacheable(question.flight()) {
             Fetched::GoYourself { too_long: false }
         } else {
-            self.fetcher.fetch(self.job(question)).await
+            self.fetcher.fetch(self.job(question, entry)).await
         };
         let failure = match fetched {
             Fetched::Shared { fill, collapsed } => {
@@ -228,7 +231,7 @@ impl Proxy {
             }
             Fetched::Own(response) if fallback.is_some() && is_failure(response.status()) => Failure::Status(response.status().as_u16()),
             Fetched::Own(response) => {
-                let response = deliver(response);
+                let response = deliver(respond::fit(response, &question.parts.headers, self.max_object));
                 return (response, Outcome::Fetched(Answered { why, stored: false, collapsed: false }));
             }
             Fetched::GoYourself { too_long } => match self.go_alone(question, too_long).await {
@@ -243,8 +246,8 @@ impl Proxy {
                 return (respond::refused(Refusal::Overloaded), Outcome::Refused(Refusal::Overloaded));
             }
         };
-        if let Some((entry, by)) = fallback
-            && let Some(response) = self.stored(Some(entry), question).await
+        if let Some(by) = fallback
+            && let Some(response) = self.stored(entry, question).await
         {
             return (response, Outcome::Stale(by, StaleWhy::Error(failure)));
         }
@@ -303,12 +306,17 @@ impl Proxy {
         }
     }
 
-    fn job(&self, question: &Question<'_>) -> Job {
+    fn job(&self, question: &Question<'_>, entry: Option<&Arc<Entry>>) -> Job {
         let mut request = Request::new(());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = question.parts.uri.clone();
         *request.headers_mut() = gateway::for_fetch(question.parts, question.origin);
+        let conditions = entry.map(|entry| entry.conditions()).unwrap_or_default();
+        let stale = entry.filter(|_| !conditions.is_empty()).cloned();
+        request.headers_mut().extend(conditions);
         Job {
+            stale,
+            stands_in: entry.is_some_and(|entry| entry.may_stand_in(question.now)),
             key: Key::new(question.route, question.target, question.canonical.clone()),
             flight: question.flight().clone(),
             route: question.route.name.clone(),

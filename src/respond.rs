@@ -7,7 +7,7 @@ use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LA
 use http::{HeaderMap, HeaderValue, Response, StatusCode, request};
 use http_body_util::BodyExt;
 
-use crate::body::{Inflate, Reply};
+use crate::body::{Inflate, Reply, Stream};
 use crate::clock::Wall;
 use crate::fetch::MAX_INFLATION;
 use crate::fill::Fill;
@@ -92,6 +92,23 @@ pub fn from_fill(fill: &Arc<Fill>, request: &HeaderMap, max_object: usize) -> Op
     *response.status_mut() = head.status;
     *response.headers_mut() = headers;
     Some(response)
+}
+
+/// An answer that was fetched for one client, which may not take the coding in which Sluice asked for it.
+#[must_use]
+pub fn fit(response: Response<Stream>, request: &HeaderMap, max_object: usize) -> Response<Stream> {
+    if accepts_gzip(request) || Coding::of(response.headers()) != Some(Coding::Gzip) {
+        return response;
+    }
+    let mut plain = response.map(|body| Inflate::new(body, max_object.saturating_mul(MAX_INFLATION) as u64).boxed_unsync());
+    let headers = plain.headers_mut();
+    headers.remove(CONTENT_ENCODING);
+    headers.remove(CONTENT_LENGTH);
+    vary_by_encoding(headers);
+    if let Some(tag) = headers.get(ETAG).map(weaken) {
+        headers.insert(ETAG, tag);
+    }
+    plain
 }
 
 fn build(status: StatusCode, headers: HeaderMap, body: Bytes) -> Response<Reply> {

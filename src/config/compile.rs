@@ -270,6 +270,8 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         stale_while_revalidate: section.parsed("stale_while_revalidate", duration).unwrap_or_default(),
         stale_if_error: section.parsed("stale_if_error", duration).unwrap_or_default(),
         respect_origin: section.choice("origin_headers", &[("respect", true), ("ignore", false)]).unwrap_or(true),
+        heuristic: section.boolean("heuristic").unwrap_or(false),
+        set_cookie: section.choice("set_cookie", &[("never", false), ("store", true)]).unwrap_or(false),
     };
     let query = section.strings("query");
     let fold_case = section.strings("fold_case").unwrap_or_default();

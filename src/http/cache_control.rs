@@ -1,9 +1,13 @@
-//! `Cache-Control` of a response (RFC 9111 §5.2.2, RFC 5861).
+//! `Cache-Control` of a response (RFC 9111 §5.2.2, RFC 5861), and `CDN-Cache-Control`, which wins over it (RFC 9213).
 
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::header::CACHE_CONTROL;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use sfv::{BareItem, Dictionary, Item, ListEntry, Parser};
+
+/// The targeted field for caches between client and origin (RFC 9213 §3).
+const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
 
 /// Durations of RFC 9111 §1.2.2 are capped here: 2³¹ seconds, "infinity" for every purpose.
 const MAX_SECONDS: u64 = 1 << 31;
@@ -21,6 +25,12 @@ pub struct CacheControl {
     pub must_revalidate: bool,
     /// `no-transform`: the body may not be recoded.
     pub no_transform: bool,
+    /// `public`: may be kept although the request was authorized, or the status has no freshness of its own.
+    pub public: bool,
+    /// `must-understand`: `no-store` counts only for those who do not know the status (§5.2.2.3).
+    pub must_understand: bool,
+    /// The directives came in `CDN-Cache-Control`, so `Expires` does not count either (RFC 9213 §2.1).
+    pub targeted: bool,
     /// `s-maxage`, for shared caches; wins over `max-age`.
     pub s_maxage: Option<Duration>,
     /// `max-age`.
@@ -32,12 +42,16 @@ pub struct CacheControl {
 }
 
 impl CacheControl {
-    /// Reads every `Cache-Control` field of `headers` as one list.
+    /// Reads every `Cache-Control` field of `headers` as one list, unless there is a valid `CDN-Cache-Control`, which is
+    /// meant for caches like this one and is then all that counts.
     ///
     /// A repeated duration keeps its smallest value and one that does not parse counts as zero: when in doubt, a
     /// response is treated as stale (RFC 9111 §4.2.1).
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
+        if let Some(targeted) = Self::targeted(headers) {
+            return targeted;
+        }
         let mut found = Self::default();
         for value in headers.get_all(CACHE_CONTROL) {
             for (name, argument) in Directives(value.as_bytes()) {
@@ -45,6 +59,32 @@ impl CacheControl {
             }
         }
         found
+    }
+
+    /// `CDN-Cache-Control`: a dictionary of structured values (RFC 9213 §2.1). One that is none is as if it were absent.
+    fn targeted(headers: &HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all(CDN_CACHE_CONTROL).iter().map(HeaderValue::as_bytes);
+        let mut text = values.next()?.to_vec();
+        for value in values {
+            text.extend_from_slice(b", ");
+            text.extend_from_slice(value);
+        }
+        let dictionary: Dictionary = Parser::new(&text).parse().ok()?;
+        if dictionary.is_empty() {
+            return None;
+        }
+        let mut found = Self { targeted: true, ..Self::default() };
+        for (name, member) in &dictionary {
+            match member {
+                ListEntry::Item(Item { bare_item: BareItem::Boolean(true), .. }) => found.apply(name.as_str(), None),
+                ListEntry::Item(Item { bare_item: BareItem::Integer(number), .. }) => {
+                    found.apply(name.as_str(), Some(number.to_string().as_bytes()));
+                }
+                // A value of another type says nothing.
+                _ => {}
+            }
+        }
+        Some(found)
     }
 
     /// How long the directives say that the response is fresh for a shared cache, if they say so.
@@ -60,6 +100,8 @@ impl CacheControl {
             "no-cache" => self.no_cache = true,
             "must-revalidate" | "proxy-revalidate" => self.must_revalidate = true,
             "no-transform" => self.no_transform = true,
+            "public" => self.public = true,
+            "must-understand" => self.must_understand = true,
             "s-maxage" => shorten(&mut self.s_maxage, argument),
             "max-age" => shorten(&mut self.max_age, argument),
             "stale-while-revalidate" => shorten(&mut self.stale_while_revalidate, argument),
@@ -138,6 +180,30 @@ fn unquote(text: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_targeted_field_wins_if_it_is_one() {
+        let of = |targeted: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, max-age=5"));
+            headers.insert(CDN_CACHE_CONTROL, HeaderValue::from_str(targeted).unwrap());
+            CacheControl::of(&headers)
+        };
+        let s = Duration::from_secs;
+        for (text, no_store, max_age) in [
+            ("max-age=3600", false, Some(s(3600))),
+            ("foobar, max-age=99999999999", false, Some(s(MAX_SECONDS))),
+            ("max-age=\"10\"", false, None),
+            ("no-store", true, None),
+            ("max-age=10, &&&&&", true, Some(s(5))),
+            ("MaX-aGe=10", true, Some(s(5))),
+            ("max-age= 10", true, Some(s(5))),
+            ("", true, Some(s(5))),
+        ] {
+            let found = of(text);
+            assert_eq!((found.no_store, found.max_age), (no_store, max_age), "{text}");
+        }
+    }
     use http::HeaderValue;
     use proptest::prelude::*;
 

@@ -104,6 +104,7 @@ mod tests {
         fresh: Duration::from_secs(10),
         stale_while_revalidate: Duration::from_secs(5),
         stale_if_error: Duration::from_secs(100),
+        validatable: Duration::ZERO,
     };
 
     fn at(seconds: u64, rests: bool) -> Decision {
@@ -157,7 +158,7 @@ mod tests {
             fresh in 0u64..1000, swr in 0u64..1000, sie in 0u64..1000, age in 0u64..4000, rests: bool,
         ) {
             let s = Duration::from_secs;
-            let lives = Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie) };
+            let lives = Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie), validatable: s(3600) };
             match decide(Some((START, lives)), START + s(age), rests) {
                 Decision::Hit(left) => prop_assert_eq!(s(age) + left, s(fresh)),
                 Decision::StaleAndRefresh(by) => prop_assert!(age >= fresh && by < s(swr)),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::header::{DATE, EXPIRES, SET_COOKIE};
+use http::header::{DATE, ETAG, EXPIRES, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, StatusCode};
 
 use super::cache_control::CacheControl;
@@ -25,6 +25,10 @@ pub struct Grant {
     pub stale_if_error: Duration,
     /// Whether the backend's `Cache-Control` and `Expires` override the above.
     pub respect_origin: bool,
+    /// Where neither says anything: fresh for a tenth of the time since it was last modified (RFC 9111 §4.2.2).
+    pub heuristic: bool,
+    /// Whether an answer that sets a cookie may be stored all the same.
+    pub set_cookie: bool,
 }
 
 /// The three lives of a stored response, each counted from the moment it was stored or from the end of freshness.
@@ -36,7 +40,15 @@ pub struct Lifetimes {
     pub stale_while_revalidate: Duration,
     /// Then usable for so long (from the end of freshness too) while the backend fails.
     pub stale_if_error: Duration,
+    /// Kept for so long (from the end of freshness too) to be validated, and used only if the backend says that it
+    /// still holds.
+    pub validatable: Duration,
 }
+
+/// How long past its freshness an answer with a validator is kept.
+const VALIDATABLE: Duration = Duration::from_secs(3600);
+/// The longest that a heuristic makes anything fresh.
+const HEURISTIC_CAP: Duration = Duration::from_secs(86_400);
 
 impl Lifetimes {
     /// The same lives for something that is `age` old and must be gone after `left`.
@@ -45,13 +57,18 @@ impl Lifetimes {
         let total = age.saturating_add(left);
         let fresh = self.fresh.min(total);
         let stale = |life: Duration| life.min(total.saturating_sub(fresh));
-        Self { fresh, stale_while_revalidate: stale(self.stale_while_revalidate), stale_if_error: stale(self.stale_if_error) }
+        Self {
+            fresh,
+            stale_while_revalidate: stale(self.stale_while_revalidate),
+            stale_if_error: stale(self.stale_if_error),
+            validatable: stale(self.validatable),
+        }
     }
 
     /// How long it is worth keeping, from the moment it was stored.
     #[must_use]
     pub fn kept(&self) -> Duration {
-        self.fresh.saturating_add(self.stale_while_revalidate.max(self.stale_if_error))
+        self.fresh.saturating_add(self.stale_while_revalidate.max(self.stale_if_error).max(self.validatable))
     }
 }
 
@@ -79,6 +96,9 @@ pub enum Unstorable {
 pub enum Verdict {
     /// Give it to everyone who waits for it, and keep it.
     Store(Lifetimes),
+    /// Give it to the one request that caused it, and keep it: nobody may have it before the backend says that it still
+    /// holds.
+    Keep(Lifetimes),
     /// Give it to everyone who waits for it, and forget it.
     Share(Unstorable),
     /// It belongs to the one request that caused it.
@@ -88,46 +108,64 @@ pub enum Verdict {
 /// Decides what may be done with a response to a request without `Authorization` on a caching rule.
 #[must_use]
 pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall) -> Verdict {
-    let control = CacheControl::of(headers);
-    if let Some(reason) = never_shared(&control, headers) {
+    let mut control = CacheControl::of(headers);
+    // RFC 9111 §5.2.2.3: whoever knows what the status means need not heed `no-store`.
+    control.no_store &= !(control.must_understand && is_understood(status));
+    if let Some(reason) = never_shared(&control, headers, grant.set_cookie) {
         return Verdict::Private(reason);
     }
-    if matches!(status.as_u16(), 100..=199 | 206 | 304 | 401 | 403 | 407 | 408 | 421 | 425 | 429) {
+    if matches!(status.as_u16(), 100..=199 | 206 | 304 | 401 | 407 | 408 | 421 | 425 | 429) {
         return Verdict::Private(Unstorable::Status);
     }
-    let explicit = if grant.respect_origin { explicit(&control, headers, now) } else { None };
+    let validatable = if is_validatable(status, headers) { VALIDATABLE } else { Duration::ZERO };
+    if control.no_cache {
+        // §5.2.2.4: never used without being validated, not even when the backend fails.
+        let lives = Lifetimes { validatable, ..Lifetimes::default() };
+        return if validatable.is_zero() { Verdict::Private(Unstorable::Directive) } else { Verdict::Keep(lives) };
+    }
+    let declared = if grant.respect_origin { explicit(&control, headers, now) } else { None };
     let error = is_failure(status) || (status.is_client_error() && !is_absent(status));
-    let fresh = match explicit {
-        // A failing or refusing backend's headers never make Sluice repeat the failure.
-        _ if error => return Verdict::Share(Unstorable::Error),
+    let fresh = match declared {
         Some(fresh) => fresh,
+        None if grant.heuristic => heuristic(&control, status, headers, now).unwrap_or_else(|| heed_rule(grant, status)),
         None => heed_rule(grant, status),
     };
-    let (swr, sie) = if grant.respect_origin {
-        if control.must_revalidate {
-            (Duration::ZERO, Duration::ZERO)
-        } else {
-            (control.stale_while_revalidate.unwrap_or(grant.stale_while_revalidate), control.stale_if_error.unwrap_or(grant.stale_if_error))
-        }
-    } else {
-        (grant.stale_while_revalidate, grant.stale_if_error)
-    };
+    if error && fresh.is_zero() {
+        return if status == StatusCode::FORBIDDEN { Verdict::Private(Unstorable::Status) } else { Verdict::Share(Unstorable::Error) };
+    }
+    let (swr, sie) = stale_lives(grant, &control);
+    // An absent thing may appear, and what failed may work, at any moment: they are not served past their short life.
+    let (swr, sie) = if error || is_absent(status) { (Duration::ZERO, Duration::ZERO) } else { (swr, sie) };
+    let lives = Lifetimes { fresh, stale_while_revalidate: swr, stale_if_error: sie, validatable };
     if fresh.is_zero() {
         return match status {
             status if is_absent(status) => Verdict::Share(Unstorable::NoFreshness),
+            _ if !validatable.is_zero() => Verdict::Keep(lives),
             _ => Verdict::Private(Unstorable::NoFreshness),
         };
     }
-    // An absent thing may appear at any moment: it is not served past its short life.
-    let stale = if is_absent(status) { (Duration::ZERO, Duration::ZERO) } else { (swr, sie) };
-    Verdict::Store(Lifetimes { fresh, stale_while_revalidate: stale.0, stale_if_error: stale.1 })
+    Verdict::Store(lives)
+}
+
+/// How long it may be served stale (RFC 5861), unless the backend forbids that (RFC 9111 §4.2.4).
+fn stale_lives(grant: &Grant, control: &CacheControl) -> (Duration, Duration) {
+    let granted = (grant.stale_while_revalidate, grant.stale_if_error);
+    match grant.respect_origin {
+        false => granted,
+        true if control.must_revalidate => (Duration::ZERO, Duration::ZERO),
+        true => {
+            // §5.2.2.10: `s-maxage` forbids it as `proxy-revalidate` does, unless the backend itself allows it.
+            let granted = if control.s_maxage.is_some() { (Duration::ZERO, Duration::ZERO) } else { granted };
+            (control.stale_while_revalidate.unwrap_or(granted.0), control.stale_if_error.unwrap_or(granted.1))
+        }
+    }
 }
 
 /// What no rule can allow to be shared.
-fn never_shared(control: &CacheControl, headers: &HeaderMap) -> Option<Unstorable> {
-    if control.no_store || control.private || control.no_cache {
+fn never_shared(control: &CacheControl, headers: &HeaderMap, set_cookie: bool) -> Option<Unstorable> {
+    if control.no_store || control.private {
         Some(Unstorable::Directive)
-    } else if headers.contains_key(SET_COOKIE) {
+    } else if headers.contains_key(SET_COOKIE) && !set_cookie {
         Some(Unstorable::SetCookie)
     } else if Vary::of(headers) == Vary::Any {
         Some(Unstorable::VaryAny)
@@ -136,6 +174,28 @@ fn never_shared(control: &CacheControl, headers: &HeaderMap) -> Option<Unstorabl
     } else {
         None
     }
+}
+
+/// Statuses whose caching rules are known here (RFC 9111 §5.2.2.3).
+fn is_understood(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 302 | 303 | 307 | 308 | 404 | 405 | 410 | 414 | 501)
+}
+
+/// Whether the backend gave it something to validate it by.
+fn is_validatable(status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::OK && (headers.contains_key(ETAG) || headers.get(LAST_MODIFIED).is_some_and(|date| http_date(date).is_some()))
+}
+
+/// RFC 9111 §4.2.2: a tenth of the time since it was last modified, for the statuses that allow it (RFC 9110 §15.1) and
+/// for what is `public`.
+fn heuristic(control: &CacheControl, status: StatusCode, headers: &HeaderMap, now: Wall) -> Option<Duration> {
+    let allowed = matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501);
+    if !allowed && !control.public {
+        return None;
+    }
+    let modified = headers.get(LAST_MODIFIED).and_then(http_date)?;
+    let date = headers.get(DATE).and_then(http_date).unwrap_or(now);
+    Some((date.since(modified) / 10).min(HEURISTIC_CAP).saturating_sub(age(headers)))
 }
 
 /// The statuses that mean "the backend failed", for which a stale answer is better (RFC 5861 §4).
@@ -160,9 +220,12 @@ fn heed_rule(grant: &Grant, status: StatusCode) -> Duration {
 /// that is not a date means "already expired" (§5.3).
 fn explicit(control: &CacheControl, headers: &HeaderMap, now: Wall) -> Option<Duration> {
     let declared = control.explicit().or_else(|| {
-        let expires = headers.get(EXPIRES)?;
+        let mut expires = headers.get_all(EXPIRES).iter();
+        let first = expires.next().filter(|_| !control.targeted)?;
         let date = headers.get(DATE).and_then(http_date).unwrap_or(now);
-        Some(http_date(expires).map_or(Duration::ZERO, |at| at.since(date)))
+        // Two of them contradict each other.
+        let at = if expires.next().is_some() { None } else { http_date(first) };
+        Some(at.map_or(Duration::ZERO, |at| at.since(date)))
     })?;
     Some(declared.saturating_sub(age(headers)))
 }
@@ -179,6 +242,8 @@ mod tests {
         stale_while_revalidate: Duration::from_secs(60),
         stale_if_error: Duration::from_secs(86_400),
         respect_origin: true,
+        heuristic: false,
+        set_cookie: false,
     };
 
     fn judge(grant: &Grant, status: u16, fields: &[(&'static str, &str)]) -> Verdict {
@@ -191,7 +256,7 @@ mod tests {
 
     fn stored(fresh: u64, swr: u64, sie: u64) -> Verdict {
         let s = Duration::from_secs;
-        Verdict::Store(Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie) })
+        Verdict::Store(Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie), validatable: s(0) })
     }
 
     #[test]
@@ -233,10 +298,12 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_shared_by_those_who_wait_and_never_kept() {
-        for status in [400, 405, 413, 422, 500, 502, 503, 504] {
-            let verdict = judge(&GRANT, status, &[("cache-control", "max-age=60")]);
-            assert_eq!(verdict, Verdict::Share(Unstorable::Error), "{status}");
+    fn errors_are_shared_by_those_who_wait_and_kept_only_where_the_backend_says_so() {
+        let deaf = Grant { respect_origin: false, ..GRANT };
+        for status in [400, 405, 413, 414, 422, 431, 500, 502, 503, 504] {
+            assert_eq!(judge(&GRANT, status, &[]), Verdict::Share(Unstorable::Error), "{status}");
+            assert_eq!(judge(&deaf, status, &[("cache-control", "max-age=60")]), Verdict::Share(Unstorable::Error), "{status}");
+            assert_eq!(judge(&GRANT, status, &[("cache-control", "max-age=60")]), stored(60, 0, 0), "{status}");
         }
         for status in [206, 304, 401, 403, 429] {
             assert_eq!(judge(&GRANT, status, &[]), Verdict::Private(Unstorable::Status), "{status}");
@@ -244,9 +311,54 @@ mod tests {
     }
 
     #[test]
+    fn what_must_be_validated_is_kept_for_that_alone() {
+        let hour = Lifetimes { validatable: VALIDATABLE, ..Lifetimes::default() };
+        let rule = Grant { ttl: Duration::ZERO, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO, ..GRANT };
+        let tag = ("etag", "\"a\"");
+        assert_eq!(judge(&GRANT, 200, &[("cache-control", "no-cache"), tag]), Verdict::Keep(hour));
+        assert_eq!(judge(&GRANT, 200, &[("cache-control", "no-cache")]), Verdict::Private(Unstorable::Directive));
+        assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=0"), tag]), Verdict::Keep(hour));
+        assert_eq!(judge(&rule, 200, &[("last-modified", "Wed, 01 Jan 2025 00:00:00 GMT")]), Verdict::Keep(hour));
+        let s = Duration::from_secs;
+        assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=9"), tag]), Verdict::Store(Lifetimes { fresh: s(9), ..hour }));
+    }
+
+    #[test]
+    fn must_understand_and_the_targeted_field() {
+        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=9, no-store, must-understand")]), stored(9, 60, 86_400));
+        let unknown = judge(&GRANT, 599, &[("cache-control", "max-age=9, no-store, must-understand")]);
+        assert_eq!(unknown, Verdict::Private(Unstorable::Directive));
+        assert_eq!(judge(&GRANT, 200, &[("cache-control", "no-store"), ("cdn-cache-control", "max-age=9")]), stored(9, 60, 86_400));
+        assert_eq!(judge(&GRANT, 200, &[("cdn-cache-control", "max-age=9"), ("expires", "0")]), stored(9, 60, 86_400));
+        let none = judge(
+            &Grant { ttl: Duration::ZERO, ..GRANT },
+            200,
+            &[("cdn-cache-control", "foo"), ("expires", "Thu, 01 Jan 2026 00:00:00 GMT")],
+        );
+        assert_eq!(none, Verdict::Private(Unstorable::NoFreshness), "Expires does not count beside a targeted field");
+    }
+
+    #[test]
+    fn heuristics_are_for_rules_that_ask_for_them() {
+        let guess =
+            Grant { ttl: Duration::ZERO, heuristic: true, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO, ..GRANT };
+        let day_ago = ("last-modified", "Tue, 31 Dec 2024 00:00:00 GMT");
+        for status in [203, 204, 404, 405, 410, 414, 501] {
+            assert_eq!(judge(&guess, status, &[day_ago]), stored(8640, 0, 0), "{status}");
+        }
+        for status in [201, 202, 403, 502, 503, 599] {
+            assert!(!matches!(judge(&guess, status, &[day_ago]), Verdict::Store(_)), "{status}");
+        }
+        assert_eq!(judge(&guess, 599, &[day_ago, ("cache-control", "public")]), stored(8640, 0, 0));
+        assert_eq!(judge(&Grant { heuristic: false, ..guess }, 203, &[day_ago]), Verdict::Private(Unstorable::NoFreshness));
+        let old = [("last-modified", "Sat, 01 Jan 2000 00:00:00 GMT")];
+        assert_eq!(judge(&guess, 203, &old), stored(86_400, 0, 0));
+    }
+
+    #[test]
     fn lives_can_be_cut_short() {
         let s = Duration::from_secs;
-        let lives = Lifetimes { fresh: s(10), stale_while_revalidate: s(5), stale_if_error: s(100) };
+        let lives = Lifetimes { fresh: s(10), stale_while_revalidate: s(5), stale_if_error: s(100), validatable: s(0) };
         for (age, left, kept) in [(0, 1000, 110), (4, 20, 24), (4, 1, 5), (50, 10, 60)] {
             assert_eq!(lives.ending_within(s(age), s(left)).kept(), s(kept), "{age} {left}");
         }

@@ -18,7 +18,7 @@ use crate::http::freshness::Lifetimes;
 
 const MAGIC: &[u8; 4] = b"SLUC";
 /// Raised whenever the payload changes, so that instances of different versions never misread each other.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEAD: usize = 4 + 1 + 8 + 8;
 
 /// Why bytes are not an entry.
@@ -63,7 +63,8 @@ pub fn encode(entry: &Entry) -> Bytes {
     entry.tags.iter().for_each(|tag| put(&mut out, tag.as_bytes()));
     out.put_u64_le(entry.stored_at.as_millis());
     out.put_u32_le(entry.age_when_stored);
-    for life in [entry.lives.fresh, entry.lives.stale_while_revalidate, entry.lives.stale_if_error] {
+    let Lifetimes { fresh, stale_while_revalidate, stale_if_error, validatable } = entry.lives;
+    for life in [fresh, stale_while_revalidate, stale_if_error, validatable] {
         out.put_u64_le(millis(life));
     }
     match &entry.content {
@@ -130,7 +131,7 @@ fn payload(bytes: &mut Bytes) -> Option<Entry> {
     let stored_at = Wall::from_millis(bytes.try_get_u64_le().ok()?);
     let age_when_stored = bytes.try_get_u32_le().ok()?;
     let mut life = || bytes.try_get_u64_le().ok().map(Duration::from_millis);
-    let lives = Lifetimes { fresh: life()?, stale_while_revalidate: life()?, stale_if_error: life()? };
+    let lives = Lifetimes { fresh: life()?, stale_while_revalidate: life()?, stale_if_error: life()?, validatable: life()? };
     let content = match bytes.try_get_u8().ok()? {
         0 => Content::Answer(take_answer(bytes)?),
         1 => Content::Varies((0..take_count(bytes)?).map(|_| take_name(bytes)).collect::<Option<_>>()?),

@@ -1,7 +1,7 @@
 //! What is kept under a key.
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, ETAG, VARY};
+use http::header::{CONTENT_ENCODING, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::clock::Wall;
@@ -162,6 +162,29 @@ impl Entry {
         u64::from(self.age_when_stored).saturating_add(now.since(self.stored_at).as_secs())
     }
 
+    /// Whether it may be served at `now` if the backend fails.
+    #[must_use]
+    pub fn may_stand_in(&self, now: Wall) -> bool {
+        now.since(self.stored_at) < self.lives.fresh.saturating_add(self.lives.stale_if_error)
+    }
+
+    /// What the backend is asked whether it still holds: its own validators (RFC 9111 §4.3.1). Empty if it gave none.
+    #[must_use]
+    pub fn conditions(&self) -> HeaderMap {
+        let mut conditions = HeaderMap::new();
+        if let Content::Answer(answer) = &self.content
+            && !self.lives.validatable.is_zero()
+        {
+            let fields = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
+            for (validator, condition) in fields {
+                if let Some(value) = answer.fields.get(validator) {
+                    conditions.insert(condition, value.clone());
+                }
+            }
+        }
+        conditions
+    }
+
     /// The same entry, no longer fresh, with its stale lives counted from `now`.
     #[must_use]
     pub fn expired(&self, now: Wall) -> Self {
@@ -171,6 +194,7 @@ impl Entry {
             fresh: std::time::Duration::ZERO,
             stale_while_revalidate: self.lives.stale_while_revalidate.min(left),
             stale_if_error: self.lives.stale_if_error.min(left),
+            validatable: self.lives.validatable.min(left),
         };
         Self { stored_at: now, age_when_stored: age, lives, ..self.clone() }
     }

@@ -1,6 +1,6 @@
 //! Freshness, validators, variants and codings as clients see them.
 
-use crate::support::{Backend, Connection, Sluice, ok, one_rule, until};
+use crate::support::{Backend, Connection, Sluice, ok, one_rule, reply, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hits_say_their_age_and_their_validator() {
@@ -166,5 +166,82 @@ async fn a_kept_alive_client_gets_each_answer_in_turn() {
     connection.send(pipelined.as_bytes()).await;
     for number in 0..50 {
         assert_eq!(connection.answer(false).await.unwrap().text(), format!("/{}", number % 5));
+    }
+}
+
+/// Answers 304 to the right condition, with a field that changed; counts what it was asked in full.
+async fn validating(control: &'static str) -> Backend {
+    Backend::start(move |asked| {
+        let fields = format!("ETag: \"v1\"\r\nCache-Control: {control}\r\n");
+        if asked.field("if-none-match") == Some("\"v1\"") {
+            return reply("304 Not Modified", &format!("{fields}X-Told: anew\r\nContent-Type: text/odd\r\n"), b"");
+        }
+        ok(&format!("{fields}X-Told: first\r\nX-Kept: yes\r\nContent-Type: text/plain\r\n"), b"the body")
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_stale_is_validated_and_freshened() {
+    let backend = validating("max-age=1").await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='0s'")).await;
+    assert_eq!(sluice.get("/x").await.field("x-told"), Some("first"));
+    until("it was validated", || async { sluice.get("/x").await.field("x-told") == Some("anew") }).await;
+    let freshened = sluice.get("/x").await;
+    assert_eq!((freshened.status, freshened.text().as_str(), freshened.field("x-kept")), (200, "the body", Some("yes")));
+    assert_eq!((freshened.field("content-type"), freshened.field("via")), (Some("text/plain"), Some("1.1 sluice")));
+    let full = backend.asked.lock().unwrap().iter().filter(|asked| asked.field("if-none-match").is_none()).count();
+    assert_eq!(full, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_cache_is_validated_each_time_and_never_served_without() {
+    let mut backend = validating("no-cache").await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'\nstale_if_error='1h'")).await;
+    for asked in 1..=3 {
+        let answer = sluice.get("/x").await;
+        assert_eq!((answer.status, answer.text().as_str(), backend.count()), (200, "the body", asked));
+        assert!(answer.cache_status().contains("fwd="), "{}", answer.cache_status());
+        until("it is kept", || async { sluice.metric("memory_entries", &[]).await == 1.0 }).await;
+    }
+    assert_eq!(backend.last().field("if-none-match"), Some("\"v1\""));
+    backend.kill().await;
+    assert_eq!(sluice.get("/x").await.status, 502);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_says_it_is_fresh_does_not_take_a_good_answers_place() {
+    let backend = Backend::start(|asked| match asked.target.as_str() {
+        "/x?good" => ok("Cache-Control: max-age=1\r\n", b"good"),
+        _ => reply("503 Oops", "Cache-Control: max-age=600\r\n", b"bad"),
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='0s'\nstale_if_error='1h'\nquery=[]")).await;
+    assert_eq!(sluice.get("/x?good").await.text(), "good");
+    until("it goes stale", || async { sluice.get("/x").await.cache_status().contains("ttl=-") }).await;
+    let stale = sluice.get("/x").await;
+    assert_eq!((stale.status, stale.text().as_str()), (200, "good"));
+    // Where there is nothing to lose, the backend's word counts.
+    assert_eq!(sluice.get("/y").await.status, 503);
+    assert!(sluice.get("/y").await.cache_status().contains("sluice; hit"), "{}", sluice.get("/y").await.cache_status());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_for_one_client_comes_in_a_coding_that_it_takes() {
+    let backend = Backend::start(|asked| {
+        let packed = asked.field("accept-encoding").is_some_and(|codings| codings.contains("gzip"));
+        if packed {
+            ok("Cache-Control: private\r\nContent-Encoding: gzip\r\n", &sluice::http::encoding::gzip(b"plain words"))
+        } else {
+            ok("Cache-Control: private\r\n", b"plain words")
+        }
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    for _ in 0..3 {
+        let answer = sluice.get("/x").await;
+        assert_eq!((answer.field("content-encoding"), answer.body.as_slice()), (None, &b"plain words"[..]));
+        let packed = sluice.get_with("/x", &[("Accept-Encoding", "gzip")]).await;
+        assert_eq!((packed.field("content-encoding"), packed.text().as_str()), (Some("gzip"), "plain words"));
     }
 }
