@@ -32,6 +32,7 @@ use crate::http::encoding::{self, Coding};
 use crate::http::freshness::{Grant, Lifetimes, Verdict, is_failure, verdict};
 use crate::http::headers::{age, freshened};
 use crate::http::vary::{Vary, selection};
+use crate::invalidated::Invalidated;
 use crate::key::{Canonical, Key};
 use crate::outcome::Failure;
 use crate::purges::Purges;
@@ -63,6 +64,8 @@ pub struct Job {
     pub key: Key,
     /// What is fetched once at a time: the key, or its variant where it is known that the answer varies.
     pub flight: Canonical,
+    /// The canonical request of any origin, which a change invalidates.
+    pub address: Canonical,
     /// The rule's name.
     pub route: String,
     /// What the rule grants.
@@ -127,6 +130,8 @@ pub struct Fetcher {
     uncacheable: Remembered<Instant>,
     let_through: Semaphore,
     purges: Purges,
+    /// What changed while it may have been stored.
+    pub invalidated: Invalidated,
     settings: Settings,
     runtime: Handle,
     metrics: Arc<Metrics>,
@@ -146,6 +151,7 @@ impl Fetcher {
             uncacheable: remembered(),
             let_through: Semaphore::new(LET_THROUGH),
             purges: Purges::default(),
+            invalidated: Invalidated::default(),
             settings,
             runtime,
             metrics,
@@ -177,6 +183,16 @@ impl Fetcher {
         let purged = self.store.purge(what, soft).await;
         self.metrics.purged.inc_by(purged as u64);
         purged
+    }
+
+    /// Something changed under these keys: what is stored, or being fetched, is not used any more.
+    pub fn invalidate(&self, keys: Vec<Key>) {
+        let now = Wall::now();
+        for key in keys {
+            self.invalidated.note(key.canonical.0.clone(), now);
+            let store = Arc::clone(&self.store);
+            self.runtime.spawn(async move { store.remove(&key).await });
+        }
     }
 
     /// Has an entry refreshed in the background, unless that is under way already.
@@ -375,7 +391,8 @@ impl Fetcher {
         let (names, _) = &head.vary;
         let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.request.headers) };
         let answer = entry(&key, Content::Answer(answer));
-        if self.purges.hit(&job.key, job.asked) {
+        let changed = self.invalidated.any() && self.invalidated.asked(&job.address.0, job.asked);
+        if changed || self.purges.hit(&job.key, job.asked) {
             return fill.settle(Some(answer));
         }
         // Memory has it as soon as `put` is called; Redis gets it while clients go on.

@@ -16,7 +16,7 @@
 //! | [`route`], [`target`], [`key`], [`template`] | which rule; what a URL says; who shares an entry |
 //! | [`store`] | where answers are kept: memory, Redis, both |
 //! | [`backend`] | what answers when the cache cannot |
-//! | [`breaker`], [`purges`] | leaving alone what fails; what was purged lately |
+//! | [`breaker`], [`purges`], [`invalidated`] | leaving alone what fails; what was purged lately; what a change made doubtful |
 //! | [`http`] | **the rules of HTTP caching as pure functions** |
 //! | [`outcome`] | what became of a request, said once |
 //! | [`config`], [`telemetry`], [`clock`], [`moment`], [`body`] | what everything else stands on |
@@ -46,6 +46,7 @@ pub mod fill;
 pub mod flight;
 pub mod gateway;
 pub mod http;
+pub mod invalidated;
 pub mod key;
 pub mod local;
 pub mod moment;

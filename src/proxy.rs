@@ -14,9 +14,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{AUTHORIZATION, HOST};
 use http::uri::Authority;
-use http::{Method, Request, Response, Version, request};
+use http::{HeaderMap, Method, Request, Response, Version, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout};
@@ -29,9 +29,11 @@ use crate::config::{Limits, PublicUrl};
 use crate::fetch::{Fetched, Fetcher, Job, whole};
 use crate::fill::Fill;
 use crate::gateway::{self, Origin};
+use crate::http::cache_control::CacheControl;
 use crate::http::decide::{Decision, admit, decide};
-use crate::http::freshness::is_failure;
+use crate::http::freshness::{Grant, is_failure};
 use crate::http::vary::selection;
+use crate::invalidated;
 use crate::key::{Canonical, Key};
 use crate::local::{Endpoint, Local};
 use crate::outcome::{Failure, FetchWhy, Fetched as Answered, Outcome, PassWhy, Refusal, StaleWhy};
@@ -94,13 +96,21 @@ struct Question<'a> {
     canonical: Canonical,
     /// The variant under which the answer was looked for, where it is known to vary.
     variant: Option<Canonical>,
+    /// What is fetched once at a time for a request with `Authorization`: only those with the same credentials wait for
+    /// one another, until the answer says that it is for all.
+    authorized: Option<Canonical>,
     now: Wall,
 }
 
 impl Question<'_> {
+    /// The canonical request of any origin, which a change invalidates.
+    fn address(&self) -> Canonical {
+        Canonical::new(self.route, self.target, &HeaderMap::new())
+    }
+
     /// What is fetched once at a time: the canonical request, or its variant.
     fn flight(&self) -> &Canonical {
-        self.variant.as_ref().unwrap_or(&self.canonical)
+        self.authorized.as_ref().or(self.variant.as_ref()).unwrap_or(&self.canonical)
     }
 }
 
@@ -136,7 +146,9 @@ impl Proxy {
         let why = match (route, admit(rule, &parts.method, &parts.headers, has_body)) {
             (Some(route), Ok(())) => {
                 let canonical = Canonical::new(route, target, &parts.headers);
-                let question = Question { route, target, parts, origin, canonical, variant: None, now: Wall::now() };
+                let fields = parts.headers.contains_key(AUTHORIZATION).then_some(&[AUTHORIZATION]);
+                let authorized = fields.map(|fields| canonical.variant(fields, &parts.headers));
+                let question = Question { route, target, parts, origin, canonical, variant: None, authorized, now: Wall::now() };
                 return self.cached(question).await;
             }
             (_, Err(_)) if target.doubtful => PassWhy::DoubtfulPath,
@@ -145,7 +157,28 @@ impl Proxy {
         };
         let body = body.boxed_unsync();
         let answer = Box::pin(self.pass(route, parts, body, origin)).await;
+        if let Ok(response) = &answer
+            && invalidated::is_change(&parts.method, response.status())
+        {
+            self.invalidate(target, parts, response.headers());
+        }
         answer.map_or_else(|failure| (respond::failed(failure), Outcome::Failed(failure)), |response| (response, Outcome::Pass(why)))
+    }
+
+    /// A change was made: what is stored under its address, and under those that the answer names, is not used any more.
+    fn invalidate(&self, target: &Target<'_>, parts: &request::Parts, answer: &HeaderMap) {
+        let host = gateway::request_authority(parts);
+        let is_own = |authority: &str| {
+            host.as_ref().is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
+                || self.authorities.iter().any(|own| own.as_str().eq_ignore_ascii_case(authority))
+        };
+        let named = invalidated::named(answer, &target.path, is_own);
+        let others = named.iter().filter_map(|text| Target::parse(text).ok());
+        let key = |target: &Target<'_>| {
+            let route = select(&self.routes, target)?;
+            Some(Key::new(route, target, Canonical::new(route, target, &HeaderMap::new())))
+        };
+        self.fetcher.invalidate(key(target).into_iter().chain(others.filter_map(|other| key(&other))).collect());
     }
 
     /// A request that the cache may answer.
@@ -186,7 +219,14 @@ impl Proxy {
             let variant = question.variant.insert(question.canonical.variant(fields, &question.parts.headers)).clone();
             entry = self.find(question, &variant).await?;
         }
-        matches!(entry.content, Content::Answer(_)).then_some(entry)
+        if self.fetcher.invalidated.any() && self.fetcher.invalidated.stored(&question.address().0, entry.stored_at) {
+            return None;
+        }
+        match &entry.content {
+            Content::Answer(answer) if question.authorized.is_some() && !CacheControl::of(&answer.fields).shares_authorized() => None,
+            Content::Answer(_) => Some(entry),
+            Content::Varies(_) => None,
+        }
     }
 
     async fn find(&self, question: &Question<'_>, canonical: &Canonical) -> Option<Arc<Entry>> {
@@ -199,8 +239,8 @@ impl Proxy {
     async fn stored(&self, entry: Option<&Arc<Entry>>, question: &Question<'_>) -> Option<Response<Reply>> {
         let entry = entry?;
         let Content::Answer(answer) = &entry.content else { return None };
-        let headers = &question.parts.headers;
-        respond::from_entry(&*self.store, entry, answer, headers, question.now, self.max_object).await.ok()
+        let (headers, parts) = (&question.parts.headers, question.parts.method == Method::GET);
+        respond::from_entry(&*self.store, entry, answer, headers, parts, question.now, self.max_object).await.ok()
     }
 
     /// Asks the backend, through a fetch that others may share.
@@ -314,14 +354,18 @@ impl Proxy {
         let conditions = entry.map(|entry| entry.conditions()).unwrap_or_default();
         let stale = entry.filter(|_| !conditions.is_empty()).cloned();
         request.headers_mut().extend(conditions);
+        if let Some(credentials) = question.parts.headers.get(AUTHORIZATION) {
+            request.headers_mut().insert(AUTHORIZATION, credentials.clone());
+        }
         Job {
             stale,
             stands_in: entry.is_some_and(|entry| entry.may_stand_in(question.now)),
             key: Key::new(question.route, question.target, question.canonical.clone()),
             flight: question.flight().clone(),
+            address: question.address(),
             route: question.route.name.clone(),
             asked: Instant::now(),
-            grant: question.route.grant(question.target, question.now),
+            grant: Grant { authorized: question.authorized.is_some(), ..question.route.grant(question.target, question.now) },
             request: request.into_parts().0,
         }
     }

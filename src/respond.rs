@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LAST_MODIFIED, RETRY_AFTER};
+use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LAST_MODIFIED, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, request};
 use http_body_util::BodyExt;
 
@@ -13,6 +13,7 @@ use crate::fetch::MAX_INFLATION;
 use crate::fill::Fill;
 use crate::http::conditional::{not_modified, weaken};
 use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip};
+use crate::http::range;
 use crate::outcome::{Failure, Refusal};
 use crate::store::entry::{Answer, Content, Form, vary_by_encoding};
 use crate::store::{Entry, Store};
@@ -22,7 +23,8 @@ const INFLATE_HERE: usize = 16 << 10;
 /// Room for the fields that every answer gets besides its own.
 const EXTRA_FIELDS: usize = 4;
 
-/// The stored answer for this client: its coding, or 304 if it holds the answer already.
+/// The stored answer for this client: its coding, a part of it (`parts` says whether the method allows that), or 304 if
+/// the client holds the answer already.
 ///
 /// # Errors
 /// The stored bytes do not inflate, which only a forged entry's do.
@@ -31,10 +33,12 @@ pub async fn from_entry(
     entry: &Arc<Entry>,
     answer: &Answer,
     request: &HeaderMap,
+    parts: bool,
     now: Wall,
     max_object: usize,
 ) -> Result<Response<Reply>, InflateError> {
-    let gzip = answer.coding == Coding::Gzip && accepts_gzip(request);
+    let ranged = parts && answer.status == StatusCode::OK && request.contains_key(RANGE);
+    let gzip = answer.coding == Coding::Gzip && !ranged && accepts_gzip(request);
     let (fields, form) = answer.form(gzip);
     let mut headers = HeaderMap::with_capacity(fields.len() + EXTRA_FIELDS);
     for (name, value) in fields {
@@ -51,6 +55,10 @@ pub async fn from_entry(
         Form::Ready(body) => body.clone(),
         Form::Inflate(coded) => Box::pin(inflate(store, entry, answer, coded.clone(), max_object.saturating_mul(MAX_INFLATION))).await?,
     };
+    if ranged {
+        let (status, part) = range::cut(&range::parts(request, fields, body.len()), &mut headers, &body);
+        return Ok(build(status, headers, part));
+    }
     Ok(build(answer.status, headers, body))
 }
 

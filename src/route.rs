@@ -28,6 +28,8 @@ pub struct Route {
     pub without: Vec<String>,
     /// `false`: requests pass through.
     pub cache: bool,
+    /// Whether answers to requests with `Authorization` may be shared where they say so.
+    pub authorization: bool,
     /// The lives it grants.
     pub grant: Grant,
     /// The readable part of the key.
@@ -95,7 +97,7 @@ impl Route {
     /// What bears on whether the cache has a say.
     #[must_use]
     pub fn rule(&self, head_as_get: bool) -> Rule<'_> {
-        Rule { cache: self.cache, methods: &self.methods, head_as_get }
+        Rule { cache: self.cache, methods: &self.methods, head_as_get, authorization: self.authorization }
     }
 
     /// The lives that this rule grants an answer to `target`, asked for at `now`.

@@ -272,7 +272,9 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         respect_origin: section.choice("origin_headers", &[("respect", true), ("ignore", false)]).unwrap_or(true),
         heuristic: section.boolean("heuristic").unwrap_or(false),
         set_cookie: section.choice("set_cookie", &[("never", false), ("store", true)]).unwrap_or(false),
+        authorized: false,
     };
+    let authorization = section.choice("authorization", &[("bypass", false), ("respect", true)]).unwrap_or(false);
     let query = section.strings("query");
     let fold_case = section.strings("fold_case").unwrap_or_default();
     let key = section.parsed("key", Template::parse);
@@ -303,7 +305,22 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
     section.finish();
     let name = name?;
     let key = key.map_or_else(|| Template::parse(&name), Ok).ok()?;
-    Some(Route { index, path: path?, methods, with, without, cache, grant, key, query, fold_case, tags, history: history.flatten(), name })
+    Some(Route {
+        index,
+        path: path?,
+        methods,
+        with,
+        without,
+        cache,
+        authorization,
+        grant,
+        key,
+        query,
+        fold_case,
+        tags,
+        history: history.flatten(),
+        name,
+    })
 }
 
 fn methods(section: &mut Section<'_, '_>, cache: bool) -> Vec<Method> {

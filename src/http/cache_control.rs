@@ -61,6 +61,12 @@ impl CacheControl {
         found
     }
 
+    /// Whether an answer to a request with `Authorization` may be shared (RFC 9111 §3.5).
+    #[must_use]
+    pub const fn shares_authorized(&self) -> bool {
+        self.public || self.must_revalidate || self.s_maxage.is_some()
+    }
+
     /// `CDN-Cache-Control`: a dictionary of structured values (RFC 9213 §2.1). One that is none is as if it were absent.
     fn targeted(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(CDN_CACHE_CONTROL).iter().map(HeaderValue::as_bytes);

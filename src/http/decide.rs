@@ -21,6 +21,9 @@ pub struct Rule<'a> {
     pub methods: &'a [Method],
     /// Whether HEAD is answered from GET (`backend.head = "get"`).
     pub head_as_get: bool,
+    /// Whether the backend's answers to requests with `Authorization` may be shared where they say so
+    /// (`authorization = "respect"`).
+    pub authorization: bool,
 }
 
 /// Whether the cache may answer this request, before anything is looked up.
@@ -36,8 +39,8 @@ pub fn admit(rule: Option<Rule<'_>>, method: &Method, headers: &HeaderMap, has_b
     if !rule.cache {
         return Err(PassWhy::Rule);
     }
-    // RFC 9111 §3.5: a shared cache does not answer or store these. Sluice makes no exception.
-    if headers.contains_key(AUTHORIZATION) {
+    // RFC 9111 §3.5: a shared cache does not answer or store these, but for the exceptions that a rule must allow.
+    if headers.contains_key(AUTHORIZATION) && !rule.authorization {
         return Err(PassWhy::Authorization);
     }
     if has_body {
@@ -138,7 +141,7 @@ mod tests {
     #[test]
     fn only_plain_reads_of_caching_rules_are_admitted() {
         let methods = [Method::GET];
-        let rule = Rule { cache: true, methods: &methods, head_as_get: true };
+        let rule = Rule { cache: true, methods: &methods, head_as_get: true, authorization: false };
         let none = HeaderMap::new();
         let mut secret = HeaderMap::new();
         secret.insert(AUTHORIZATION, HeaderValue::from_static("x"));
@@ -147,6 +150,7 @@ mod tests {
         assert_eq!(admit(Some(Rule { head_as_get: false, ..rule }), &Method::HEAD, &none, false), Err(PassWhy::Method));
         assert_eq!(admit(Some(rule), &Method::POST, &none, false), Err(PassWhy::Method));
         assert_eq!(admit(Some(rule), &Method::GET, &secret, false), Err(PassWhy::Authorization));
+        assert_eq!(admit(Some(Rule { authorization: true, ..rule }), &Method::GET, &secret, false), Ok(()));
         assert_eq!(admit(Some(rule), &Method::GET, &none, true), Err(PassWhy::Body));
         assert_eq!(admit(Some(Rule { cache: false, ..rule }), &Method::GET, &none, false), Err(PassWhy::Rule));
         assert_eq!(admit(None, &Method::GET, &none, false), Err(PassWhy::NoRule));

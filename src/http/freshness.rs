@@ -29,6 +29,8 @@ pub struct Grant {
     pub heuristic: bool,
     /// Whether an answer that sets a cookie may be stored all the same.
     pub set_cookie: bool,
+    /// Whether the request is authorized, so that its answer is shared only where it says so.
+    pub authorized: bool,
 }
 
 /// The three lives of a stored response, each counted from the moment it was stored or from the end of freshness.
@@ -79,6 +81,8 @@ pub enum Unstorable {
     Directive,
     /// It sets a cookie.
     SetCookie,
+    /// It answers a request with `Authorization` and does not say that others may have it (RFC 9111 §3.5).
+    Authorized,
     /// `Vary: *`.
     VaryAny,
     /// A coding that Sluice cannot undo for clients that do not take it.
@@ -105,7 +109,7 @@ pub enum Verdict {
     Private(Unstorable),
 }
 
-/// Decides what may be done with a response to a request without `Authorization` on a caching rule.
+/// Decides what may be done with a response on a caching rule.
 #[must_use]
 pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall) -> Verdict {
     let mut control = CacheControl::of(headers);
@@ -113,6 +117,9 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
     control.no_store &= !(control.must_understand && is_understood(status));
     if let Some(reason) = never_shared(&control, headers, grant.set_cookie) {
         return Verdict::Private(reason);
+    }
+    if grant.authorized && !control.shares_authorized() {
+        return Verdict::Private(Unstorable::Authorized);
     }
     if matches!(status.as_u16(), 100..=199 | 206 | 304 | 401 | 407 | 408 | 421 | 425 | 429) {
         return Verdict::Private(Unstorable::Status);
@@ -244,6 +251,7 @@ mod tests {
         respect_origin: true,
         heuristic: false,
         set_cookie: false,
+        authorized: false,
     };
 
     fn judge(grant: &Grant, status: u16, fields: &[(&'static str, &str)]) -> Verdict {
@@ -336,6 +344,16 @@ mod tests {
             &[("cdn-cache-control", "foo"), ("expires", "Thu, 01 Jan 2026 00:00:00 GMT")],
         );
         assert_eq!(none, Verdict::Private(Unstorable::NoFreshness), "Expires does not count beside a targeted field");
+    }
+
+    #[test]
+    fn answers_to_authorized_requests_are_shared_where_they_say_so() {
+        let grant = Grant { authorized: true, ..GRANT };
+        assert_eq!(judge(&grant, 200, &[("cache-control", "max-age=9")]), Verdict::Private(Unstorable::Authorized));
+        for directive in ["public", "must-revalidate", "proxy-revalidate", "s-maxage=5"] {
+            let control = format!("max-age=9, {directive}");
+            assert!(matches!(judge(&grant, 200, &[("cache-control", &control)]), Verdict::Store(_)), "{directive}");
+        }
     }
 
     #[test]

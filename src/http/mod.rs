@@ -9,4 +9,5 @@ pub mod decide;
 pub mod encoding;
 pub mod freshness;
 pub mod headers;
+pub mod range;
 pub mod vary;

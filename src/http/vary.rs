@@ -1,6 +1,6 @@
 //! `Vary` (RFC 9110 §12.5.5, RFC 9111 §4.1): which request fields chose the representation.
 
-use http::header::{ACCEPT_ENCODING, VARY};
+use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, VARY};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
@@ -47,6 +47,10 @@ pub fn selection(fields: &[HeaderName], request: &HeaderMap) -> [u8; 32] {
     };
     for name in fields {
         part(name.as_str().as_bytes());
+        if name == ACCEPT_LANGUAGE {
+            languages(request).iter().for_each(|language| part(language.as_bytes()));
+            continue;
+        }
         for value in request.get_all(name) {
             for member in value.as_bytes().split(|&byte| byte == b',') {
                 part(b",");
@@ -55,6 +59,26 @@ pub fn selection(fields: &[HeaderName], request: &HeaderMap) -> [u8; 32] {
         }
     }
     digest.finalize().into()
+}
+
+/// `Accept-Language` (RFC 9110 §12.5.4) in one spelling: tags are blind to case, their weights and not their order say
+/// which is preferred. What has no sense is kept as it is.
+fn languages(request: &HeaderMap) -> Vec<String> {
+    let mut languages = Vec::new();
+    for value in request.get_all(ACCEPT_LANGUAGE) {
+        for member in value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
+            let text = String::from_utf8_lossy(member).to_ascii_lowercase();
+            let (tag, weight) = text.split_once(';').map_or((text.as_str(), None), |(tag, weight)| (tag.trim(), Some(weight.trim())));
+            let weight = weight.map(|weight| weight.strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok()));
+            languages.push(match weight {
+                None => format!("{tag};q=1.000"),
+                Some(Some(weight)) => format!("{tag};q={weight:.3}"),
+                Some(None) => text,
+            });
+        }
+    }
+    languages.sort_unstable();
+    languages
 }
 
 #[cfg(test)]
@@ -82,6 +106,17 @@ mod tests {
     fn a_star_or_nonsense_anywhere_matches_no_request() {
         assert_eq!(Vary::of(&headers(&[("vary", "origin, *")])), Vary::Any);
         assert_eq!(Vary::of(&headers(&[("vary", "a b")])), Vary::Any);
+    }
+
+    #[test]
+    fn languages_differ_by_weight_and_not_by_order_or_case() {
+        let of = |value: &str| selection(&[ACCEPT_LANGUAGE], &headers(&[("accept-language", value)]));
+        for same in ["de, en", "EN,De", " en ;q=1.0,  de;q=1"] {
+            assert_eq!(of("en, de"), of(same), "{same}");
+        }
+        for other in ["en", "en;q=0.9, de", "en, de, fr", "", "en;x=1, de"] {
+            assert_ne!(of("en, de"), of(other), "{other}");
+        }
     }
 
     #[test]

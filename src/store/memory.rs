@@ -127,6 +127,12 @@ impl Store for Memory {
         }
     }
 
+    fn remove<'a>(&'a self, key: &'a Key) -> Pending<'a, ()> {
+        self.cache.remove(&key.canonical.0);
+        self.gauge();
+        Box::pin(std::future::ready(()))
+    }
+
     fn purge<'a>(&'a self, what: &'a Selection, soft: bool) -> Pending<'a, usize> {
         Box::pin(std::future::ready(self.purge_now(what, soft, Wall::now())))
     }

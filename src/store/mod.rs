@@ -34,6 +34,9 @@ pub trait Store: Send + Sync {
     /// Keeps a different form of an entry that is already kept (its body inflated, say) where it is at hand.
     fn improve(&self, entry: Arc<Entry>);
 
+    /// Removes the entry under a key.
+    fn remove<'a>(&'a self, key: &'a Key) -> Pending<'a, ()>;
+
     /// Removes what is selected, or with `soft` only ends its freshness. Returns how many entries that were.
     fn purge<'a>(&'a self, what: &'a Selection, soft: bool) -> Pending<'a, usize>;
 

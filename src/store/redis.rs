@@ -326,6 +326,12 @@ impl Store for RedisStore {
 
     fn improve(&self, _: Arc<Entry>) {}
 
+    fn remove<'a>(&'a self, key: &'a Key) -> Pending<'a, ()> {
+        Box::pin(async move {
+            self.delete(key.name(&self.namespace).as_bytes()).await;
+        })
+    }
+
     fn purge<'a>(&'a self, what: &'a Selection, soft: bool) -> Pending<'a, usize> {
         Box::pin(self.purge_all(what, soft))
     }

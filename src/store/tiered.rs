@@ -48,6 +48,12 @@ impl<S: Store> Store for Tiered<S> {
         self.memory.improve(entry);
     }
 
+    fn remove<'a>(&'a self, key: &'a Key) -> Pending<'a, ()> {
+        // Memory at once: what it reads back from below meanwhile is told by its age.
+        drop(self.memory.remove(key));
+        self.below.remove(key)
+    }
+
     fn purge<'a>(&'a self, what: &'a Selection, soft: bool) -> Pending<'a, usize> {
         Box::pin(async move {
             // Below first: what memory reads back meanwhile is then purged from memory too.

@@ -1,6 +1,6 @@
 //! Freshness, validators, variants and codings as clients see them.
 
-use crate::support::{Backend, Connection, Sluice, ok, one_rule, reply, until};
+use crate::support::{Backend, Connection, Redis, Sluice, ok, one_rule, reply, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hits_say_their_age_and_their_validator() {
@@ -243,5 +243,103 @@ async fn an_answer_for_one_client_comes_in_a_coding_that_it_takes() {
         assert_eq!((answer.field("content-encoding"), answer.body.as_slice()), (None, &b"plain words"[..]));
         let packed = sluice.get_with("/x", &[("Accept-Encoding", "gzip")]).await;
         assert_eq!((packed.field("content-encoding"), packed.text().as_str()), (Some("gzip"), "plain words"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successful_change_invalidates_and_a_failed_one_does_not() {
+    let redis = Redis::start(&[]).await;
+    let backend = Backend::start(|asked| match (asked.method.as_str(), asked.target.as_str()) {
+        ("GET", _) => ok("Vary: X-Kind\r\n", asked.field("x-kind").unwrap_or("none").as_bytes()),
+        ("PUT", _) => reply("500 Oops", "", b""),
+        ("PATCH", _) => ok("Location: /b\r\nContent-Location: http://elsewhere.test/c\r\n", b""),
+        _ => ok("", b""),
+    })
+    .await;
+    let rules = "[[route]]\nname='all'\npath='/*'\nkey='all:{q}'\nttl='1h'\n";
+    let sluice = Sluice::ruled(backend.address, &redis.url(), rules).await;
+    until("Redis is connected", || async { sluice.get("/health").await.text().contains("Redis connection successful") }).await;
+    let is_hit = async |target: &str, fields: &[(&str, &str)]| sluice.get_with(target, fields).await.cache_status().contains("; hit");
+    let change = async |method: &str, target: &str| Connection::open(sluice.address).await.ask(method, target, &[], b"x").await.status;
+    let forms: [&[(&str, &str)]; 3] = [&[], &[("X-Kind", "one")], &[("Origin", "http://o.test")]];
+    for target in ["/a", "/b", "/c"] {
+        for fields in forms {
+            sluice.get_with(target, fields).await;
+            assert!(is_hit(target, fields).await, "{target}");
+        }
+    }
+    assert_eq!(change("PUT", "/a").await, 500);
+    assert!(is_hit("/a", &[]).await);
+    assert_eq!(change("PATCH", "/a").await, 200);
+    for fields in forms {
+        assert!(!is_hit("/a", fields).await && !is_hit("/b", fields).await, "{fields:?}");
+        assert!(is_hit("/c", fields).await, "another origin's address is not theirs to invalidate");
+        until("it is kept again", || async { is_hit("/a", fields).await }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_are_cut_from_what_is_kept() {
+    let body: Vec<u8> = (0..5000_u32).flat_map(|number| format!("{number:04}").into_bytes()).collect();
+    let whole = body.clone();
+    let backend =
+        Backend::start(
+            move |asked| if asked.method == "GET" { ok("ETag: \"v1\"\r\nContent-Type: text/plain\r\n", &body) } else { ok("", b"") },
+        )
+        .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    sluice.get("/x").await;
+    let part = async |fields: &[(&str, &str)]| sluice.get_with("/x", fields).await;
+    let one = part(&[("Range", "bytes=4-7"), ("Accept-Encoding", "gzip")]).await;
+    assert_eq!((one.status, one.body.as_slice(), one.field("content-range")), (206, &b"0001"[..], Some("bytes 4-7/20000")));
+    assert_eq!((one.field("content-encoding"), one.field("content-length")), (None, Some("4")));
+    assert!(one.cache_status().contains("; hit"), "{}", one.cache_status());
+    assert_eq!(part(&[("Range", "bytes=-4")]).await.body, b"4999");
+    assert_eq!(part(&[("Range", "bytes=19996-")]).await.body, b"4999");
+    let several = part(&[("Range", "bytes=0-3,19996-")]).await;
+    assert!(several.field("content-type").unwrap().starts_with("multipart/byteranges; boundary="), "{several:?}");
+    let none = part(&[("Range", "bytes=20000-")]).await;
+    assert_eq!((none.status, none.field("content-range")), (416, Some("bytes */20000")));
+    for (fields, status) in [
+        ([("Range", "bytes=0-3"), ("If-Range", "\"v1\"")], 206),
+        ([("Range", "bytes=0-3"), ("If-Range", "\"v2\"")], 200),
+        ([("Range", "bytes=0-3"), ("If-None-Match", "\"v1\"")], 304),
+        ([("Range", "lines=0-3"), ("X-Y", "z")], 200),
+    ] {
+        let answer = part(&fields).await;
+        assert_eq!(answer.status, status, "{fields:?}");
+        assert!(status != 200 || answer.body == whole, "{fields:?}");
+    }
+    let head = Connection::open(sluice.address).await.ask("HEAD", "/x", &[("Range", "bytes=0-3")], b"").await;
+    assert_eq!((head.status, head.field("content-length")), (200, Some("20000")));
+    assert_eq!(backend.count(), 1);
+    // The backend was never asked for a part, so none can be taken for the whole.
+    assert!(backend.last().field("range").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_to_authorized_requests_are_shared_only_where_rule_and_answer_say_so() {
+    let backend = Backend::start(|asked| {
+        let user = asked.field("authorization").unwrap_or("nobody").to_owned();
+        let control = if asked.target.starts_with("/public") { "public, max-age=60" } else { "max-age=60" };
+        ok(&format!("Cache-Control: {control}\r\n"), user.as_bytes())
+    })
+    .await;
+    let as_user = |user: &'static str| [("Authorization", user)];
+    for (rule, shared) in [("ttl='0s'", false), ("ttl='0s'\nauthorization='respect'", true)] {
+        let sluice = Sluice::ruled(backend.address, "", &one_rule(rule)).await;
+        for user in ["anne", "bert", "anne"] {
+            assert_eq!(sluice.get_with("/own", &as_user(user)).await.text(), user, "never another's");
+        }
+        assert_eq!(sluice.get("/own").await.text(), "nobody");
+        assert!(sluice.get("/own").await.cache_status().contains("; hit"));
+        assert_eq!(sluice.get_with("/own", &as_user("anne")).await.text(), "anne", "nor nobody's");
+        assert_eq!(sluice.get_with("/public", &as_user("anne")).await.text(), "anne");
+        until("it is kept, if it may be", || async {
+            !shared || sluice.get_with("/public", &as_user("anne")).await.cache_status().contains("; hit")
+        })
+        .await;
+        let other = sluice.get_with("/public", &as_user("bert")).await.text();
+        assert_eq!(other, if shared { "anne" } else { "bert" });
     }
 }
