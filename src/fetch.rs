@@ -278,7 +278,8 @@ impl Fetcher {
             false => self.note_success(&job.flight),
         }
         let verdict = verdict(&job.grant, head.status, &head.headers, Wall::now());
-        let (Some(coding), Vary::Fields(fields)) = (Coding::of(&head.headers), Vary::of(&head.headers)) else {
+        let coding = Coding::of(&head.headers);
+        let Vary::Fields(fields) = Vary::of(&head.headers) else {
             return self.hand_over(&job, lead, own, Response::from_parts(head, body));
         };
         let lives = match verdict {
@@ -316,7 +317,7 @@ impl Fetcher {
     async fn revive(&self, stale: &Entry, told: &HeaderMap) -> Option<Response<Stream>> {
         let Content::Answer(answer) = &stale.content else { return None };
         let plain = match (answer.coding, &answer.plain) {
-            (Coding::Identity, _) => answer.body.clone(),
+            (Coding::Identity | Coding::Opaque, _) => answer.body.clone(),
             (Coding::Gzip, Some(plain)) => plain.clone(),
             (Coding::Gzip, None) => {
                 let (coded, limit) = (answer.body.clone(), self.settings.max_object.saturating_mul(MAX_INFLATION));
@@ -451,6 +452,7 @@ fn prepare(bytes: Bytes, coding: Coding, compress: bool, limit: usize) -> Option
             // The tag names the bytes as the backend coded them; the identity form gets its weak form.
             Some(Prepared { etag: etag_of(&plain), body: bytes, coding })
         }
+        Coding::Opaque => Some(Prepared { etag: etag_of(&bytes), body: bytes, coding }),
         Coding::Identity => {
             let etag = etag_of(&bytes);
             let packed = compress.then(|| encoding::gzip(&bytes)).filter(|packed| !packed.is_empty() && packed.len() < bytes.len());

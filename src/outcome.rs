@@ -58,6 +58,8 @@ pub enum FetchWhy {
     VaryMiss,
     /// What is stored is too old.
     Stale,
+    /// What is stored would do, but the client asked for more.
+    Request,
 }
 
 /// Why a request went past the cache.
@@ -79,6 +81,8 @@ pub enum PassWhy {
     Body,
     /// The one who fetched took too long, so this request went by itself.
     WaitedTooLong,
+    /// The client asked that the answer be kept nowhere.
+    NoStore,
 }
 
 /// Why a request was refused.
@@ -96,6 +100,8 @@ pub enum Refusal {
     BadHost,
     /// Too many requests wait already.
     Overloaded,
+    /// The client wants nothing but what is stored, and nothing is that may be served.
+    OnlyIfCached,
     /// A management call without the admin token.
     Forbidden,
     /// A management call while no admin token is configured.
@@ -180,6 +186,7 @@ impl Outcome {
                     FetchWhy::UriMiss => "uri-miss",
                     FetchWhy::VaryMiss => "vary-miss",
                     FetchWhy::Stale => "stale",
+                    FetchWhy::Request => "request",
                 };
                 let stored = if fetched.stored { "; stored" } else { "" };
                 write!(text, "sluice; fwd={why}{stored}{}", if fetched.collapsed { "; collapsed" } else { "" })
@@ -248,6 +255,7 @@ impl PassWhy {
             Self::Uncacheable => "uncacheable",
             Self::Body => "request-body",
             Self::WaitedTooLong => "waited-too-long",
+            Self::NoStore => "no-store",
         }
     }
 }
@@ -261,6 +269,7 @@ impl Refusal {
             Self::NotAPath => "not-a-path",
             Self::BadHost => "bad-host",
             Self::Overloaded => "overloaded",
+            Self::OnlyIfCached => "only-if-cached",
             Self::Forbidden => "forbidden",
             Self::NoToken => "no-token",
         }
@@ -276,6 +285,7 @@ impl Refusal {
             Self::NotAPath => (400, "The request target must be a path"),
             Self::BadHost => (400, "The request needs exactly one valid Host"),
             Self::Overloaded => (503, "Too many requests are waiting; try again shortly"),
+            Self::OnlyIfCached => (504, "Nothing is stored that may be served, and only that was asked for"),
             Self::Forbidden => (401, "This operation needs the admin token as 'Authorization: Bearer TOKEN'"),
             Self::NoToken => (403, "Management is switched off: no admin token is configured"),
         }

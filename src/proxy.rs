@@ -33,6 +33,7 @@ use crate::http::cache_control::CacheControl;
 use crate::http::decide::{Decision, admit, decide};
 use crate::http::freshness::{Grant, is_failure};
 use crate::http::vary::selection;
+use crate::http::wishes::Wishes;
 use crate::invalidated;
 use crate::key::{Canonical, Key};
 use crate::local::{Endpoint, Local};
@@ -186,9 +187,17 @@ impl Proxy {
         let entry = self.lookup(&mut question).await;
         let life = entry.as_ref().map(|entry| (entry.stored_at, entry.lives));
         let resting = || self.fetcher.rests(question.flight());
+        let headers = &question.parts.headers;
         let mut decision = decide(life, question.now, false);
         if !matches!(decision, Decision::Hit(_)) && resting() {
             decision = decide(life, question.now, true);
+        }
+        let wishes = if question.route.client_directives { Wishes::of(headers) } else { Wishes::default() };
+        if let (Some(entry), true) = (&entry, wishes != Wishes::default()) {
+            decision = heeded(&wishes, decision, entry, question.now);
+        }
+        if let (Decision::Fetch { .. }, true) = (decision, wishes.only_if_cached || wishes.no_store) {
+            return Box::pin(self.without_storing(&question, wishes.only_if_cached)).await;
         }
         let outcome = match decision {
             Decision::Hit(left) => Outcome::Hit(left),
@@ -209,6 +218,17 @@ impl Proxy {
             Some(response) => (response, outcome),
             // Only a forged entry does not inflate: as if it were not there.
             None => Box::pin(self.fetch(&question, FetchWhy::UriMiss, None, None)).await,
+        }
+    }
+
+    /// For a client that wants nothing stored, or nothing but what is stored, when that does not do.
+    async fn without_storing(&self, question: &Question<'_>, only_if_cached: bool) -> Said {
+        if only_if_cached {
+            return (respond::refused(Refusal::OnlyIfCached), Outcome::Refused(Refusal::OnlyIfCached));
+        }
+        match self.go_alone(question, false).await {
+            Ok(response) => (response, Outcome::Pass(PassWhy::NoStore)),
+            Err(failure) => (respond::failed(failure), Outcome::Failed(failure)),
         }
     }
 
@@ -388,6 +408,20 @@ impl Proxy {
         self.metrics.record(row, name, &outcome, response.status().as_u16(), visit.elapsed());
         visit.end(self.access, name, parts, peer, response, &outcome)
     }
+}
+
+/// A decision about an entry, after the client was heard.
+fn heeded(wishes: &Wishes, decision: Decision, entry: &Entry, now: Wall) -> Decision {
+    let since = now.since(entry.stored_at);
+    let by = since.checked_sub(entry.lives.fresh);
+    let lenient = match &entry.content {
+        Content::Answer(answer) => {
+            let control = CacheControl::of(&answer.fields);
+            !(control.must_revalidate || control.no_cache || control.s_maxage.is_some())
+        }
+        Content::Varies(_) => false,
+    };
+    wishes.heed(decision, Duration::from_secs(entry.age(now)), by, lenient)
 }
 
 /// The characters of a host (RFC 3986 §3.2.2) and a port: no user information, no other delimiter.

@@ -37,7 +37,7 @@ pub async fn from_entry(
     now: Wall,
     max_object: usize,
 ) -> Result<Response<Reply>, InflateError> {
-    let ranged = parts && answer.status == StatusCode::OK && request.contains_key(RANGE);
+    let ranged = parts && answer.status == StatusCode::OK && answer.coding != Coding::Opaque && request.contains_key(RANGE);
     let gzip = answer.coding == Coding::Gzip && !ranged && accepts_gzip(request);
     let (fields, form) = answer.form(gzip);
     let mut headers = HeaderMap::with_capacity(fields.len() + EXTRA_FIELDS);
@@ -105,7 +105,7 @@ pub fn from_fill(fill: &Arc<Fill>, request: &HeaderMap, max_object: usize) -> Op
 /// An answer that was fetched for one client, which may not take the coding in which Sluice asked for it.
 #[must_use]
 pub fn fit(response: Response<Stream>, request: &HeaderMap, max_object: usize) -> Response<Stream> {
-    if accepts_gzip(request) || Coding::of(response.headers()) != Some(Coding::Gzip) {
+    if accepts_gzip(request) || Coding::of(response.headers()) != Coding::Gzip {
         return response;
     }
     let mut plain = response.map(|body| Inflate::new(body, max_object.saturating_mul(MAX_INFLATION) as u64).boxed_unsync());

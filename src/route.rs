@@ -30,6 +30,8 @@ pub struct Route {
     pub cache: bool,
     /// Whether answers to requests with `Authorization` may be shared where they say so.
     pub authorization: bool,
+    /// Whether what clients ask of caches (`Cache-Control` of requests) is heeded.
+    pub client_directives: bool,
     /// The lives it grants.
     pub grant: Grant,
     /// The readable part of the key.

@@ -275,6 +275,7 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         authorized: false,
     };
     let authorization = section.choice("authorization", &[("bypass", false), ("respect", true)]).unwrap_or(false);
+    let client_directives = section.choice("client_directives", &[("ignore", false), ("respect", true)]).unwrap_or(false);
     let query = section.strings("query");
     let fold_case = section.strings("fold_case").unwrap_or_default();
     let key = section.parsed("key", Template::parse);
@@ -313,6 +314,7 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         without,
         cache,
         authorization,
+        client_directives,
         grant,
         key,
         query,

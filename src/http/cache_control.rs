@@ -133,7 +133,15 @@ pub fn delta_seconds(text: &[u8]) -> Option<Duration> {
 }
 
 /// Iterates `name[=token|"quoted"]` members of a comma-separated list. A comma inside quotes separates nothing.
-struct Directives<'a>(&'a [u8]);
+pub struct Directives<'a>(&'a [u8]);
+
+impl<'a> Directives<'a> {
+    /// The members of one field value.
+    #[must_use]
+    pub const fn new(value: &'a [u8]) -> Self {
+        Self(value)
+    }
+}
 
 impl<'a> Iterator for Directives<'a> {
     type Item = (String, Option<&'a [u8]>);

@@ -16,20 +16,22 @@ pub enum Coding {
     Identity,
     /// gzip.
     Gzip,
+    /// One that Sluice cannot undo, or several. Such bytes are passed on as they are.
+    Opaque,
 }
 
 impl Coding {
-    /// The coding of a response; `None` if it is one that Sluice cannot undo.
+    /// The coding of a response.
     #[must_use]
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
+    pub fn of(headers: &HeaderMap) -> Self {
         let mut values = headers.get_all(CONTENT_ENCODING).iter();
         let coding = match values.next() {
             None => Self::Identity,
             Some(value) if value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity") => Self::Identity,
             Some(value) if is_gzip(value.as_bytes().trim_ascii()) => Self::Gzip,
-            Some(_) => return None,
+            Some(_) => Self::Opaque,
         };
-        values.next().is_none().then_some(coding)
+        if values.next().is_none() { coding } else { Self::Opaque }
     }
 }
 

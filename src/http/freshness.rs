@@ -85,7 +85,7 @@ pub enum Unstorable {
     Authorized,
     /// `Vary: *`.
     VaryAny,
-    /// A coding that Sluice cannot undo for clients that do not take it.
+    /// A coding that Sluice cannot undo for clients that do not take it, and no freshness of the backend's own.
     Coding,
     /// No freshness from the rule or from the headers.
     NoFreshness,
@@ -131,6 +131,10 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
         return if validatable.is_zero() { Verdict::Private(Unstorable::Directive) } else { Verdict::Keep(lives) };
     }
     let declared = if grant.respect_origin { explicit(&control, headers, now) } else { None };
+    // Without a word from the backend, what it answered to others may be coded otherwise.
+    if declared.is_none() && Coding::of(headers) == Coding::Opaque {
+        return Verdict::Private(Unstorable::Coding);
+    }
     let error = is_failure(status) || (status.is_client_error() && !is_absent(status));
     let fresh = match declared {
         Some(fresh) => fresh,
@@ -176,8 +180,6 @@ fn never_shared(control: &CacheControl, headers: &HeaderMap, set_cookie: bool) -
         Some(Unstorable::SetCookie)
     } else if Vary::of(headers) == Vary::Any {
         Some(Unstorable::VaryAny)
-    } else if Coding::of(headers).is_none() {
-        Some(Unstorable::Coding)
     } else {
         None
     }
@@ -344,6 +346,13 @@ mod tests {
             &[("cdn-cache-control", "foo"), ("expires", "Thu, 01 Jan 2026 00:00:00 GMT")],
         );
         assert_eq!(none, Verdict::Private(Unstorable::NoFreshness), "Expires does not count beside a targeted field");
+    }
+
+    #[test]
+    fn other_codings_are_shared_where_the_backend_says_how_long() {
+        let coded = ("content-encoding", "br");
+        assert_eq!(judge(&GRANT, 200, &[coded]), Verdict::Private(Unstorable::Coding));
+        assert_eq!(judge(&GRANT, 200, &[coded, ("cache-control", "max-age=5")]), stored(5, 60, 86_400));
     }
 
     #[test]

@@ -11,3 +11,4 @@ pub mod freshness;
 pub mod headers;
 pub mod range;
 pub mod vary;
+pub mod wishes;

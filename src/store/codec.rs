@@ -71,8 +71,8 @@ pub fn encode(entry: &Entry) -> Bytes {
         Content::Answer(answer) => {
             out.put_u8(0);
             out.put_u16_le(answer.status.as_u16());
-            out.put_u8(u8::from(answer.coding == Coding::Gzip));
-            out.put_u8(u8::from(answer.sent_coding == Coding::Gzip));
+            out.put_u8(coding_number(answer.coding));
+            out.put_u8(coding_number(answer.sent_coding));
             put_count(&mut out, answer.fields.len());
             for (name, value) in &answer.fields {
                 put(&mut out, name.as_str().as_bytes());
@@ -153,10 +153,19 @@ fn take_answer(bytes: &mut Bytes) -> Option<Answer> {
     Some(Answer::new(status, fields, coding, sent_coding, take(bytes)?))
 }
 
+const fn coding_number(coding: Coding) -> u8 {
+    match coding {
+        Coding::Identity => 0,
+        Coding::Gzip => 1,
+        Coding::Opaque => 2,
+    }
+}
+
 fn take_coding(bytes: &mut Bytes) -> Option<Coding> {
     match bytes.try_get_u8().ok()? {
         0 => Some(Coding::Identity),
         1 => Some(Coding::Gzip),
+        2 => Some(Coding::Opaque),
         _ => None,
     }
 }

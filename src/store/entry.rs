@@ -44,7 +44,8 @@ pub enum Content {
 pub struct Answer {
     /// Its status.
     pub status: StatusCode,
-    /// End-to-end fields as the backend sent them, with `Via` and an `ETag`; without `Content-Encoding`.
+    /// End-to-end fields as the backend sent them, with `Via` and an `ETag`; without `Content-Encoding`,
+    /// unless the coding is opaque.
     pub fields: HeaderMap,
     /// The coding of `body`.
     pub coding: Coding,
@@ -64,7 +65,9 @@ impl Answer {
     /// Makes an answer and the header fields of both its forms.
     #[must_use]
     pub fn new(status: StatusCode, mut fields: HeaderMap, coding: Coding, sent_coding: Coding, body: Bytes) -> Self {
-        fields.remove(CONTENT_ENCODING);
+        if coding != Coding::Opaque {
+            fields.remove(CONTENT_ENCODING);
+        }
         let ready = |form: Coding| {
             let mut headers = fields.clone();
             if coding == Coding::Gzip {
@@ -74,6 +77,7 @@ impl Answer {
                 headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             }
             if form != sent_coding
+                && coding != Coding::Opaque
                 && let Some(tag) = fields.get(ETAG)
             {
                 headers.insert(ETAG, weaken(tag));
@@ -95,7 +99,7 @@ impl Answer {
     #[must_use]
     pub fn form(&self, gzip_accepted: bool) -> (&HeaderMap, Form<'_>) {
         match (self.coding, &self.plain) {
-            (Coding::Identity, _) => (&self.ready_plain, Form::Ready(&self.body)),
+            (Coding::Identity | Coding::Opaque, _) => (&self.ready_plain, Form::Ready(&self.body)),
             (Coding::Gzip, _) if gzip_accepted => (&self.ready_coded, Form::Ready(&self.body)),
             (Coding::Gzip, Some(plain)) => (&self.ready_plain, Form::Ready(plain)),
             (Coding::Gzip, None) => (&self.ready_plain, Form::Inflate(&self.body)),

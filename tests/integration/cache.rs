@@ -343,3 +343,48 @@ async fn answers_to_authorized_requests_are_shared_only_where_rule_and_answer_sa
         assert_eq!(other, if shared { "anne" } else { "bert" });
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_ask_of_the_cache_is_heeded_where_the_rule_says_so() {
+    let backend = Backend::start(|_| ok("", b"x")).await;
+    let ignoring = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    ignoring.get("/x").await;
+    for value in ["no-cache", "no-store", "max-age=0", "only-if-cached"] {
+        assert!(ignoring.get_with("/x", &[("Cache-Control", value)]).await.cache_status().contains("; hit"), "{value}");
+    }
+    let heeding = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'\nclient_directives='respect'")).await;
+    let ask = async |target: &str, value: &str| heeding.get_with(target, &[("Cache-Control", value)]).await;
+    let nothing = ask("/x", "only-if-cached").await;
+    assert_eq!((nothing.status, nothing.cache_status()), (504, "sluice; fwd=bypass; detail=only-if-cached"));
+    assert_eq!(ask("/x", "no-store").await.cache_status(), "sluice; fwd=bypass; detail=no-store");
+    assert_eq!(heeding.get("/x").await.cache_status(), "sluice; fwd=uri-miss; stored", "nothing was kept");
+    for (value, status) in [
+        ("only-if-cached", "sluice; hit; ttl=3"),
+        ("no-store", "sluice; hit; ttl=3"),
+        ("max-age=600", "sluice; hit; ttl=3"),
+        ("min-fresh=600", "sluice; hit; ttl=3"),
+        ("min-fresh=7200", "sluice; fwd=request; stored"),
+        ("no-cache", "sluice; fwd=request; stored"),
+    ] {
+        let answer = ask("/x", value).await;
+        assert!(answer.cache_status().starts_with(status), "{value}: {}", answer.cache_status());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coding_that_cannot_be_undone_is_kept_as_it_is_where_the_backend_says_how_long() {
+    let backend = Backend::start(|asked| {
+        let control = if asked.target == "/said" { "Cache-Control: max-age=60\r\n" } else { "" };
+        ok(&format!("{control}Content-Encoding: br\r\n"), b"\x0b\x02\x80coded\x03")
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    for _ in 0..2 {
+        for target in ["/said", "/silent"] {
+            let answer = sluice.get(target).await;
+            assert_eq!((answer.field("content-encoding"), answer.body.as_slice()), (Some("br"), &b"\x0b\x02\x80coded\x03"[..]), "{target}");
+        }
+    }
+    assert_eq!((backend.count_of("/said"), backend.count_of("/silent")), (1, 2));
+    assert_eq!(sluice.get_with("/said", &[("Range", "bytes=0-1")]).await.status, 200);
+}
