@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::body::{BoxError, Reply};
 use crate::config::{Access, PublicUrl};
 use crate::gateway::{Origin, REQUEST_ID};
+use crate::interim::Interim;
 use crate::outcome::Outcome;
 use crate::telemetry::Metrics;
 
@@ -47,8 +48,8 @@ impl<'m> Visit<'m> {
 
     /// What is known of its way here.
     #[must_use]
-    pub const fn origin<'a>(&'a self, peer: IpAddr, public: Option<&'a PublicUrl>) -> Origin<'a> {
-        Origin { peer, id: &self.id, public }
+    pub const fn origin<'a>(&'a self, peer: IpAddr, public: Option<&'a PublicUrl>, interim: Option<&'a Interim>) -> Origin<'a> {
+        Origin { peer, id: &self.id, public, interim }
     }
 
     /// How long it has taken so far.

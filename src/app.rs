@@ -192,9 +192,9 @@ fn serve(listener: std::net::TcpListener, proxy: &Arc<Proxy>, door: Door, stoppe
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
         let proxy = Arc::clone(proxy);
-        let answer = move |request, peer| {
+        let answer = move |request, peer, interim| {
             let proxy = Arc::clone(&proxy);
-            async move { proxy.handle(request, peer).await }
+            async move { proxy.handle(request, peer, interim).await }
         };
         server::run(listener, door, answer, wait(stopped)).await;
         Ok(())

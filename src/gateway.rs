@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version, request};
 
 use crate::config::PublicUrl;
 use crate::http::headers::strip_hop_by_hop;
+use crate::interim::Interim;
 
 /// `X-Request-Id`.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -56,7 +57,7 @@ const UNKEYED: [HeaderName; 21] = [
 ];
 
 /// What Sluice knows of a request's way to it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Origin<'a> {
     /// The client's address.
     pub peer: IpAddr,
@@ -64,6 +65,8 @@ pub struct Origin<'a> {
     pub id: &'a HeaderValue,
     /// How clients reach Sluice, if it was told.
     pub public: Option<&'a PublicUrl>,
+    /// Where interim answers go, if the client may have any.
+    pub interim: Option<&'a Interim>,
 }
 
 /// The fields for the backend of a request that is for one client alone.
@@ -177,7 +180,7 @@ mod tests {
     }
 
     fn origin(id: &HeaderValue) -> Origin<'_> {
-        Origin { peer: IpAddr::from([192, 0, 2, 7]), id, public: None }
+        Origin { peer: IpAddr::from([192, 0, 2, 7]), id, public: None, interim: None }
     }
 
     #[test]

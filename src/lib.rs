@@ -10,6 +10,7 @@
 //! | [`admin`], [`explain`], [`local`] | the admin listener; what a rule does; what Sluice answers itself |
 //! | [`warm`], [`token`] | asking for targets ahead of clients; who may manage |
 //! | [`server`], [`aside`] | listeners: connections, deadlines, graceful drain; a future beside another |
+//! | [`interim`] | 1xx answers on their way past the HTTP library |
 //! | [`proxy`] | **the request path, on one screen: begin here** |
 //! | [`access`], [`respond`], [`gateway`] | a visit and its log line; answers from entries; headers on their way through |
 //! | [`fetch`], [`flight`], [`fill`] | one fetch a key; who waits for it; a body on its way into the cache |
@@ -46,6 +47,7 @@ pub mod fill;
 pub mod flight;
 pub mod gateway;
 pub mod http;
+pub mod interim;
 pub mod invalidated;
 pub mod key;
 pub mod local;

@@ -34,6 +34,7 @@ use crate::http::decide::{Decision, admit, decide};
 use crate::http::freshness::{Grant, is_failure};
 use crate::http::vary::selection;
 use crate::http::wishes::Wishes;
+use crate::interim::Interim;
 use crate::invalidated;
 use crate::key::{Canonical, Key};
 use crate::local::{Endpoint, Local};
@@ -116,12 +117,13 @@ impl Question<'_> {
 }
 
 impl Proxy {
-    /// Answers one request.
-    pub async fn handle<B>(&self, request: Request<B>, peer: IpAddr) -> Response<Reply>
+    /// Answers one request; interim answers go to `interim`, if the client may have any.
+    pub async fn handle<B>(&self, request: Request<B>, peer: IpAddr, interim: Option<Interim>) -> Response<Reply>
     where
         B: HttpBody<Data = bytes::Bytes, Error = BoxError> + Send + 'static,
     {
         let (parts, body) = request.into_parts();
+        let interim = interim.as_ref();
         let visit = Visit::begin(&self.metrics, &parts);
         let target = target_of(&parts).and_then(Target::parse);
         let (route, (response, outcome)) = match &target {
@@ -130,7 +132,7 @@ impl Proxy {
                 let route = select(&self.routes, target);
                 let said = match Endpoint::of(&target.path, self.local.native) {
                     Some(own) => Box::pin(self.local.answer(own, target, &parts, self)).await,
-                    None => self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref())).await,
+                    None => self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref(), interim)).await,
                 };
                 (route, said)
             }
@@ -272,7 +274,12 @@ impl Proxy {
         let fetched = if self.fetcher.is_uncacheable(question.flight()) {
             Fetched::GoYourself { too_long: false }
         } else {
-            self.fetcher.fetch(self.job(question, entry)).await
+            let mut job = self.job(question, entry);
+            if let Some(interim) = question.origin.interim {
+                interim.expect().await;
+                job.request.extensions.insert(interim.clone());
+            }
+            self.fetcher.fetch(job).await
         };
         let failure = match fetched {
             Fetched::Shared { fill, collapsed } => {
@@ -359,6 +366,10 @@ impl Proxy {
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = parts.uri.clone();
         *request.headers_mut() = gateway::for_pass(parts, origin);
+        if let Some(interim) = origin.interim {
+            interim.expect().await;
+            request.extensions_mut().insert(interim.clone());
+        }
         let name = route.map_or("none", |route| route.name.as_str());
         match self.upstream.call(name, request, self.body_timeout).await {
             Ok(response) => Ok(deliver(response)),

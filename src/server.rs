@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::aside::{Aside, Either};
 use crate::body::{BoxError, Broken, Reply};
 use crate::config::Limits;
+use crate::interim::{Interim, Outbox};
 use crate::outcome::Failure;
 
 /// A client's request body, which may be silent only so long.
@@ -54,7 +55,7 @@ impl Door {
 /// Serves `answer` on `listener` until `shutdown` is ready, then lets open requests finish within the drain timeout.
 pub async fn run<F, A>(listener: TcpListener, door: Door, answer: F, shutdown: impl Future<Output = ()>)
 where
-    F: Fn(Request<RequestBody>, IpAddr) -> A + Clone + Send + 'static,
+    F: Fn(Request<RequestBody>, IpAddr, Option<Interim>) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
     // Told to the connections that it is time to end; open while one of them is.
@@ -105,18 +106,25 @@ async fn accept(listener: &TcpListener, door: &Door) -> (TcpStream, SocketAddr, 
 
 async fn connection<F, A>(stream: TcpStream, peer: SocketAddr, limits: &Limits, answer: F, mut draining: watch::Receiver<bool>)
 where
-    F: Fn(Request<RequestBody>, IpAddr) -> A + Clone + Send + 'static,
+    F: Fn(Request<RequestBody>, IpAddr, Option<Interim>) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
     let pulse = Arc::new(Pulse::new());
-    let io = TokioIo::new(Watched { stream, pulse: Arc::clone(&pulse) });
+    let outbox = Arc::new(Outbox::default());
+    let io = TokioIo::new(Watched { stream, pulse: Arc::clone(&pulse), outbox: Arc::clone(&outbox) });
     let stall = limits.stall_timeout;
     let service_pulse = Arc::clone(&pulse);
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = Busy::begin(&service_pulse);
-        let answering = answer(request.map(|body| Patient::new(body, stall)), peer.ip());
+        // Interim answers are for HTTP/1.1 (RFC 9110 §15.2); HTTP/2 would frame them otherwise.
+        let turn = (request.version() == Version::HTTP_11).then(|| (outbox.begin(), Arc::clone(&outbox)));
+        let interim = turn.as_ref().map(|(interim, _)| interim.clone());
+        let answering = answer(request.map(|body| Patient::new(body, stall)), peer.ip(), interim);
         async move {
             let response = answering.await;
+            if let Some((_, outbox)) = turn {
+                outbox.end().await;
+            }
             Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
         }
     });
@@ -266,6 +274,7 @@ impl Body for Held {
 struct Watched {
     stream: TcpStream,
     pulse: Arc<Pulse>,
+    outbox: Arc<Outbox>,
 }
 
 impl Watched {
@@ -307,8 +316,11 @@ impl AsyncWrite for Watched {
         self.stream.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // The library flushes when all that it had to write is written.
+        ready!(this.outbox.poll_empty(&mut this.stream, cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -55,7 +55,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl
     limits.connections = CONNECTIONS;
     let open = prometheus::IntGauge::new("admin", "unregistered");
     let Ok(open) = open else { return };
-    let answer = move |request: Request<RequestBody>, _: IpAddr| {
+    let answer = move |request: Request<RequestBody>, _: IpAddr, _| {
         let state = Arc::clone(&state);
         async move { state.answer(&request).await }
     };

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 
 use super::{Answering, Backend, BackendError};
 use crate::body::{self, Stream};
+use crate::interim::Interim;
 
 /// Python servers close a connection after five idle seconds; it is not used for longer than this, so that few
 /// requests meet one that is just being closed.
@@ -77,8 +78,13 @@ impl Backend for HttpBackend {
         let again = (matches!(parts.method, Method::GET | Method::HEAD) && http_body::Body::is_end_stream(&body))
             .then(|| Request::from_parts(parts.clone(), body::empty()));
         let client = self.client.clone();
+        let interim = parts.extensions.remove::<Interim>();
+        let mut request = Request::from_parts(parts, body);
+        if let Some(interim) = interim {
+            hyper::ext::on_informational(&mut request, move |answer| interim.send(answer.status(), answer.headers()));
+        }
         let work = async move {
-            match (client.request(Request::from_parts(parts, body)).await, again) {
+            match (client.request(request).await, again) {
                 (Err(error), Some(again)) if was_closed(&error) => client.request(again).await,
                 (answer, _) => answer,
             }

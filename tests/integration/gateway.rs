@@ -1,5 +1,7 @@
 //! What a gateway does to messages, and to connections.
 
+use std::time::Duration;
+
 use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, reply, until};
 
 fn rules() -> String {
@@ -237,4 +239,38 @@ async fn bad_requests_are_refused_and_harm_nothing() {
         assert!(sluice.get("/clean").await.cache_status().contains("hit"));
     }
     assert_eq!(backend.count(), 1);
+}
+
+/// Interim answers arrive while the final one is still being waited for, and only on the request that they belong to.
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_answers_are_passed_on() {
+    let backend = Backend::start(|asked| {
+        let early = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\nConnection: close\r\n\r\n".to_vec();
+        let last = ok("Cache-Control: max-age=60\r\n", asked.target.as_bytes());
+        [Step::Send(b"HTTP/1.1 102 Processing\r\n\r\n".to_vec()), Step::Send(early), Step::Delay(Duration::from_millis(300))]
+            .into_iter()
+            .chain(last)
+            .collect()
+    })
+    .await;
+    for rule in ["ttl='0s'", "cache=false"] {
+        let sluice = Sluice::ruled(backend.address, "", &one_rule(rule)).await;
+        let mut connection = Connection::open(sluice.address).await;
+        for target in ["/a", "/b"] {
+            connection.send(format!("GET {target} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
+            let (first, second) = (connection.head().await.unwrap(), connection.head().await.unwrap());
+            assert_eq!((first.status, second.status), (102, 103), "{rule}");
+            assert_eq!((second.field("link"), second.field("connection")), (Some("</style.css>"), None));
+            let last = connection.answer(false).await.unwrap();
+            assert_eq!((last.status, last.text().as_str()), (200, target));
+        }
+        // Only those who wait for the backend get them; HTTP/1.0 has none.
+        let mut old = Connection::open(sluice.address).await;
+        old.send(b"GET /old HTTP/1.0\r\nHost: api.test\r\n\r\n").await;
+        assert_eq!(old.answer(false).await.unwrap().status, 200);
+        if rule.starts_with("ttl") {
+            let hit = sluice.get("/a").await;
+            assert_eq!((hit.status, hit.text().as_str()), (200, "/a"));
+        }
+    }
 }
