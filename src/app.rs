@@ -26,6 +26,7 @@ use crate::server::{self, Door};
 use crate::store::Store;
 use crate::store::memory::Memory;
 use crate::store::redis::RedisStore;
+use crate::store::seal::Sealer;
 use crate::store::tiered::Tiered;
 use crate::telemetry::Metrics;
 use crate::token::Token;
@@ -135,8 +136,15 @@ fn store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Store>, Star
     let cache = &config.cache;
     let memory = || Memory::new(cache.memory, cache.max_object, Arc::clone(metrics)).map_err(while_doing("making the memory tier"));
     let Some(url) = &cache.redis else { return Ok(Arc::new(memory()?)) };
-    let redis =
-        RedisStore::start(url, &cache.namespace, cache.redis_timeout, Arc::clone(metrics)).map_err(while_doing("reading cache.redis"))?;
+    let sealer = match &cache.encryption {
+        Some((current, previous)) => {
+            let sealer = Sealer::new(current, previous.as_ref()).ok_or("the key was refused");
+            Some(sealer.map_err(while_doing("reading cache.encryption_key"))?)
+        }
+        None => None,
+    };
+    let redis = RedisStore::start(url, &cache.namespace, cache.redis_timeout, sealer, Arc::clone(metrics))
+        .map_err(while_doing("reading cache.redis"))?;
     if cache.memory == 0 {
         return Ok(Arc::new(redis));
     }

@@ -51,8 +51,7 @@ impl Outbox {
         Interim { turn: self.turn.fetch_add(1, Ordering::AcqRel) + 1, outbox: Arc::clone(self) }
     }
 
-    /// The turn ends: nothing more is taken, and what was taken has left.
-    pub async fn end(&self) {
+    async fn end(&self) {
         self.turn.fetch_add(1, Ordering::AcqRel);
         if !self.any.load(Ordering::Acquire) {
             return;
@@ -100,6 +99,11 @@ impl Outbox {
 }
 
 impl Interim {
+    /// The turn ends: nothing more is taken, and what was taken has left.
+    pub async fn end(self) {
+        self.outbox.end().await;
+    }
+
     /// Says that interim answers may come, from within the connection's own task.
     pub async fn expect(&self) {
         std::future::poll_fn(|cx| {
@@ -156,7 +160,7 @@ mod tests {
         first.send(StatusCode::CONTINUE, &fields);
         first.send(StatusCode::EARLY_HINTS, &fields);
         assert_eq!(emptied(&outbox).await, "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
-        outbox.end().await;
+        first.clone().end().await;
         first.send(StatusCode::EARLY_HINTS, &fields);
         let second = outbox.begin();
         first.send(StatusCode::EARLY_HINTS, &fields);
@@ -168,11 +172,9 @@ mod tests {
     #[tokio::test]
     async fn a_turn_does_not_end_before_all_has_left() {
         let outbox = Arc::new(Outbox::default());
-        outbox.begin().send(StatusCode::PROCESSING, &HeaderMap::new());
-        let ending = tokio::spawn({
-            let outbox = Arc::clone(&outbox);
-            async move { outbox.end().await }
-        });
+        let turn = outbox.begin();
+        turn.send(StatusCode::PROCESSING, &HeaderMap::new());
+        let ending = tokio::spawn(turn.end());
         tokio::task::yield_now().await;
         assert!(!ending.is_finished());
         assert_ne!(emptied(&outbox).await, "");

@@ -194,12 +194,14 @@ impl Proxy {
         if !matches!(decision, Decision::Hit(_)) && resting() {
             decision = decide(life, question.now, true);
         }
-        let wishes = if question.route.client_directives { Wishes::of(headers) } else { Wishes::default() };
-        if let (Some(entry), true) = (&entry, wishes != Wishes::default()) {
-            decision = heeded(&wishes, decision, entry, question.now);
-        }
-        if let (Decision::Fetch { .. }, true) = (decision, wishes.only_if_cached || wishes.no_store) {
-            return Box::pin(self.without_storing(&question, wishes.only_if_cached)).await;
+        if question.route.client_directives {
+            let wishes = Wishes::of(headers);
+            if let Some(entry) = &entry {
+                decision = heeded(&wishes, decision, entry, question.now);
+            }
+            if matches!(decision, Decision::Fetch { .. }) && (wishes.only_if_cached || wishes.no_store) {
+                return Box::pin(self.without_storing(&question, wishes.only_if_cached)).await;
+            }
         }
         let outcome = match decision {
             Decision::Hit(left) => Outcome::Hit(left),

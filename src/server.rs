@@ -117,13 +117,13 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = Busy::begin(&service_pulse);
         // Interim answers are for HTTP/1.1 (RFC 9110 §15.2); HTTP/2 would frame them otherwise.
-        let turn = (request.version() == Version::HTTP_11).then(|| (outbox.begin(), Arc::clone(&outbox)));
-        let interim = turn.as_ref().map(|(interim, _)| interim.clone());
+        let interim = (request.version() == Version::HTTP_11).then(|| outbox.begin());
+        let turn = interim.clone();
         let answering = answer(request.map(|body| Patient::new(body, stall)), peer.ip(), interim);
         async move {
             let response = answering.await;
-            if let Some((_, outbox)) = turn {
-                outbox.end().await;
+            if let Some(turn) = turn {
+                turn.end().await;
             }
             Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
         }

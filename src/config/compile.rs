@@ -14,6 +14,7 @@ use super::units::{duration, size};
 use super::{Access, Admin, Backend, BackendKind, Cache, Config, Limits, Log, Mysql, PublicUrl, RedisUrl, Secret, Tls};
 use crate::http::freshness::Grant;
 use crate::route::{History, PathPattern, Route};
+use crate::store::seal::SecretKey;
 use crate::template::Template;
 
 const fn s(seconds: u64) -> Duration {
@@ -241,8 +242,18 @@ fn cache(mut section: Section<'_, '_>) -> Cache {
     }
     let compress_above = bytes(&mut section, "compress_above", 1 << 10);
     let redis_timeout = positive(&mut section, "redis_timeout", Duration::from_millis(25));
+    let key = |text: &str| match text {
+        "" => Ok(None),
+        text => SecretKey::parse(text).map(Some).ok_or("expected 64 hexadecimal digits, as `openssl rand -hex 32` prints them".to_owned()),
+    };
+    let current = section.parsed("encryption_key", key).flatten();
+    let previous = section.parsed("encryption_key_previous", key).flatten();
+    if current.is_none() && previous.is_some() {
+        section.error("encryption_key_previous", "has no meaning without encryption_key");
+    }
     section.finish();
-    Cache { memory, redis, namespace: namespace.unwrap_or_else(|| "sluice".into()), max_object, compress_above, redis_timeout }
+    let encryption = current.map(|current| (current, previous));
+    Cache { encryption, memory, redis, namespace: namespace.unwrap_or_else(|| "sluice".into()), max_object, compress_above, redis_timeout }
 }
 
 fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {

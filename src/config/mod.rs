@@ -16,6 +16,7 @@ use std::time::Duration;
 use http::uri::Authority;
 
 use crate::route::Route;
+use crate::store::seal::SecretKey;
 use reader::Problem;
 
 /// Everything that the program was told.
@@ -222,6 +223,8 @@ pub struct Cache {
     pub compress_above: usize,
     /// How long a read from Redis may take.
     pub redis_timeout: Duration,
+    /// The key with which entries in Redis are sealed, and the one before it, which still opens them.
+    pub encryption: Option<(SecretKey, Option<SecretKey>)>,
 }
 
 /// Where Redis is. Its debug form hides the password.
@@ -350,9 +353,13 @@ pub(crate) mod tests {
 
     #[test]
     fn secrets_do_not_show() {
-        let text = format!("{BACKEND}[admin]\ntoken='hush'\n[cache]\nredis='redis://:hush@127.0.0.1:1/0'\n");
+        let text =
+            format!("{BACKEND}[admin]\ntoken='hush'\n[cache]\nredis='redis://:hush@127.0.0.1:1/0'\nencryption_key='{}'\n", "ab".repeat(32));
         let config = check("t", &text, &|_| None).config.unwrap();
-        assert!(!format!("{config:?}").contains("hush"));
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hush") && !shown.contains("abab") && !shown.contains("171, 171"), "{shown}");
+        let wrong = report(&format!("{BACKEND}[cache]\nencryption_key='hush'\nencryption_key_previous='{}'\n", "ab".repeat(32)));
+        assert!(wrong.iter().any(|line| line.contains("expected 64 hexadecimal digits")) && !wrong.concat().contains("hush"), "{wrong:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Validators (RFC 9110 §8.8) and the preconditions that an answer from the cache can settle (§13.1.2, §13.1.3).
 
-use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue};
 use sha2::{Digest, Sha256};
 
@@ -50,7 +50,8 @@ pub fn not_modified(request: &HeaderMap, etag: Option<&HeaderValue>, stored: &He
             .any(|list| list.as_bytes().trim_ascii() == b"*" || tags(list.as_bytes()).any(|tag| opaque(tag) == ours));
     }
     let since = request.get(IF_MODIFIED_SINCE).and_then(http_date);
-    let modified = stored.get(LAST_MODIFIED).and_then(http_date);
+    // RFC 9111 §4.3.2: without a date of modification, the date of the answer stands in.
+    let modified = stored.get(LAST_MODIFIED).or_else(|| stored.get(DATE)).and_then(http_date);
     matches!((since, modified), (Some(since), Some(modified)) if modified <= since)
 }
 
@@ -102,6 +103,9 @@ mod tests {
         assert!(not_modified(&since("Wed, 01 Jan 2025 00:00:00 GMT"), None, &stored));
         assert!(!not_modified(&since("Tue, 31 Dec 2024 23:59:59 GMT"), None, &stored));
         assert!(!not_modified(&since("nonsense"), None, &stored));
+        let dated = asks("date", "Wed, 01 Jan 2025 00:00:00 GMT");
+        assert!(not_modified(&since("Wed, 01 Jan 2025 00:00:00 GMT"), None, &dated));
+        assert!(!not_modified(&since("Tue, 31 Dec 2024 23:59:59 GMT"), None, &dated));
         let mut both = since("Wed, 01 Jan 2025 00:00:00 GMT");
         both.insert("if-none-match", HeaderValue::from_static("\"x\""));
         assert!(!not_modified(&both, Some(&HeaderValue::from_static("\"y\"")), &stored));

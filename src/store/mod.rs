@@ -1,4 +1,4 @@
-//! Where answers are kept: [`memory`], [`redis`] and both in one, [`tiered`].
+//! Where answers are kept: [`memory`], [`redis`] (perhaps sealed: [`seal`]) and both in one, [`tiered`].
 //!
 //! A store knows keys and entries. It does not know routes, requests or freshness decisions, and it never fails: what
 //! cannot be read is a miss, what cannot be written is not kept, and both are counted.
@@ -7,6 +7,7 @@ pub mod codec;
 pub mod entry;
 pub mod memory;
 pub mod redis;
+pub mod seal;
 pub mod tiered;
 
 use std::collections::BTreeMap;

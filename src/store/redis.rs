@@ -15,6 +15,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::seal::{SealError, Sealer};
 use super::{Entry, Pending, Selection, Store, Tier, codec};
 use crate::breaker::{Backoff, Breaker, Gate};
 use crate::clock::{Wall, millis};
@@ -41,6 +42,7 @@ pub struct RedisStore {
     namespace: String,
     read_timeout: Duration,
     writes: Breaker,
+    sealer: Option<Sealer>,
     metrics: Arc<Metrics>,
 }
 
@@ -68,7 +70,13 @@ impl RedisStore {
     ///
     /// # Errors
     /// The URL makes no sense to the client.
-    pub fn start(url: &RedisUrl, namespace: &str, read_timeout: Duration, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
+    pub fn start(
+        url: &RedisUrl,
+        namespace: &str,
+        read_timeout: Duration,
+        sealer: Option<Sealer>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, RedisError> {
         let link = Arc::new(Link {
             client: Client::open(url.info.clone())?,
             connections: ArcSwapOption::empty(),
@@ -77,7 +85,7 @@ impl RedisStore {
             metrics: Arc::clone(&metrics),
         });
         tokio::spawn(Arc::clone(&link).mend());
-        Ok(Self { link, namespace: namespace.to_owned(), read_timeout, writes: Breaker::new(WRITE_PAUSE), metrics })
+        Ok(Self { link, namespace: namespace.to_owned(), read_timeout, writes: Breaker::new(WRITE_PAUSE), sealer, metrics })
     }
 
     /// Runs a command, mostly a write, within a deadline.
@@ -133,7 +141,7 @@ impl RedisStore {
     async fn read(&self, key: &Key) -> Option<Arc<Entry>> {
         let name = key.name(&self.namespace);
         let (Value::BulkString(bytes), left) = self.fetch(&name).await.ok()? else { return None };
-        match codec::decode(Bytes::from(bytes)) {
+        match self.unpack(name.as_bytes(), bytes) {
             Ok(mut entry) if entry.canonical == key.canonical.0 => {
                 // Whoever shortens its life in Redis shortens it in memory too.
                 if let Some(left) = left {
@@ -147,11 +155,29 @@ impl RedisStore {
                 None
             }
             Err(error) => {
-                self.count("read", error.label());
-                tracing::warn!(key = %name, error = error.label(), "an entry in Redis could not be decoded and was not used");
+                self.count("read", error);
+                tracing::warn!(key = %name, error, "an entry in Redis could not be decoded and was not used");
                 None
             }
         }
+    }
+
+    /// An entry as it is written under a name; `None` if it cannot be sealed.
+    fn pack(&self, name: &[u8], entry: &Entry) -> Option<Bytes> {
+        let plain = codec::encode(entry);
+        match &self.sealer {
+            Some(sealer) => sealer.seal(name, &plain),
+            None => Some(plain),
+        }
+    }
+
+    /// What is written under a name as an entry, or the metric label of why it is none.
+    fn unpack(&self, name: &[u8], bytes: Vec<u8>) -> Result<Entry, &'static str> {
+        let plain = match &self.sealer {
+            Some(sealer) => sealer.open(name, &bytes).map_err(SealError::label)?,
+            None => Bytes::from(bytes),
+        };
+        codec::decode(plain).map_err(|error| error.label())
     }
 
     async fn write(&self, key: &Key, entry: &Entry) {
@@ -159,9 +185,10 @@ impl RedisStore {
         if left.is_zero() || self.link.connections.load().is_none() || self.writes.enter() == Gate::Open {
             return;
         }
-        let body = codec::encode(entry);
+        let name = key.name(&self.namespace);
+        let Some(body) = self.pack(name.as_bytes(), entry) else { return };
         let mut command = redis::cmd("SET");
-        command.arg(key.name(&self.namespace)).arg(&body[..]).arg("PX").arg(millis(left).max(1));
+        command.arg(&name).arg(&body[..]).arg("PX").arg(millis(left).max(1));
         match self.call(&command).await {
             Ok(_) => {
                 if self.writes.succeeded() {
@@ -203,14 +230,14 @@ impl RedisStore {
             return super::glob(pattern.as_bytes(), readable) && self.delete(name).await;
         }
         let Ok(Value::BulkString(bytes)) = self.call(redis::cmd("GET").arg(name)).await else { return false };
-        let Ok(entry) = codec::decode(Bytes::from(bytes)) else { return false };
+        let Ok(entry) = self.unpack(name, bytes) else { return false };
         if !what.matches(&entry.readable, &entry.tags) {
             return false;
         }
         if !soft {
             return self.delete(name).await;
         }
-        let stale = codec::encode(&entry.expired(Wall::now()));
+        let Some(stale) = self.pack(name, &entry.expired(Wall::now())) else { return false };
         let mut command = redis::cmd("SET");
         command.arg(name).arg(&stale[..]).arg("XX").arg("KEEPTTL");
         self.call(&command).await.is_ok()

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Backend, Connection, Redis, Sluice, ok, until};
+use crate::support::{Backend, Connection, Redis, Sluice, ok, one_rule, until};
 
 /// Redis alone keeps entries, so that every request meets it.
 async fn over(redis: &str) -> (Backend, Sluice) {
@@ -259,4 +259,61 @@ async fn entries_expire_in_redis_and_names_are_readable() {
     let life = String::from_utf8(redis.command(&[b"PTTL", key.as_bytes()]).await).unwrap();
     let life: i64 = life.trim().trim_start_matches(':').parse().unwrap();
     assert!((20_000..=30_000).contains(&life), "fresh and stale time together: {life}");
+}
+
+/// With a key, what lies in Redis can neither be read nor moved, changed or brought in by others; a new key takes over
+/// from an old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn sealed_entries_are_read_and_forged_by_nobody() {
+    let redis = Redis::start(&[]).await;
+    let backend = Backend::start(|asked| ok("", format!("the words of {}", asked.target).as_bytes())).await;
+    let start = async |lines: &str| {
+        let text = format!(
+            "[backend]\nurl='http://{}'\n[cache]\nmemory='0B'\nredis_timeout='5s'\nredis='{}'\n{lines}\n{}",
+            backend.address,
+            redis.url(),
+            one_rule("ttl='1h'")
+        );
+        let sluice = Sluice::with(&text, &[]);
+        until("it is connected", || async { sluice.get("/health").await.text().contains("Redis connection successful") }).await;
+        sluice
+    };
+    let (old, new) = ("0a".repeat(32), "0b".repeat(32));
+    let first = start(&format!("encryption_key='{old}'")).await;
+    for target in ["/1", "/2"] {
+        first.get(target).await;
+        until("it is kept", || async { first.get(target).await.cache_status().contains("; hit") }).await;
+    }
+    let keys = redis.keys().await;
+    let value = |answer: Vec<u8>| answer[answer.iter().position(|&byte| byte == b'\n').unwrap() + 1..answer.len() - 2].to_vec();
+    let (one, two) = (value(redis.command(&[b"GET", keys[0].as_bytes()]).await), value(redis.command(&[b"GET", keys[1].as_bytes()]).await));
+    assert!(!one.windows(5).any(|window| window == b"words"), "it can be read");
+    let mut flipped = one.clone();
+    flipped[20] ^= 1;
+    let open = Sluice::ruled(backend.address, &redis.url(), &one_rule("ttl='1h'")).await;
+    until("it is connected", || async { open.get("/health").await.text().contains("Redis connection successful") }).await;
+    for forged in [two.clone(), one[..one.len() - 1].to_vec(), flipped, b"SLX1".to_vec(), Vec::new()] {
+        redis.command(&[b"SET", keys[0].as_bytes(), &forged]).await;
+        redis.command(&[b"SET", keys[1].as_bytes(), &two]).await;
+        let before = backend.count();
+        for target in ["/1", "/2"] {
+            assert_eq!(first.get(target).await.text(), format!("the words of {target}"));
+        }
+        assert_eq!(backend.count(), before + 1, "one of the two was fetched anew");
+        until("it is kept again", || async {
+            first.get("/1").await.cache_status().contains("; hit") && first.get("/2").await.cache_status().contains("; hit")
+        })
+        .await;
+    }
+    assert!(first.metric("store_errors_total", &["kind=\"forged\""]).await >= 3.0);
+    assert!(first.metric("store_errors_total", &["kind=\"unsealed\""]).await >= 1.0);
+    // Whoever has no key, or another one, has no use for them; whoever has the old one beside the new one reads on.
+    assert!(!open.get("/1").await.cache_status().contains("; hit"));
+    first.get("/2").await;
+    until("it is kept", || async { first.get("/2").await.cache_status().contains("; hit") }).await;
+    let second = start(&format!("encryption_key='{new}'\nencryption_key_previous='{old}'")).await;
+    assert!(second.get("/2").await.cache_status().contains("; hit"));
+    let third = start(&format!("encryption_key='{new}'")).await;
+    assert!(!third.get("/2").await.cache_status().contains("; hit"));
+    assert!(third.metric("store_errors_total", &["kind=\"unknown_key\""]).await >= 1.0);
 }

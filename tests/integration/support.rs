@@ -200,6 +200,7 @@ pub fn program() -> Command {
         "QUERY_TIMEOUT_SECONDS",
         "LONG_QUERY_TIMEOUT_SECONDS",
         "SLUICE_ADMIN_TOKEN",
+        "SLUICE_CACHE_KEY",
     ] {
         command.env_remove(name);
     }
