@@ -319,7 +319,11 @@ impl AsyncWrite for Watched {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         // The library flushes when all that it had to write is written.
-        ready!(this.outbox.poll_empty(&mut this.stream, cx))?;
+        let emptied = this.outbox.poll_empty(&mut this.stream, cx);
+        if emptied.is_pending() {
+            return this.note(emptied);
+        }
+        ready!(emptied)?;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 

@@ -49,16 +49,17 @@ impl CacheControl {
     /// response is treated as stale (RFC 9111 §4.2.1).
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
-        if let Some(targeted) = Self::targeted(headers) {
-            return targeted;
-        }
         let mut found = Self::default();
         for value in headers.get_all(CACHE_CONTROL) {
             for (name, argument) in Directives(value.as_bytes()) {
                 found.apply(&name, argument);
             }
         }
-        found
+        match Self::targeted(headers) {
+            // Whether the bytes may be recoded is said to everyone on the way.
+            Some(targeted) => Self { no_transform: targeted.no_transform || found.no_transform, ..targeted },
+            None => found,
+        }
     }
 
     /// Whether an answer to a request with `Authorization` may be shared (RFC 9111 §3.5).
@@ -199,7 +200,7 @@ mod tests {
     fn the_targeted_field_wins_if_it_is_one() {
         let of = |targeted: &str| {
             let mut headers = HeaderMap::new();
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, max-age=5"));
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, max-age=5, no-transform"));
             headers.insert(CDN_CACHE_CONTROL, HeaderValue::from_str(targeted).unwrap());
             CacheControl::of(&headers)
         };
@@ -215,7 +216,7 @@ mod tests {
             ("", true, Some(s(5))),
         ] {
             let found = of(text);
-            assert_eq!((found.no_store, found.max_age), (no_store, max_age), "{text}");
+            assert_eq!((found.no_store, found.max_age, found.no_transform), (no_store, max_age, true), "{text}");
         }
     }
     use http::HeaderValue;

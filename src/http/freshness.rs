@@ -151,7 +151,11 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
     if fresh.is_zero() {
         return match status {
             status if is_absent(status) => Verdict::Share(Unstorable::NoFreshness),
-            _ if !validatable.is_zero() => Verdict::Keep(lives),
+            // Not to be served before it was validated, unless the backend itself says for how long.
+            _ if !validatable.is_zero() => {
+                let swr = control.stale_while_revalidate.filter(|_| grant.respect_origin).unwrap_or_default();
+                Verdict::Keep(Lifetimes { stale_while_revalidate: swr, ..lives })
+            }
             _ => Verdict::Private(Unstorable::NoFreshness),
         };
     }
@@ -330,6 +334,10 @@ mod tests {
         assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=0"), tag]), Verdict::Keep(hour));
         assert_eq!(judge(&rule, 200, &[("last-modified", "Wed, 01 Jan 2025 00:00:00 GMT")]), Verdict::Keep(hour));
         let s = Duration::from_secs;
+        let own = Lifetimes { stale_if_error: s(86_400), ..hour };
+        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=0"), tag]), Verdict::Keep(own), "the rule's grace is not the backend's");
+        let graced = Lifetimes { stale_while_revalidate: s(7), ..own };
+        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=0, stale-while-revalidate=7"), tag]), Verdict::Keep(graced));
         assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=9"), tag]), Verdict::Store(Lifetimes { fresh: s(9), ..hour }));
     }
 
