@@ -16,7 +16,7 @@
 //! | [`fetch`], [`flight`], [`fill`] | one fetch a key; who waits for it; a body on its way into the cache |
 //! | [`route`], [`target`], [`key`], [`template`] | which rule; what a URL says; who shares an entry |
 //! | [`store`] | where answers are kept: memory, Redis, both |
-//! | [`backend`] | what answers when the cache cannot |
+//! | [`backend`] | what answers when the cache cannot: an API over HTTP, or the API here, from MySQL or memory |
 //! | [`breaker`], [`purges`], [`invalidated`] | leaving alone what fails; what was purged lately; what a change made doubtful |
 //! | [`http`] | **the rules of HTTP caching as pure functions** |
 //! | [`outcome`] | what became of a request, said once |

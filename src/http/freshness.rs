@@ -141,7 +141,8 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
         None if grant.heuristic => heuristic(&control, status, headers, now).unwrap_or_else(|| heed_rule(grant, status)),
         None => heed_rule(grant, status),
     };
-    if error && fresh.is_zero() {
+    // A rule with a `ttl` never keeps an error; one without leaves that to the backend too.
+    if error && (fresh.is_zero() || !grant.ttl.is_zero()) {
         return if status == StatusCode::FORBIDDEN { Verdict::Private(Unstorable::Status) } else { Verdict::Share(Unstorable::Error) };
     }
     let (swr, sie) = stale_lives(grant, &control);
@@ -317,7 +318,9 @@ mod tests {
         for status in [400, 405, 413, 414, 422, 431, 500, 502, 503, 504] {
             assert_eq!(judge(&GRANT, status, &[]), Verdict::Share(Unstorable::Error), "{status}");
             assert_eq!(judge(&deaf, status, &[("cache-control", "max-age=60")]), Verdict::Share(Unstorable::Error), "{status}");
-            assert_eq!(judge(&GRANT, status, &[("cache-control", "max-age=60")]), stored(60, 0, 0), "{status}");
+            assert_eq!(judge(&GRANT, status, &[("cache-control", "max-age=60")]), Verdict::Share(Unstorable::Error), "{status}");
+            let headers_alone = Grant { ttl: Duration::ZERO, ..GRANT };
+            assert_eq!(judge(&headers_alone, status, &[("cache-control", "max-age=60")]), stored(60, 0, 0), "{status}");
         }
         for status in [206, 304, 401, 403, 429] {
             assert_eq!(judge(&GRANT, status, &[]), Verdict::Private(Unstorable::Status), "{status}");

@@ -78,16 +78,20 @@ impl Shared {
     async fn tend(self: Arc<Self>) {
         let mut ticks = interval(TEND);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut round = 0;
+        let (mut round, mut said) = (0, String::new());
         loop {
             ticks.tick().await;
             self.pool.tend().await;
             if round % ROUNDS_BETWEEN_LOOKS == 0 || self.table.load().is_none() {
                 // What failed is told by those who ask.
-                if let Ok(mut asking) = self.pool.ask(self.query_timeout).await
-                    && let Err(trouble) = self.look(&mut asking).await
-                {
-                    tracing::warn!(error = %OrdersError::from(trouble), "the table of orders cannot be looked at (mysql.database, mysql.table)");
+                if let Ok(mut asking) = self.pool.ask(self.query_timeout).await {
+                    let trouble = self.look(&mut asking).await.err().map(OrdersError::from);
+                    let error = trouble.map(|error| error.to_string()).unwrap_or_default();
+                    // It is looked at every second until it is found, and the same is not said every second.
+                    if error != said && !error.is_empty() {
+                        tracing::warn!(error, "the table of orders cannot be looked at (mysql.database, mysql.table)");
+                    }
+                    said = error;
                 }
             }
             round = round.wrapping_add(1);
