@@ -3,12 +3,14 @@
 //! A connection that was left in the middle of an answer is never used again. Its query is killed from another
 //! connection first, because a server notices that nobody listens only when it next writes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Opts, OptsBuilder, SslOpts};
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::config::{Mysql as Config, Tls};
@@ -21,6 +23,8 @@ const CHECK_AFTER: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// How long the server may wait to write to a client that takes its time. Its own default is a minute.
 const NET_WRITE_TIMEOUT: u32 = 3600;
+/// Connections that end queries of others, at one time.
+const KILLERS: usize = 2;
 /// Prepared statements that each connection keeps.
 const STATEMENTS: usize = 32;
 
@@ -47,6 +51,8 @@ pub struct Link {
     limit: Option<Duration>,
     state: State,
     ender: Ender,
+    /// Places that stay taken until it is gone from the server too.
+    places: Vec<OwnedSemaphorePermit>,
 }
 
 /// What becomes of a connection when it is let go.
@@ -101,6 +107,11 @@ impl Link {
         Ok(())
     }
 
+    /// Keeps these places until it is gone from the server too, so that no more connections stand than there are places.
+    pub fn hold(&mut self, places: Vec<OwnedSemaphorePermit>) {
+        self.places = places;
+    }
+
     /// Whether it may be used again.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -113,6 +124,7 @@ impl Drop for Link {
         let Some(conn) = self.conn.take() else { return };
         let ender = self.ender.clone();
         let (id, server, running) = (self.id, std::mem::take(&mut self.server), self.state == State::Running);
+        let places = std::mem::take(&mut self.places);
         self.ender.runtime.spawn(async move {
             if running {
                 ender.kill(id, &server).await;
@@ -120,6 +132,7 @@ impl Drop for Link {
             // The driver reads what is left of an answer before it says goodbye; past the deadline the socket is
             // closed without.
             let _ = timeout(GOODBYE, conn.disconnect()).await;
+            drop(places);
         });
     }
 }
@@ -130,6 +143,8 @@ struct Ender {
     opts: Opts,
     connect_timeout: Duration,
     runtime: Handle,
+    /// Connections that kill at one time, beside those of the pool.
+    killers: Arc<Semaphore>,
 }
 
 impl Ender {
@@ -137,6 +152,7 @@ impl Ender {
     /// limit ends it then.
     async fn kill(&self, id: u64, server: &str) {
         let killing = async {
+            let _killer = self.killers.acquire().await;
             let mut conn = Conn::new(self.opts.clone()).await?;
             let (identity, ..) = identity(&mut conn).await?;
             if identity == server {
@@ -182,7 +198,14 @@ impl Connector {
             .ssl_opts(ssl(&config.tls))
             // Nothing here ever writes.
             .setup(vec![format!("SET SESSION net_write_timeout = {NET_WRITE_TIMEOUT}"), "SET SESSION TRANSACTION READ ONLY".to_owned()]);
-        Self { ender: Ender { opts: opts.into(), connect_timeout: config.connect_timeout, runtime } }
+        Self {
+            ender: Ender {
+                opts: opts.into(),
+                connect_timeout: config.connect_timeout,
+                runtime,
+                killers: Arc::new(Semaphore::new(KILLERS)),
+            },
+        }
     }
 
     /// A new connection.
@@ -194,7 +217,17 @@ impl Connector {
             let mut conn = Conn::new(self.ender.opts.clone()).await?;
             let (server, id, version) = identity(&mut conn).await?;
             let flavor = if version.contains("MariaDB") { Flavor::MariaDb } else { Flavor::MySql };
-            Ok(Link { conn: Some(conn), id, server, version, flavor, limit: None, state: State::Idle, ender: self.ender.clone() })
+            Ok(Link {
+                conn: Some(conn),
+                id,
+                server,
+                version,
+                flavor,
+                limit: None,
+                state: State::Idle,
+                ender: self.ender.clone(),
+                places: Vec::new(),
+            })
         };
         let limit = self.ender.connect_timeout;
         timeout(limit, connecting).await.unwrap_or_else(|_| Err(Error::Other(format!("no connection within {limit:?}").into())))

@@ -154,7 +154,7 @@ impl Pool {
             self.metrics.breaker_open.with_label_values(&["mysql"]).set(0);
             tracing::info!("the database answers again");
         }
-        Ok(Asking { link: Some(link), deadline: Instant::now() + limit, limit, _places: places })
+        Ok(Asking { link: Some(link), deadline: Instant::now() + limit, limit, places })
     }
 
     fn unreachable(&self, error: Error) -> OrdersError {
@@ -217,7 +217,7 @@ pub struct Asking {
     link: Option<Object<Connector>>,
     deadline: Instant,
     limit: Duration,
-    _places: Vec<OwnedSemaphorePermit>,
+    places: Vec<OwnedSemaphorePermit>,
 }
 
 impl Asking {
@@ -311,7 +311,8 @@ impl Drop for Asking {
         if let Some(link) = self.link.take()
             && !link.is_idle()
         {
-            drop(Object::take(link));
+            let mut link = Object::take(link);
+            link.hold(std::mem::take(&mut self.places));
         }
     }
 }
