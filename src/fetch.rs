@@ -182,6 +182,7 @@ impl Fetcher {
         self.purges.note(what.clone());
         let purged = self.store.purge(what, soft).await;
         self.metrics.purged.inc_by(purged as u64);
+        tracing::info!(?what, soft, purged, "purged");
         purged
     }
 

@@ -150,12 +150,17 @@ pub fn take_own_via(headers: &mut HeaderMap) {
 /// A `Location` that names the backend's authority gets the request's own: clients cannot reach the backend.
 pub fn relocate(headers: &mut HeaderMap, backend: &[Authority], request: &request::Parts, public: Option<&PublicUrl>) {
     let Some(rest) = headers.get(LOCATION).and_then(|location| beyond_authority(location, backend)) else { return };
-    let Some(host) = request_authority(request) else { return };
-    let scheme = public.map_or("http", |public| public.scheme.as_str());
-    let moved = [scheme.as_bytes(), b"://", host.as_bytes(), rest.as_bytes()].concat();
-    if let Ok(moved) = HeaderValue::from_bytes(&moved) {
+    if let Some(moved) = own_url(&rest, request, public) {
         headers.insert(LOCATION, moved);
     }
+}
+
+/// The absolute URL under which the client that asked reaches a path and query of Sluice's.
+#[must_use]
+pub fn own_url(path_and_query: &str, request: &request::Parts, public: Option<&PublicUrl>) -> Option<HeaderValue> {
+    let host = request_authority(request)?;
+    let scheme = public.map_or("http", |public| public.scheme.as_str());
+    HeaderValue::from_bytes(&[scheme.as_bytes(), b"://", host.as_bytes(), path_and_query.as_bytes()].concat()).ok()
 }
 
 /// What follows the authority of an absolute URL, if that is one of the backend's.

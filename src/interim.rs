@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use http::{HeaderMap, StatusCode};
+use http::{Extensions, HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
 use crate::http::headers::strip_hop_by_hop;
@@ -51,22 +51,6 @@ impl Outbox {
         Interim { turn: self.turn.fetch_add(1, Ordering::AcqRel) + 1, outbox: Arc::clone(self) }
     }
 
-    async fn end(&self) {
-        self.turn.fetch_add(1, Ordering::AcqRel);
-        if !self.any.load(Ordering::Acquire) {
-            return;
-        }
-        std::future::poll_fn(|cx| {
-            let mut state = self.state();
-            if state.bytes.is_empty() {
-                return Poll::Ready(());
-            }
-            state.task = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
     /// Writes what there is. Only to be called when the connection's own buffer is empty.
     ///
     /// # Errors
@@ -101,16 +85,30 @@ impl Outbox {
 impl Interim {
     /// The turn ends: nothing more is taken, and what was taken has left.
     pub async fn end(self) {
-        self.outbox.end().await;
+        self.outbox.turn.fetch_add(1, Ordering::AcqRel);
+        if !self.outbox.any.load(Ordering::Acquire) {
+            return;
+        }
+        std::future::poll_fn(|cx| {
+            let mut state = self.outbox.state();
+            if state.bytes.is_empty() {
+                return Poll::Ready(());
+            }
+            state.task = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
-    /// Says that interim answers may come, from within the connection's own task.
-    pub async fn expect(&self) {
+    /// Goes along with a request to the backend. To be called within the connection's own task, which is woken by what
+    /// comes.
+    pub async fn accompany(&self, request: &mut Extensions) {
         std::future::poll_fn(|cx| {
             self.outbox.state().task = Some(cx.waker().clone());
             Poll::Ready(())
         })
         .await;
+        request.insert(self.clone());
     }
 
     /// Takes an interim answer, unless it is too late or too much. 100 and 101 are about a connection, not an answer.

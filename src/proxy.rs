@@ -278,8 +278,7 @@ impl Proxy {
         } else {
             let mut job = self.job(question, entry);
             if let Some(interim) = question.origin.interim {
-                interim.expect().await;
-                job.request.extensions.insert(interim.clone());
+                interim.accompany(&mut job.request.extensions).await;
             }
             self.fetcher.fetch(job).await
         };
@@ -369,8 +368,7 @@ impl Proxy {
         *request.uri_mut() = parts.uri.clone();
         *request.headers_mut() = gateway::for_pass(parts, origin);
         if let Some(interim) = origin.interim {
-            interim.expect().await;
-            request.extensions_mut().insert(interim.clone());
+            interim.accompany(request.extensions_mut()).await;
         }
         let name = route.map_or("none", |route| route.name.as_str());
         match self.upstream.call(name, request, self.body_timeout).await {

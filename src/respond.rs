@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LAST_MODIFIED, RANGE, RETRY_AFTER};
+use http::header::{AGE, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LAST_MODIFIED, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, request};
 use http_body_util::BodyExt;
 
@@ -79,30 +79,15 @@ async fn inflate(store: &dyn Store, entry: &Arc<Entry>, answer: &Answer, coded: 
 #[must_use]
 pub fn from_fill(fill: &Arc<Fill>, request: &HeaderMap, max_object: usize) -> Option<Response<Reply>> {
     let reader = fill.reader()?;
-    let head = &fill.head;
-    let mut headers = head.fields.clone();
-    headers.append(http::header::VIA, HeaderValue::from_static(crate::proxy::VIA));
-    let body = if head.coding == Coding::Gzip {
-        vary_by_encoding(&mut headers);
-        if accepts_gzip(request) {
-            reader.boxed_unsync()
-        } else {
-            headers.remove(CONTENT_ENCODING);
-            if let Some(tag) = headers.get(ETAG).map(weaken) {
-                headers.insert(ETAG, tag);
-            }
-            Inflate::new(reader, max_object.saturating_mul(MAX_INFLATION) as u64).boxed_unsync()
-        }
-    } else {
-        reader.boxed_unsync()
-    };
-    let mut response = Response::new(Reply::Stream(body));
-    *response.status_mut() = head.status;
-    *response.headers_mut() = headers;
-    Some(response)
+    let mut response = fill.head.response(reader.boxed_unsync());
+    response.headers_mut().append(http::header::VIA, HeaderValue::from_static(crate::proxy::VIA));
+    if fill.head.coding == Coding::Gzip {
+        vary_by_encoding(response.headers_mut());
+    }
+    Some(fit(response, request, max_object).map(Reply::Stream))
 }
 
-/// An answer that was fetched for one client, which may not take the coding in which Sluice asked for it.
+/// An answer of the backend's for a client that may not take the coding in which Sluice asked for it.
 #[must_use]
 pub fn fit(response: Response<Stream>, request: &HeaderMap, max_object: usize) -> Response<Stream> {
     if accepts_gzip(request) || Coding::of(response.headers()) != Coding::Gzip {
@@ -132,6 +117,14 @@ pub fn json(status: u16, body: impl Into<Bytes>) -> Response<Reply> {
     let mut headers = HeaderMap::with_capacity(EXTRA_FIELDS);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     build(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), headers, body.into())
+}
+
+/// 405, with the method that is allowed.
+#[must_use]
+pub fn wrong_method(allowed: &'static str) -> Response<Reply> {
+    let mut response = detail(405, "Method Not Allowed");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
 }
 
 /// `{"detail":"…"}`, the shape of the API's own errors.

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use tokio::net::TcpListener;
 
@@ -29,7 +29,6 @@ use crate::proxy::Proxy;
 use crate::respond;
 use crate::server::{self, Door, RequestBody};
 use crate::target::Target;
-use crate::token::Token;
 
 /// Connections that the admin listener takes at one time.
 const CONNECTIONS: usize = 64;
@@ -38,14 +37,13 @@ const CONNECTIONS: usize = 64;
 pub struct AdminState {
     proxy: Arc<Proxy>,
     explainer: Explainer,
-    token: Token,
 }
 
 impl AdminState {
     /// For this proxy.
     #[must_use]
     pub fn new(proxy: Arc<Proxy>, config: &Config) -> Arc<Self> {
-        Arc::new(Self { proxy, explainer: Explainer::new(config), token: Token(config.admin.token.clone()) })
+        Arc::new(Self { proxy, explainer: Explainer::new(config) })
     }
 }
 
@@ -75,12 +73,10 @@ impl AdminState {
             _ => return respond::json(404, r#"{"detail":"Not Found"}"#),
         };
         if request.method() != wanted && !(wanted == Method::GET && request.method() == Method::HEAD) {
-            let mut refusal = respond::json(405, r#"{"detail":"Method Not Allowed"}"#);
-            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(if wanted == Method::GET { "GET" } else { "POST" }));
-            return refusal;
+            return respond::wrong_method(if wanted == Method::GET { "GET" } else { "POST" });
         }
         if wanted == Method::POST
-            && let Err(refusal) = self.token.authorize(request.headers())
+            && let Err(refusal) = self.proxy.local.token.authorize(request.headers())
         {
             return respond::refused(refusal);
         }

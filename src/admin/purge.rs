@@ -24,6 +24,5 @@ pub async fn post(fetcher: &Fetcher, target: &Target<'_>) -> Response<Reply> {
         Some(_) => return respond::json(400, r#"{"detail":"soft is true or false"}"#),
     };
     let purged = fetcher.purge(&what, soft).await;
-    tracing::info!(?what, soft, purged, "purged");
     respond::json(200, json!({ "purged": purged }).to_string())
 }

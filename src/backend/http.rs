@@ -1,6 +1,5 @@
 //! An existing API over HTTP/1.1, through a pool of kept-alive connections.
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use http::header::HOST;
@@ -13,7 +12,7 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::runtime::Handle;
 
-use super::{Answering, Backend, BackendError};
+use super::{AbortOnDrop, Answering, Backend, BackendError};
 use crate::body::{self, Stream};
 use crate::interim::Interim;
 
@@ -96,21 +95,6 @@ impl Backend for HttpBackend {
             let answer: Response<_> = answer.map_err(classify)?;
             Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
         })
-    }
-}
-
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Future for AbortOnDrop<T> {
-    type Output = Result<T, tokio::task::JoinError>;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx)
-    }
-}
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -156,9 +156,7 @@ pub fn warm(warmer: &Warmer) -> Response<Reply> {
 }
 
 async fn purge(proxy: &Proxy, what: &Selection) -> u64 {
-    let purged = proxy.fetcher.purge(what, false).await;
-    tracing::info!(?what, purged, "purged");
-    purged as u64
+    proxy.fetcher.purge(what, false).await as u64
 }
 
 fn said(page: &impl Serialize) -> Response<Reply> {

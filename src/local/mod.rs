@@ -8,10 +8,12 @@ pub mod health;
 pub mod openapi;
 pub mod schema;
 
-use http::header::{ALLOW, HOST, LOCATION};
-use http::{HeaderValue, Method, Response, request};
+use http::header::LOCATION;
+use http::{Method, Response, request};
 
 use crate::body::Reply;
+use crate::config::PublicUrl;
+use crate::gateway;
 use crate::outcome::Outcome;
 use crate::proxy::Proxy;
 use crate::respond;
@@ -96,13 +98,11 @@ impl Local {
         proxy: &Proxy,
     ) -> (Response<Reply>, Outcome) {
         if slash {
-            return (without_slash(target, parts), Outcome::Local);
+            return (without_slash(target, parts, proxy.public.as_ref()), Outcome::Local);
         }
         let wanted = if endpoint.changes_something() { Method::POST } else { Method::GET };
         if parts.method != wanted && !(wanted == Method::GET && parts.method == Method::HEAD && proxy.head_as_get) {
-            let mut refusal = respond::json(405, r#"{"detail":"Method Not Allowed"}"#);
-            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(if endpoint.changes_something() { "POST" } else { "GET" }));
-            return (refusal, Outcome::Local);
+            return (respond::wrong_method(if endpoint.changes_something() { "POST" } else { "GET" }), Outcome::Local);
         }
         if endpoint.changes_something()
             && let Err(refusal) = self.token.authorize(&parts.headers)
@@ -123,13 +123,12 @@ impl Local {
     }
 }
 
-/// 307 to the path without its last slash, made from the request's `Host`.
-fn without_slash(target: &Target<'_>, parts: &request::Parts) -> Response<Reply> {
+/// 307 to the path without its last slash.
+fn without_slash(target: &Target<'_>, parts: &request::Parts, public: Option<&PublicUrl>) -> Response<Reply> {
     let mut response = respond::json(307, "");
-    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
     let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = target.path.trim_end_matches('/');
-    if let Ok(location) = HeaderValue::from_str(&format!("http://{host}{path}{query}")) {
+    if let Some(location) = gateway::own_url(&format!("{path}{query}"), parts, public) {
         response.headers_mut().insert(LOCATION, location);
     }
     response

@@ -4,19 +4,18 @@ use http::Response;
 
 use super::json::{Style, push, write_order};
 use super::orders::{Order, Orders, Page, Span};
-use super::params::Params;
+use super::params::{Params, span};
 use super::schema::{Invalid, LiquidationOrders, Refusal};
 use super::{ApiError, json};
 use crate::body::Stream;
-use crate::moment;
 use crate::target::Target;
 
 const TOGETHER: &str = "Both start_timestamp and end_timestamp must be provided together";
 const BOTH: &str = "Cannot provide both timestamp range and limit";
 const EITHER: &str = "Either provide both timestamps or a limit parameter";
-const BAD_TIMES: &str = "Invalid timestamp format. Use Unix milliseconds or ISO format";
+/// Also said of the stream's.
+pub const BAD_TIMES: &str = "Invalid timestamp format. Use Unix milliseconds or ISO format";
 const NEGATIVE: &str = "Timestamps must be non-negative";
-const ORDER: &str = "start_timestamp must be before end_timestamp";
 const NOTHING: &str = "No liquidation orders found for the given criteria";
 
 /// The most orders that one answer holds.
@@ -60,7 +59,7 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<
     params.finish()?;
     match (start, end, limit) {
         (Some(_), Some(_), Some(_)) => Err(ApiError::BadRequest(BOTH)),
-        (Some(start), Some(end), None) => paged(orders, &symbol, span(&start, &end)?, page, page_size).await,
+        (Some(start), Some(end), None) => paged(orders, &symbol, span(&start, &end, BAD_TIMES, Some(NEGATIVE))?, page, page_size).await,
         (None, None, Some(limit)) => latest(orders, &symbol, usize::try_from(limit).unwrap_or(0)).await,
         (None, None, None) => Err(ApiError::BadRequest(EITHER)),
         _ => Err(ApiError::BadRequest(TOGETHER)),
@@ -88,15 +87,6 @@ async fn paged<O: Orders>(orders: &O, symbol: &str, span: Span, number: i64, siz
         format_args!(",\"pagination\":{{\"page\":{number},\"page_size\":{size},\"total_returned\":{returned},\"has_more\":{more}}}}}"),
     );
     Ok(json(out))
-}
-
-fn span(start: &str, end: &str) -> Result<Span, ApiError> {
-    match (moment::parse(start), moment::parse(end)) {
-        (Some(start), Some(end)) if start < 0 || end < 0 => Err(ApiError::BadRequest(NEGATIVE)),
-        (Some(start), Some(end)) if start > end => Err(ApiError::BadRequest(ORDER)),
-        (Some(start), Some(end)) => Ok(Span { start, end }),
-        _ => Err(ApiError::BadRequest(BAD_TIMES)),
-    }
 }
 
 fn write_array(orders: &[Order], out: &mut String) -> Result<(), ApiError> {

@@ -4,8 +4,8 @@ use http::Response;
 
 use super::decimal::write_f64;
 use super::json::{Style, push, write_text};
-use super::orders::{Orders, Span};
-use super::params::Params;
+use super::orders::Orders;
+use super::params::{Params, span};
 use super::schema::{Invalid, LiquidationBucket, Refusal};
 use super::{ApiError, json};
 use crate::body::Stream;
@@ -14,7 +14,6 @@ use crate::target::Target;
 
 const BAD_TIMES: &str = "start_timestamp and end_timestamp must be valid Unix timestamps in miliseconds or datetime strings in ISO format";
 const NEGATIVE: &str = "start_timestamp and end_timestamp must be non-negative integers";
-const ORDER: &str = "start_timestamp must be before end_timestamp";
 const BAD_TIMEFRAME: &str = "timeframe must be a positive whole number of minutes, hours or days, such as 5m, 1h or 1d";
 const NOTHING: &str = "No data found for the given parameters";
 
@@ -50,15 +49,9 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<
     let timeframe = params.required("timeframe");
     let (start, end) = (params.required("start_timestamp"), params.required("end_timestamp"));
     params.finish()?;
-    let (Some(start), Some(end)) = (moment::parse(&start), moment::parse(&end)) else { return Err(ApiError::BadRequest(BAD_TIMES)) };
-    if start < 0 || end < 0 {
-        return Err(ApiError::BadRequest(NEGATIVE));
-    }
-    if start > end {
-        return Err(ApiError::BadRequest(ORDER));
-    }
+    let span = span(&start, &end, BAD_TIMES, Some(NEGATIVE))?;
     let width = width(&timeframe).ok_or(ApiError::BadRequest(BAD_TIMEFRAME))?;
-    let buckets = orders.buckets(&symbol, Span { start, end }, width).await?;
+    let buckets = orders.buckets(&symbol, span, width).await?;
     if buckets.is_empty() {
         return Err(ApiError::NotFound(NOTHING));
     }

@@ -29,9 +29,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
-use super::{Answering, Backend, BackendError};
+use super::{AbortOnDrop, Answering, Backend, BackendError};
 use crate::body::{self, Stream};
 use crate::http::encoding::{accepts_gzip, gzip};
 use crate::target::Target;
@@ -78,17 +77,8 @@ impl<O: Orders> Backend for Api<O> {
     fn call(&self, request: Request<Stream>) -> Answering {
         let orders = Arc::clone(&self.orders);
         let request = request.map(drop);
-        let mut answering = Task(self.runtime.spawn(async move { answer(&*orders, &request).await }));
-        Box::pin(async move { (&mut answering.0).await.map_err(|error| BackendError::Reset(error.into())) })
-    }
-}
-
-/// A task that ends with whoever waits for it.
-struct Task(JoinHandle<Response<Stream>>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
+        let answering = AbortOnDrop(self.runtime.spawn(async move { answer(&*orders, &request).await }));
+        Box::pin(async move { answering.await.map_err(|error| BackendError::Reset(error.into())) })
     }
 }
 

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+use super::ApiError;
+use super::orders::Span;
+use crate::moment;
 use crate::target::Target;
 
 /// One failing parameter, in the contract's shape.
@@ -71,8 +74,23 @@ impl<'t> Params<'t> {
     ///
     /// # Errors
     /// 422.
-    pub fn finish(self) -> Result<(), super::ApiError> {
-        if self.faults.is_empty() { Ok(()) } else { Err(super::ApiError::Invalid(self.faults)) }
+    pub fn finish(self) -> Result<(), ApiError> {
+        if self.faults.is_empty() { Ok(()) } else { Err(ApiError::Invalid(self.faults)) }
+    }
+}
+
+const ORDER: &str = "start_timestamp must be before end_timestamp";
+
+/// The span between two moments; `bad` is said of what is no moment, `negative` (if that is refused) of one before 1970.
+///
+/// # Errors
+/// 400.
+pub fn span(start: &str, end: &str, bad: &'static str, negative: Option<&'static str>) -> Result<Span, ApiError> {
+    let (Some(start), Some(end)) = (moment::parse(start), moment::parse(end)) else { return Err(ApiError::BadRequest(bad)) };
+    match negative {
+        Some(negative) if start < 0 || end < 0 => Err(ApiError::BadRequest(negative)),
+        _ if start > end => Err(ApiError::BadRequest(ORDER)),
+        _ => Ok(Span { start, end }),
     }
 }
 
@@ -84,5 +102,5 @@ fn whole_number(text: &str) -> Option<i64> {
         Some(_) => return None,
         None => text,
     };
-    if whole.ends_with(' ') { None } else { crate::moment::integer(whole) }
+    if whole.ends_with(' ') { None } else { moment::integer(whole) }
 }

@@ -17,17 +17,14 @@ use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 
 use super::json::{Style, write_order, write_text};
-use super::orders::{Batches, Orders, OrdersError, Span};
-use super::params::Params;
+use super::liquidation_orders::BAD_TIMES;
+use super::orders::{Batches, Orders, OrdersError};
+use super::params::{Params, span};
 use super::schema::{Invalid, Refusal};
 use super::{ApiError, says_gzip, sentence};
 use crate::body::{BoxError, Broken, Stream};
-use crate::moment;
 use crate::outcome::Failure;
 use crate::target::Target;
-
-const BAD_TIMES: &str = "Invalid timestamp format. Use Unix milliseconds or ISO format";
-const ORDER: &str = "start_timestamp must be before end_timestamp";
 
 /// The largest `batch_size`. It has no effect but is checked.
 pub const LARGEST_BATCH: i64 = 5000;
@@ -69,11 +66,7 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>, gzip: bool) -> Resu
     let (from, to) = (params.required("start_timestamp"), params.required("end_timestamp"));
     params.count("batch_size", Some(LARGEST_BATCH));
     params.finish()?;
-    let (Some(start), Some(end)) = (moment::parse(&from), moment::parse(&to)) else { return Err(ApiError::BadRequest(BAD_TIMES)) };
-    if start > end {
-        return Err(ApiError::BadRequest(ORDER));
-    }
-    let batches = orders.stream(&symbol, Span { start, end }).await?;
+    let batches = orders.stream(&symbol, span(&from, &to, BAD_TIMES, None)?).await?;
     let (lines, body) = mpsc::channel(1);
     tokio::spawn(write(batches, lines, if gzip { Packer::gzip() } else { Packer::Plain }));
     let mut response = Response::new(Lines { lines: body, failing: None }.boxed_unsync());

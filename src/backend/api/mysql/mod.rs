@@ -151,8 +151,7 @@ impl Shared {
             Matching::Everything => Symbols::Folded(symbol.to_owned()),
             Matching::Spellings => {
                 let rows = ask(asking, &sql::spellings(table, symbol)).await?;
-                let mut texts = Texts::default();
-                let names: Vec<String> = rows.iter().filter_map(|row| Some(row::text(row.as_ref(0)?, &mut texts)?.to_string())).collect();
+                let names: Vec<String> = rows.iter().filter_map(|row| Some(row::plain(row.as_ref(0)?)?.into_owned())).collect();
                 if names.is_empty() {
                     return Ok(None);
                 }

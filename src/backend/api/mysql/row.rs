@@ -1,5 +1,7 @@
 //! From a row of the table to an [`Order`], whatever types the table's columns have.
 
+use std::borrow::Cow;
+
 use mysql_async::{Row, Value};
 
 use crate::backend::api::orders::{Order, Text};
@@ -41,13 +43,19 @@ pub fn order(row: Row, texts: &mut Texts) -> Order {
 
 /// Text; bytes that are not UTF-8 are replaced.
 pub fn text(value: &Value, texts: &mut Texts) -> Text {
-    match value {
-        Value::NULL => None,
-        Value::Bytes(bytes) => texts.share(&String::from_utf8_lossy(bytes)),
-        Value::Int(number) => texts.share(&number.to_string()),
-        Value::UInt(number) => texts.share(&number.to_string()),
-        other => texts.share(&other.as_sql(true)),
-    }
+    plain(value).and_then(|text| texts.share(&text))
+}
+
+/// Any value as text; `None` for NULL.
+#[must_use]
+pub fn plain(value: &Value) -> Option<Cow<'_, str>> {
+    Some(match value {
+        Value::NULL => return None,
+        Value::Bytes(bytes) => String::from_utf8_lossy(bytes),
+        Value::Int(number) => number.to_string().into(),
+        Value::UInt(number) => number.to_string().into(),
+        other => other.as_sql(true).into(),
+    })
 }
 
 /// The double nearest to a number, however it is stored; text that is no number counts as NULL.
@@ -73,14 +81,8 @@ pub fn whole(value: &Value) -> Option<i64> {
     match value {
         Value::Int(number) => Some(*number),
         Value::UInt(number) => i64::try_from(*number).ok(),
-        other => other_whole(other).or_else(|| number(other).map(|number| number as i64)),
-    }
-}
-
-fn other_whole(value: &Value) -> Option<i64> {
-    match value {
-        Value::Bytes(bytes) => std::str::from_utf8(bytes).ok()?.trim().parse().ok(),
-        _ => None,
+        // Digits first: a double does not hold all of them.
+        other => plain(other).and_then(|text| text.trim().parse().ok()).or_else(|| number(other).map(|number| number as i64)),
     }
 }
 

@@ -3,12 +3,13 @@
 //! Nothing is assumed of a production table but the names of its columns. Numbers may be DECIMAL, floating or text;
 //! text may have any collation; there may be no index at all. [`Table::inspect`] finds out, [`Table::report`] says it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use mysql_async::{Params, Row, Value};
+use mysql_async::{Params, Row};
 
 use super::pool::{Asking, Trouble};
-use super::row::COLUMNS;
+use super::row::{COLUMNS, plain};
 use crate::backend::api::orders::OrdersError;
 
 /// What is known of the table.
@@ -220,13 +221,7 @@ fn part(row: &Row) -> Option<Part> {
 /// A field by its name, as text; `None` for NULL, or if there is no such field.
 fn field(row: &Row, name: &str) -> Option<String> {
     let at = row.columns_ref().iter().position(|column| column.name_str().eq_ignore_ascii_case(name))?;
-    match row.as_ref(at)? {
-        Value::NULL => None,
-        Value::Bytes(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-        Value::Int(number) => Some(number.to_string()),
-        Value::UInt(number) => Some(number.to_string()),
-        other => Some(other.as_sql(true)),
-    }
+    plain(row.as_ref(at)?).map(Cow::into_owned)
 }
 
 fn starts_with(columns: &[String], names: &[&str]) -> bool {
