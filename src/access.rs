@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::body::{BoxError, Reply};
 use crate::config::{Access, PublicUrl};
-use crate::gateway::{Origin, REQUEST_ID};
+use crate::gateway::{Client, Origin, REQUEST_ID};
 use crate::interim::Interim;
 use crate::outcome::Outcome;
 use crate::telemetry::Metrics;
@@ -48,8 +48,8 @@ impl<'m> Visit<'m> {
 
     /// What is known of its way here.
     #[must_use]
-    pub const fn origin<'a>(&'a self, peer: IpAddr, public: Option<&'a PublicUrl>, interim: Option<&'a Interim>) -> Origin<'a> {
-        Origin { peer, id: &self.id, public, interim }
+    pub const fn origin<'a>(&'a self, client: &'a Client, public: Option<&'a PublicUrl>, interim: Option<&'a Interim>) -> Origin<'a> {
+        Origin { client, id: &self.id, public, interim }
     }
 
     /// How long it has taken so far.

@@ -90,7 +90,9 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
         waiters: config.limits.waiters,
         wait_timeout: config.limits.wait_timeout,
     };
-    let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&store), settings, runtime.clone(), Arc::clone(&metrics));
+    // A redirect to the public name is nobody's doing either.
+    let own = authorities.iter().chain(config.public_url.as_ref().map(|public| &public.authority)).cloned().collect();
+    let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&store), settings, own, runtime.clone(), Arc::clone(&metrics));
     Ok(Arc::new_cyclic(|proxy| Proxy {
         routes: config.routes.clone(),
         store,
@@ -178,7 +180,7 @@ pub fn start(config: &Config) -> Result<Running, StartError> {
     let state = AdminState::new(Arc::clone(&proxy), config);
     let admin = TcpListener::from_std(admin).map_err(while_doing("starting the admin listener"))?;
     tokio::spawn(admin::serve(admin, state, wait(stopped.clone())));
-    let door = Door::new(config.limits.clone(), proxy.metrics.connections.clone());
+    let door = Door::new(config.limits.clone(), proxy.metrics.connections.clone(), proxy.metrics.connections_refused.clone());
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut threads = Vec::with_capacity(cores);
     for core in 0..cores {
@@ -200,9 +202,9 @@ fn serve(listener: std::net::TcpListener, proxy: &Arc<Proxy>, door: Door, stoppe
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
         let proxy = Arc::clone(proxy);
-        let answer = move |request, peer, interim| {
+        let answer = move |request, arrival| {
             let proxy = Arc::clone(&proxy);
-            async move { proxy.handle(request, peer, interim).await }
+            async move { proxy.handle(request, arrival).await }
         };
         server::run(listener, door, answer, wait(stopped)).await;
         Ok(())

@@ -55,7 +55,7 @@ impl Explainer {
         let target = match Target::parse(text) {
             Ok(target) => target,
             Err(refusal) => {
-                let (status, sentence) = refusal.answer();
+                let (status, sentence) = (refusal.row().status, refusal.row().sentence);
                 writeln!(out, "answer     refused with {status}: {sentence}")?;
                 return Ok(false);
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use http::header::{CONTENT_LENGTH, ETAG};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -29,8 +30,8 @@ use crate::gateway;
 use crate::http::cache_control::CacheControl;
 use crate::http::conditional::etag_of;
 use crate::http::encoding::{self, Coding};
-use crate::http::freshness::{Grant, Lifetimes, Verdict, is_failure, verdict};
-use crate::http::headers::{age, freshened};
+use crate::http::freshness::{Grant, Lifetimes, Unstorable, Verdict, is_failure, verdict};
+use crate::http::headers::{age, freshened, validates};
 use crate::http::vary::{Vary, selection};
 use crate::invalidated::Invalidated;
 use crate::key::{Canonical, Key};
@@ -68,6 +69,8 @@ pub struct Job {
     pub address: Canonical,
     /// The rule's name.
     pub route: String,
+    /// The authority that the client asked.
+    pub authority: Option<HeaderValue>,
     /// What the rule grants.
     pub grant: Grant,
     /// When it was asked for: a purge after that forbids storing the answer.
@@ -133,6 +136,8 @@ pub struct Fetcher {
     /// What changed while it may have been stored.
     pub invalidated: Invalidated,
     settings: Settings,
+    /// The names under which the backend may call itself.
+    authorities: Vec<Authority>,
     runtime: Handle,
     metrics: Arc<Metrics>,
 }
@@ -140,7 +145,14 @@ pub struct Fetcher {
 impl Fetcher {
     /// A fetcher whose tasks run on `runtime`.
     #[must_use]
-    pub fn new(upstream: Arc<Upstream>, store: Arc<dyn Store>, settings: Settings, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        upstream: Arc<Upstream>,
+        store: Arc<dyn Store>,
+        settings: Settings,
+        authorities: Vec<Authority>,
+        runtime: Handle,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             upstream,
             store,
@@ -153,6 +165,7 @@ impl Fetcher {
             purges: Purges::default(),
             invalidated: Invalidated::default(),
             settings,
+            authorities,
             runtime,
             metrics,
         })
@@ -270,15 +283,27 @@ impl Fetcher {
         };
         let (mut head, mut body) = answer.into_parts();
         gateway::clean_answer(&mut head.headers);
-        if let (StatusCode::NOT_MODIFIED, Some(stale)) = (head.status, &job.stale) {
-            let Some(revived) = self.revive(stale, &head.headers).await else { return lead.fail(Failure::Invalid) };
+        if head.status == StatusCode::NOT_MODIFIED {
+            // One that was not asked for, or that is about something else, answers nothing.
+            let revived = match &job.stale {
+                Some(stale) => self.revive(stale, &head.headers).await,
+                None => None,
+            };
+            let Some(revived) = revived else {
+                tracing::warn!(route = job.route, "the backend answered 304 to what was not asked; it counts as a failure");
+                self.note_failure(&job.flight, Failure::Invalid);
+                return lead.fail(Failure::Invalid);
+            };
             (head, body) = revived.into_parts();
         }
         match is_failure(head.status) {
             true => self.note_failure(&job.flight, Failure::Status(head.status.as_u16())),
             false => self.note_success(&job.flight),
         }
-        let verdict = verdict(&job.grant, head.status, &head.headers, Wall::now());
+        let verdict = match gateway::reflects(&head.headers, job.authority.as_ref(), &self.authorities) {
+            true if head.status.is_redirection() => Verdict::Private(Unstorable::Reflection),
+            _ => verdict(&job.grant, head.status, &head.headers, Wall::now()),
+        };
         let coding = Coding::of(&head.headers);
         let Vary::Fields(fields) = Vary::of(&head.headers) else {
             return self.hand_over(&job, lead, own, Response::from_parts(head, body));
@@ -317,6 +342,9 @@ impl Fetcher {
     /// (RFC 9111 §4.3.4).
     async fn revive(&self, stale: &Entry, told: &HeaderMap) -> Option<Response<Stream>> {
         let Content::Answer(answer) = &stale.content else { return None };
+        if !validates(told, &answer.fields) {
+            return None;
+        }
         let plain = match (answer.coding, &answer.plain) {
             (Coding::Identity | Coding::Opaque, _) => answer.body.clone(),
             (Coding::Gzip, Some(plain)) => plain.clone(),

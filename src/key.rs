@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::http::conditional::hex;
 use crate::http::vary;
 use crate::route::Route;
-use crate::target::Target;
+use crate::target::{Parameter, Target};
 
 /// The longest key name in Redis, in bytes, namespace included. Longer readable parts are cut; the hash is not.
 pub const MAX_NAME: usize = 200;
@@ -28,8 +28,8 @@ impl Canonical {
     /// that matter: sorted by name, repeated names in their order, case folded where the rule says so.
     #[must_use]
     pub fn new(route: &Route, target: &Target<'_>, headers: &HeaderMap) -> Self {
-        let matters = |name: &[u8]| route.query.as_ref().is_none_or(|names| names.iter().any(|n| n.as_bytes() == name));
-        let mut parameters: Vec<_> = target.parameters.iter().filter(|p| matters(p.name())).collect();
+        let matters = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| !is_ignored(parameter, names));
+        let mut parameters: Vec<_> = target.parameters.iter().filter(|parameter| matters(parameter)).collect();
         parameters.sort_by(|a, b| a.name().cmp(b.name()));
         let origins = || headers.get_all(ORIGIN).iter();
         // Exactly as much as is needed: the bytes are then shared without being copied again.
@@ -72,6 +72,16 @@ impl Canonical {
         hex(&Sha256::digest(&self.0), &mut text);
         text
     }
+}
+
+/// Whether a parameter is left out of the key because it is none of those that `matter`. It goes to the backend all the
+/// same, so it must be certain that no program takes it, or a part of it, for one that matters: it and its value are
+/// plain, and its name is not another spelling of such a one.
+fn is_ignored(parameter: &Parameter<'_>, matter: &[String]) -> bool {
+    let plain = |text: &[u8]| text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:,/".contains(byte));
+    let spelled = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' };
+    let alike = |other: &String| parameter.name().iter().copied().map(spelled).eq(other.bytes().map(spelled));
+    plain(parameter.name()) && plain(parameter.value().unwrap_or_default()) && !matter.iter().any(alike)
 }
 
 fn field(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -160,6 +170,32 @@ pub(crate) mod tests {
         assert_eq!(one.canonical, two.canonical);
         assert_eq!((one.readable.as_str(), &one.tags[..]), ("k:BTC:q", &["s:BTC".to_owned()][..]));
         assert_ne!(one.canonical, key(&route, "/x?a=btc&b=Q").canonical);
+    }
+
+    #[test]
+    fn no_ignored_parameter_can_be_taken_for_one_that_matters() {
+        let route = routes("[[route]]\nname='r'\npath='/x'\nquery=['start_time']\n").remove(0);
+        let clean = key(&route, "/x?start_time=1").canonical;
+        for harmless in ["&utm_source=a-b.c", "&start=2", "&t=10:30", "&_", "&start_times=2"] {
+            assert_eq!(clean, key(&route, &format!("/x?start_time=1{harmless}")).canonical, "{harmless}");
+        }
+        for cloaked in [
+            "&utm=1;start_time=2",
+            "&utm=1%26start_time=2",
+            "&utm;start_time=2",
+            "&Start_Time=2",
+            "&start.time=2",
+            "&start-time=2",
+            "&start_time[]=2",
+            "&start_time%00=2",
+            "&utm=1%3Bstart_time%3D2",
+            "&start_time=2",
+            "&%20start_time=2",
+        ] {
+            let target = format!("/x?start_time=1{cloaked}");
+            let same = Target::parse(&target).is_ok_and(|target| Canonical::new(&route, &target, &HeaderMap::new()) == clean);
+            assert!(!same, "{cloaked}");
+        }
     }
 
     #[test]

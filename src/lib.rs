@@ -9,7 +9,7 @@
 //! | [`app`] | puts the parts together and runs them |
 //! | [`admin`], [`explain`], [`local`] | the admin listener; what a rule does; what Sluice answers itself |
 //! | [`warm`], [`token`] | asking for targets ahead of clients; who may manage |
-//! | [`server`], [`aside`] | listeners: connections, deadlines, graceful drain; a future beside another |
+//! | [`server`], [`socket`], [`pulse`], [`aside`] | listeners, connections, deadlines, graceful drain; a future beside another |
 //! | [`interim`] | 1xx answers on their way past the HTTP library |
 //! | [`proxy`] | **the request path, on one screen: begin here** |
 //! | [`access`], [`respond`], [`gateway`] | a visit and its log line; answers from entries; headers on their way through |
@@ -19,7 +19,7 @@
 //! | [`backend`] | what answers when the cache cannot: an API over HTTP, or the API here, from MySQL or memory |
 //! | [`breaker`], [`purges`], [`invalidated`] | leaving alone what fails; what was purged lately; what a change made doubtful |
 //! | [`http`] | **the rules of HTTP caching as pure functions** |
-//! | [`outcome`] | what became of a request, said once |
+//! | [`outcome`], [`refusal`] | what became of a request, said once; what is refused, and how |
 //! | [`config`], [`telemetry`], [`clock`], [`moment`], [`body`] | what everything else stands on |
 //!
 //! What holds everywhere:
@@ -54,10 +54,13 @@ pub mod local;
 pub mod moment;
 pub mod outcome;
 pub mod proxy;
+pub mod pulse;
 pub mod purges;
+pub mod refusal;
 pub mod respond;
 pub mod route;
 pub mod server;
+pub mod socket;
 pub mod store;
 pub mod target;
 pub mod telemetry;

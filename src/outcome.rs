@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::backend::BackendError;
+use crate::refusal::Refusal;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,29 +86,6 @@ pub enum PassWhy {
     NoStore,
 }
 
-/// Why a request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The URL has over 8 KiB.
-    UrlTooLong,
-    /// The URL holds a control character, plain or percent-encoded.
-    ControlCharacter,
-    /// A `%` that two hexadecimal digits do not follow.
-    BrokenEscape,
-    /// `CONNECT`, or a target that is not a path.
-    NotAPath,
-    /// A missing, repeated or malformed `Host`.
-    BadHost,
-    /// Too many requests wait already.
-    Overloaded,
-    /// The client wants nothing but what is stored, and nothing is that may be served.
-    OnlyIfCached,
-    /// A management call without the admin token.
-    Forbidden,
-    /// A management call while no admin token is configured.
-    NoToken,
-}
-
 /// How the backend failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -167,7 +145,7 @@ impl Outcome {
             Self::Hit(_) | Self::Fetched(_) | Self::Local => "",
             Self::Stale(_, why) => why.detail(),
             Self::Pass(why) => why.detail(),
-            Self::Refused(why) => why.detail(),
+            Self::Refused(why) => why.row().detail,
             Self::Failed(why) => why.detail(),
         }
     }
@@ -193,7 +171,7 @@ impl Outcome {
             }
             Self::Pass(PassWhy::Method) => write!(text, "sluice; fwd=method"),
             Self::Pass(why) => write!(text, "sluice; fwd=bypass; detail={}", why.detail()),
-            Self::Refused(why) => write!(text, "sluice; fwd=bypass; detail={}", why.detail()),
+            Self::Refused(why) => write!(text, "sluice; fwd=bypass; detail={}", why.row().detail),
             Self::Failed(why) => write!(text, "sluice; fwd=miss; detail={}", why.detail()),
             Self::Local => write!(text, "sluice; fwd=bypass; detail=local"),
         };
@@ -256,38 +234,6 @@ impl PassWhy {
             Self::Body => "request-body",
             Self::WaitedTooLong => "waited-too-long",
             Self::NoStore => "no-store",
-        }
-    }
-}
-
-impl Refusal {
-    const fn detail(self) -> &'static str {
-        match self {
-            Self::UrlTooLong => "url-too-long",
-            Self::ControlCharacter => "control-character",
-            Self::BrokenEscape => "broken-escape",
-            Self::NotAPath => "not-a-path",
-            Self::BadHost => "bad-host",
-            Self::Overloaded => "overloaded",
-            Self::OnlyIfCached => "only-if-cached",
-            Self::Forbidden => "forbidden",
-            Self::NoToken => "no-token",
-        }
-    }
-
-    /// The status and the sentence for the client.
-    #[must_use]
-    pub const fn answer(self) -> (u16, &'static str) {
-        match self {
-            Self::UrlTooLong => (400, "The URL is longer than 8192 bytes"),
-            Self::ControlCharacter => (400, "The URL contains a control character"),
-            Self::BrokenEscape => (400, "The URL contains a '%' that is not followed by two hexadecimal digits"),
-            Self::NotAPath => (400, "The request target must be a path"),
-            Self::BadHost => (400, "The request needs exactly one valid Host"),
-            Self::Overloaded => (503, "Too many requests are waiting; try again shortly"),
-            Self::OnlyIfCached => (504, "Nothing is stored that may be served, and only that was asked for"),
-            Self::Forbidden => (401, "This operation needs the admin token as 'Authorization: Bearer TOKEN'"),
-            Self::NoToken => (403, "Management is switched off: no admin token is configured"),
         }
     }
 }

@@ -10,13 +10,12 @@
 //! [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place (`Proxy::finish`).
 //! The rare and long steps are boxed, so that a hit's future is small: it is moved several times.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, HOST};
+use http::header::{AUTHORIZATION, CONNECTION, EXPECT, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH};
 use http::uri::Authority;
-use http::{HeaderMap, Method, Request, Response, Version, request};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout};
@@ -28,19 +27,20 @@ use crate::clock::Wall;
 use crate::config::{Limits, PublicUrl};
 use crate::fetch::{Fetched, Fetcher, Job, whole};
 use crate::fill::Fill;
-use crate::gateway::{self, Origin};
+use crate::gateway::{self, Client, Origin};
 use crate::http::cache_control::CacheControl;
 use crate::http::decide::{Decision, admit, decide};
 use crate::http::freshness::{Grant, is_failure};
 use crate::http::vary::selection;
 use crate::http::wishes::Wishes;
-use crate::interim::Interim;
 use crate::invalidated;
 use crate::key::{Canonical, Key};
 use crate::local::{Endpoint, Local};
-use crate::outcome::{Failure, FetchWhy, Fetched as Answered, Outcome, PassWhy, Refusal, StaleWhy};
+use crate::outcome::{Failure, FetchWhy, Fetched as Answered, Outcome, PassWhy, StaleWhy};
+use crate::refusal::Refusal;
 use crate::respond;
 use crate::route::{Route, select};
+use crate::server::Arrival;
 use crate::store::entry::Content;
 use crate::store::{Entry, Store};
 use crate::target::Target;
@@ -117,27 +117,28 @@ impl Question<'_> {
 }
 
 impl Proxy {
-    /// Answers one request; interim answers go to `interim`, if the client may have any.
-    pub async fn handle<B>(&self, request: Request<B>, peer: IpAddr, interim: Option<Interim>) -> Response<Reply>
+    /// Answers one request.
+    pub async fn handle<B>(&self, request: Request<B>, arrival: Arrival) -> Response<Reply>
     where
         B: HttpBody<Data = bytes::Bytes, Error = BoxError> + Send + 'static,
     {
         let (parts, body) = request.into_parts();
-        let interim = interim.as_ref();
+        let interim = arrival.interim.as_ref();
         let visit = Visit::begin(&self.metrics, &parts);
-        let target = target_of(&parts).and_then(Target::parse);
+        let client = Client::of(&parts, arrival.peer, &self.limits);
+        let target = arrival.refused.map_or_else(|| target_of(&parts).and_then(Target::parse), Err);
         let (route, (response, outcome)) = match &target {
             Err(refusal) => (None, (respond::refused(*refusal), Outcome::Refused(*refusal))),
             Ok(target) => {
                 let route = select(&self.routes, target);
                 let said = match Endpoint::of(&target.path, self.local.native) {
-                    Some(own) => Box::pin(self.local.answer(own, target, &parts, self)).await,
-                    None => self.answer(route, target, &parts, body, visit.origin(peer, self.public.as_ref(), interim)).await,
+                    Some(own) => Box::pin(self.local.answer(own, target, &parts, &client, self)).await,
+                    None => self.answer(route, target, &parts, body, visit.origin(&client, self.public.as_ref(), interim)).await,
                 };
                 (route, said)
             }
         };
-        self.finish(visit, route, &parts, peer, response, outcome)
+        self.finish(visit, route, &parts, &client, response, outcome)
     }
 
     async fn answer<B>(&self, route: Option<&Route>, target: &Target<'_>, parts: &request::Parts, body: B, origin: Origin<'_>) -> Said
@@ -367,11 +368,18 @@ impl Proxy {
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = parts.uri.clone();
         *request.headers_mut() = gateway::for_pass(parts, origin);
+        if !(request.body().is_end_stream() || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH)) {
+            // A backend that expects no body there may take it for the next request on that connection.
+            request.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
+        }
         if let Some(interim) = origin.interim {
             interim.accompany(request.extensions_mut()).await;
         }
+        let conditional = parts.headers.contains_key(IF_NONE_MATCH) || parts.headers.contains_key(IF_MODIFIED_SINCE);
         let name = route.map_or("none", |route| route.name.as_str());
         match self.upstream.call(name, request, self.body_timeout).await {
+            // Nobody asked for it, so it answers nothing.
+            Ok(response) if response.status() == StatusCode::NOT_MODIFIED && !conditional => Err(Failure::Invalid),
             Ok(response) => Ok(deliver(response)),
             Err(error) => Err(Failure::from(&error)),
         }
@@ -395,6 +403,7 @@ impl Proxy {
             flight: question.flight().clone(),
             address: question.address(),
             route: question.route.name.clone(),
+            authority: gateway::request_authority(question.parts),
             asked: Instant::now(),
             grant: Grant { authorized: question.authorized.is_some(), ..question.route.grant(question.target, question.now) },
             request: request.into_parts().0,
@@ -407,17 +416,17 @@ impl Proxy {
         mut visit: Visit<'_>,
         route: Option<&Route>,
         parts: &request::Parts,
-        peer: IpAddr,
+        client: &Client,
         mut response: Response<Reply>,
         outcome: Outcome,
     ) -> Response<Reply> {
         let (row, name) = route.map_or((self.metrics.none_row(), "none"), |route| (route.index, route.name.as_str()));
         let headers = response.headers_mut();
-        gateway::relocate(headers, &self.authorities, parts, self.public.as_ref());
+        gateway::relocate(headers, &self.authorities, parts, client, self.public.as_ref());
         headers.insert(http::HeaderName::from_static("cache-status"), outcome.cache_status());
         headers.insert(gateway::REQUEST_ID, visit.take_id());
         self.metrics.record(row, name, &outcome, response.status().as_u16(), visit.elapsed());
-        visit.end(self.access, name, parts, peer, response, &outcome)
+        visit.end(self.access, name, parts, client.address, response, &outcome)
     }
 }
 
@@ -466,17 +475,27 @@ const HOST_BYTES: [bool; 256] = {
     table
 };
 
-/// The path and query, from a request whose authority is beyond doubt.
+/// The path and query, from a request whose authority is beyond doubt (RFC 9112 §3.2, RFC 9113 §8.3.1).
 fn target_of(parts: &request::Parts) -> Result<&str, Refusal> {
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let (first, second) = (hosts.next(), hosts.next());
-    let needed = parts.version == Version::HTTP_11 && parts.uri.authority().is_none();
-    let valid = |host: &http::HeaderValue| host.as_bytes().iter().all(|&byte| HOST_BYTES[usize::from(byte)]);
-    if second.is_some() || (needed && first.is_none()) || first.is_some_and(|host| !valid(host)) {
-        return Err(Refusal::BadHost);
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        return Err(Refusal::Method);
     }
-    if parts.method == Method::CONNECT {
+    let valid = |host: &[u8]| !host.is_empty() && host.iter().all(|&byte| HOST_BYTES[usize::from(byte)]);
+    let mut hosts = parts.headers.get_all(HOST).iter().map(http::HeaderValue::as_bytes);
+    match (parts.uri.authority().map(|authority| authority.as_str().as_bytes()), hosts.next(), hosts.next()) {
+        (_, _, Some(_)) => return Err(Refusal::BadHost),
+        (Some(authority), None, _) if valid(authority) => {}
+        (Some(authority), Some(host), _) if valid(authority) && host.eq_ignore_ascii_case(authority) => {}
+        (None, Some(host), _) if valid(host) => {}
+        // Before HTTP/1.1 a request could do without.
+        (None, None, _) if parts.version == Version::HTTP_10 => {}
+        _ => return Err(Refusal::BadHost),
+    }
+    if parts.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         return Err(Refusal::NotAPath);
+    }
+    if parts.headers.get_all(EXPECT).iter().any(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Refusal::Expectation);
     }
     parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str).ok_or(Refusal::NotAPath)
 }

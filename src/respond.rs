@@ -14,7 +14,8 @@ use crate::fill::Fill;
 use crate::http::conditional::{not_modified, weaken};
 use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip};
 use crate::http::range;
-use crate::outcome::{Failure, Refusal};
+use crate::outcome::Failure;
+use crate::refusal::Refusal;
 use crate::store::entry::{Answer, Content, Form, vary_by_encoding};
 use crate::store::{Entry, Store};
 
@@ -139,10 +140,13 @@ fn detail(status: u16, sentence: &str) -> Response<Reply> {
 /// The answer to a refused request.
 #[must_use]
 pub fn refused(refusal: Refusal) -> Response<Reply> {
-    let (status, sentence) = refusal.answer();
-    let mut response = detail(status, sentence);
-    if status == 401 {
+    let row = refusal.row();
+    let mut response = detail(row.status, row.sentence);
+    if row.status == 401 {
         response.headers_mut().insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if row.closes {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -4,58 +4,143 @@
 //! own per core, all accepting from one socket: a hit is then answered on the core that read it, and a busy core
 //! leaves new connections to the others.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::sync::Arc;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, Response, Version};
-use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use prometheus::IntGauge;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use prometheus::{IntCounter, IntGauge};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::aside::{Aside, Either};
-use crate::body::{BoxError, Broken, Reply};
+use crate::body::Reply;
 use crate::config::Limits;
 use crate::interim::{Interim, Outbox};
-use crate::outcome::Failure;
+use crate::pulse::{Busy, Held, Patient, Pulse, watchdog};
+use crate::refusal::Refusal;
+use crate::socket::{Refused, Socket};
 
 /// A client's request body, which may be silent only so long.
 pub type RequestBody = Patient<Incoming>;
+
+/// How a request came.
+pub struct Arrival {
+    /// The other end of the connection.
+    pub peer: IpAddr,
+    /// Where interim answers go, if the client may have any.
+    pub interim: Option<Interim>,
+    /// What was sent was no request: this is the only answer there may be.
+    pub refused: Option<Refusal>,
+}
 
 /// What all listeners of a kind share.
 #[derive(Clone)]
 pub struct Door {
     limits: Limits,
     places: Arc<Semaphore>,
-    open: IntGauge,
+    /// Open connections by address, of those whose number is bounded.
+    guests: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    /// When it was last said that an address has too many.
+    warned: Arc<Mutex<Option<Instant>>>,
+    /// Open connections, and those that were turned away; `None`: nobody counts.
+    counted: Option<(IntGauge, IntCounter)>,
 }
 
+/// How often the log says that an address has too many connections.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 impl Door {
-    /// Lets in as many connections as `limits` say, and shows how many are open.
+    /// Lets in as many connections as `limits` say, shows how many are open, and counts those that an address has too
+    /// many.
     #[must_use]
-    pub fn new(limits: Limits, open: IntGauge) -> Self {
+    pub fn new(limits: Limits, open: IntGauge, turned_away: IntCounter) -> Self {
+        Self { counted: Some((open, turned_away)), ..Self::unseen(limits) }
+    }
+
+    /// Lets in as many connections as `limits` say.
+    #[must_use]
+    pub fn unseen(limits: Limits) -> Self {
         let places = Arc::new(Semaphore::new(limits.connections));
-        Self { limits, places, open }
+        Self { limits, places, guests: Arc::default(), warned: Arc::default(), counted: None }
+    }
+
+    /// Lets a connection in, unless its address has as many as it may.
+    fn admit(&self, peer: IpAddr, place: OwnedSemaphorePermit) -> Option<Guest> {
+        let address = (!self.limits.trusts(peer)).then(|| household(peer));
+        if let Some(address) = address {
+            let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = guests.entry(address).or_insert(0);
+            if *count >= self.limits.connections_per_address {
+                drop(guests);
+                self.turn_away(peer);
+                return None;
+            }
+            *count += 1;
+        }
+        if let Some((open, _)) = &self.counted {
+            open.inc();
+        }
+        Some(Guest { door: self.clone(), address, _place: place })
+    }
+
+    fn turn_away(&self, peer: IpAddr) {
+        if let Some((_, turned_away)) = &self.counted {
+            turned_away.inc();
+        }
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
+            let limit = self.limits.connections_per_address;
+            tracing::warn!(%peer, limit, "an address has too many connections; more are closed (limits.connections_per_address, or trusted_proxies if it is a proxy of yours)");
+        }
+    }
+}
+
+/// Addresses that one client can choose among freely: those of one /64 of IPv6 count as one.
+fn household(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// A connection that was let in, until it is closed.
+struct Guest {
+    door: Door,
+    address: Option<IpAddr>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some((open, _)) = &self.door.counted {
+            open.dec();
+        }
+        let Some(address) = self.address else { return };
+        let mut guests = self.door.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = guests.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                guests.remove(&address);
+            }
+        }
     }
 }
 
 /// Serves `answer` on `listener` until `shutdown` is ready, then lets open requests finish within the drain timeout.
 pub async fn run<F, A>(listener: TcpListener, door: Door, answer: F, shutdown: impl Future<Output = ()>)
 where
-    F: Fn(Request<RequestBody>, IpAddr, Option<Interim>) -> A + Clone + Send + 'static,
+    F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
     // Told to the connections that it is time to end; open while one of them is.
@@ -67,12 +152,11 @@ where
             accepted = accept(&listener, &door) => accepted,
             () = &mut shutdown => break,
         };
-        let (door, answer, draining, open) = (door.clone(), answer.clone(), draining.clone(), open.clone());
-        door.open.inc();
+        let Some(guest) = door.admit(peer.ip(), place) else { continue };
+        let (answer, draining, open) = (answer.clone(), draining.clone(), open.clone());
         tokio::spawn(async move {
-            connection(stream, peer, &door.limits, answer, draining).await;
-            door.open.dec();
-            drop((place, open));
+            connection(stream, peer, &guest.door.limits, answer, draining).await;
+            drop((guest, open));
         });
     }
     drop((listener, open));
@@ -84,7 +168,7 @@ where
 }
 
 /// The next connection, once there is a place for it. Out of file descriptors, it waits for some to be closed.
-async fn accept(listener: &TcpListener, door: &Door) -> (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, door: &Door) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     loop {
         let Ok(place) = Arc::clone(&door.places).acquire_owned().await else { std::future::pending().await };
         match listener.accept().await {
@@ -106,26 +190,27 @@ async fn accept(listener: &TcpListener, door: &Door) -> (TcpStream, SocketAddr, 
 
 async fn connection<F, A>(stream: TcpStream, peer: SocketAddr, limits: &Limits, answer: F, mut draining: watch::Receiver<bool>)
 where
-    F: Fn(Request<RequestBody>, IpAddr, Option<Interim>) -> A + Clone + Send + 'static,
+    F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
-    let pulse = Arc::new(Pulse::new());
-    let outbox = Arc::new(Outbox::default());
-    let io = TokioIo::new(Watched { stream, pulse: Arc::clone(&pulse), outbox: Arc::clone(&outbox) });
-    let stall = limits.stall_timeout;
-    let service_pulse = Arc::clone(&pulse);
+    let (pulse, outbox, refused) = (Arc::new(Pulse::default()), Arc::new(Outbox::default()), Refused::default());
+    let socket = Socket::new(stream, Arc::clone(&pulse), Arc::clone(&outbox), limits.header_bytes, Arc::clone(&refused));
+    let io = TokioIo::new(socket);
+    let (service_pulse, count) = (Arc::clone(&pulse), AtomicU64::new(0));
     let service = service_fn(move |request: Request<Incoming>| {
-        let busy = Busy::begin(&service_pulse);
+        let busy = Busy::begin(&service_pulse, request.version());
+        let count = count.fetch_add(1, Ordering::Relaxed) + 1;
+        let refused = refused.get().filter(|(at, _)| *at == count).map(|&(_, refusal)| refusal);
         // Interim answers are for HTTP/1.1 (RFC 9110 §15.2); HTTP/2 would frame them otherwise.
         let interim = (request.version() == Version::HTTP_11).then(|| outbox.begin());
         let turn = interim.clone();
-        let answering = answer(request.map(|body| Patient::new(body, stall)), peer.ip(), interim);
+        let answering = answer(request.map(|body| Patient::new(body, limits)), Arrival { peer: peer.ip(), interim, refused });
         async move {
             let response = answering.await;
             if let Some(turn) = turn {
                 turn.end().await;
             }
-            Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
+            Ok::<_, Infallible>(response.map(|body| Held::new(body, busy)))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -164,217 +249,6 @@ where
     }
 }
 
-/// When a connection last moved, and whether it owes or is owed anything.
-struct Pulse {
-    start: Instant,
-    /// Milliseconds after `start`: the last byte read, the end of the last answer, the first byte read
-    /// since the last answer.
-    read: AtomicU64,
-    answered: AtomicU64,
-    head_since: AtomicU64,
-    /// Since when bytes wait for the client to take them; zero: none do.
-    blocked_since: AtomicU64,
-    /// Requests being answered.
-    busy: AtomicU64,
-}
-
-impl Pulse {
-    fn new() -> Self {
-        let zero = || AtomicU64::new(0);
-        Self { start: Instant::now(), read: zero(), answered: zero(), head_since: zero(), blocked_since: zero(), busy: zero() }
-    }
-
-    /// Milliseconds since the connection was opened, at least one.
-    fn now(&self) -> u64 {
-        crate::clock::millis(self.start.elapsed()) + 1
-    }
-
-    fn did_read(&self) {
-        let now = self.now();
-        self.read.store(now, Ordering::Relaxed);
-        if self.busy.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0 {
-            self.head_since.store(now, Ordering::Relaxed);
-        }
-    }
-
-    /// When the connection is to be closed unless it moves, and why.
-    fn deadline(&self, limits: &Limits) -> (u64, &'static str) {
-        let after = |since: u64, span: Duration| since.saturating_add(crate::clock::millis(span));
-        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        let blocked = match load(&self.blocked_since) {
-            0 => (u64::MAX, ""),
-            since => (after(since, limits.stall_timeout), "the client takes no bytes (limits.stall_timeout)"),
-        };
-        let waiting = match (load(&self.busy), load(&self.head_since)) {
-            (0, 0) => (after(load(&self.read).max(load(&self.answered)), limits.idle_timeout), "idle (limits.idle_timeout)"),
-            (0, since) => (after(since, limits.header_timeout), "the request's head did not come in time (limits.header_timeout)"),
-            _ => (u64::MAX, ""),
-        };
-        blocked.min(waiting)
-    }
-}
-
-/// Returns when the connection is overdue. It sleeps until the nearest deadline there could be and then looks again,
-/// so that requests need not touch a timer.
-async fn watchdog(pulse: &Pulse, limits: &Limits) -> &'static str {
-    let nap = limits.header_timeout.min(limits.idle_timeout).min(limits.stall_timeout);
-    loop {
-        let (deadline, why) = pulse.deadline(limits);
-        let now = pulse.now();
-        if now >= deadline {
-            return why;
-        }
-        let next = Duration::from_millis(deadline - now).min(nap.max(Duration::from_millis(10)));
-        sleep_until(Instant::now() + next).await;
-    }
-}
-
-/// While it lives, a request is being answered.
-struct Busy(Arc<Pulse>);
-
-impl Busy {
-    fn begin(pulse: &Arc<Pulse>) -> Self {
-        pulse.busy.fetch_add(1, Ordering::Relaxed);
-        pulse.head_since.store(0, Ordering::Relaxed);
-        Self(Arc::clone(pulse))
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.answered.store(self.0.now(), Ordering::Relaxed);
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An answer's body; the request counts as being answered until it is gone.
-pub struct Held {
-    body: Reply,
-    _busy: Busy,
-}
-
-impl Body for Held {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A socket whose movements are noted.
-struct Watched {
-    stream: TcpStream,
-    pulse: Arc<Pulse>,
-    outbox: Arc<Outbox>,
-}
-
-impl Watched {
-    fn note<T>(&self, polled: Poll<T>) -> Poll<T> {
-        if polled.is_pending() {
-            let now = self.pulse.now();
-            let _ = self.pulse.blocked_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
-        } else {
-            // Idleness is counted from the last byte read: a client that reads a long answer is not idle but busy.
-            self.pulse.blocked_since.store(0, Ordering::Relaxed);
-        }
-        polled
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if buffer.filled().len() > before {
-            self.pulse.did_read();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note(polled)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.note(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        // The library flushes when all that it had to write is written.
-        let emptied = this.outbox.poll_empty(&mut this.stream, cx);
-        if emptied.is_pending() {
-            return this.note(emptied);
-        }
-        ready!(emptied)?;
-        Pin::new(&mut this.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// A request's body that is broken off when the client is silent for too long.
-pub struct Patient<B> {
-    inner: B,
-    silence: Duration,
-    timer: Option<Pin<Box<tokio::time::Sleep>>>,
-}
-
-impl<B> Patient<B> {
-    /// Waits at most `silence` for each piece.
-    pub const fn new(inner: B, silence: Duration) -> Self {
-        Self { inner, silence, timer: None }
-    }
-}
-
-impl<B> Body for Patient<B>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
-            this.timer = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-        }
-        let silence = this.silence;
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + silence)));
-        ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Some(Err(Box::new(Broken(Failure::Timeout)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
 /// Binds a listener. A bare `[::]` serves IPv4 too.
 ///
 /// # Errors
@@ -396,30 +270,23 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 mod tests {
     use super::*;
 
-    fn limits() -> Limits {
-        let checked = crate::config::check("t", "[backend]\nurl='http://127.0.0.1:1'", &|_| None);
-        checked.config.unwrap().limits
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_watchdog_closes_what_does_not_move() {
-        let limits = limits();
-        let idle = Pulse::new();
-        assert!(watchdog(&idle, &limits).await.starts_with("idle"));
-        let slow = Pulse::new();
-        slow.did_read();
-        assert!(watchdog(&slow, &limits).await.starts_with("the request's head"));
-        let stuck = Arc::new(Pulse::new());
-        let _busy = Busy::begin(&stuck);
-        stuck.blocked_since.store(1, Ordering::Relaxed);
-        assert!(watchdog(&stuck, &limits).await.starts_with("the client takes no bytes"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_being_answered_is_left_in_peace() {
-        let pulse = Arc::new(Pulse::new());
-        let _busy = Busy::begin(&pulse);
-        let hour = Duration::from_secs(3600);
-        assert!(timeout(hour, watchdog(&pulse, &limits())).await.is_err());
+    #[tokio::test]
+    async fn an_address_has_so_many_connections_and_a_trusted_proxy_any_number() {
+        let text = "trusted_proxies=['192.0.2.0/24']\n[backend]\nurl='http://127.0.0.1:1'\n[limits]\nconnections_per_address=2";
+        let limits = crate::config::check("t", text, &|_| None).config.unwrap().limits;
+        let (open, away) = (IntGauge::new("a", "a").unwrap(), IntCounter::new("b", "b").unwrap());
+        let door = Door::new(limits, open.clone(), away.clone());
+        let admit = |peer: &str| door.admit(peer.parse().unwrap(), Arc::clone(&door.places).try_acquire_owned().unwrap());
+        let (first, _second) = (admit("198.51.100.1"), admit("::ffff:198.51.100.1"));
+        assert!(first.is_some() && admit("198.51.100.1").is_none() && away.get() == 1);
+        drop(first);
+        let _third = admit("198.51.100.1").unwrap();
+        // Whoever has one address of a /64 has all of them.
+        let _sixth = (admit("2001:db8::1").unwrap(), admit("2001:db8::2").unwrap());
+        assert!(admit("2001:db8::3").is_none() && admit("2001:db8:0:1::3").is_some());
+        let _proxies: Vec<_> = (0..5).map(|_| admit("192.0.2.9").unwrap()).collect();
+        assert_eq!(open.get(), 9);
+        drop((_second, _third, _sixth, _proxies));
+        assert!(door.guests.lock().unwrap().is_empty());
     }
 }

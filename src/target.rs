@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::outcome::Refusal;
+use crate::refusal::Refusal;
 
 /// The longest path and query, in bytes.
 pub const MAX_LEN: usize = 8192;
@@ -18,8 +18,9 @@ const SEMICOLON: u8 = 0x02;
 pub struct Target<'a> {
     /// The decoded path.
     pub path: Cow<'a, str>,
-    /// The path may mean different things to different programs: an encoded delimiter, a dot segment, `//`, a
-    /// backslash, or bytes that are not UTF-8. Such a request is forwarded verbatim and never cached.
+    /// The target may mean different things to different programs: an encoded delimiter in the path, a dot segment, `//`,
+    /// a backslash, bytes that are not UTF-8, a character anywhere that no URL has. Such a request is forwarded verbatim
+    /// and never cached.
     pub doubtful: bool,
     /// The parameters in the order in which they came.
     pub parameters: Vec<Parameter<'a>>,
@@ -50,6 +51,7 @@ impl<'a> Target<'a> {
             None => (target, ""),
         };
         let (path, doubtful) = read_path(path)?;
+        let doubtful = doubtful || !target.bytes().all(is_url_byte);
         let count = if query.is_empty() { 0 } else { query.bytes().filter(|&byte| byte == b'&').count() + 1 };
         let mut parameters = Vec::with_capacity(count);
         for part in query.as_bytes().split(|&byte| byte == b'&').filter(|part| !part.is_empty()) {
@@ -113,6 +115,22 @@ const fn unmark(byte: u8) -> u8 {
         SEMICOLON => b';',
         other => other,
     }
+}
+
+/// A byte that a URL may hold as it is (RFC 3986 §2), and the brackets that many put into queries. Programs disagree about
+/// the others: some refuse them, some encode them, some end the target there.
+fn is_url_byte(byte: u8) -> bool {
+    const FINE: [bool; 256] = {
+        let (mut fine, mut byte) = ([false; 256], 0);
+        while byte < 128 {
+            fine[byte] = byte > b' ' as usize
+                && byte < 127
+                && !matches!(byte as u8, b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}');
+            byte += 1;
+        }
+        fine
+    };
+    FINE[usize::from(byte)]
 }
 
 /// Whether a path is plain at a glance, as nearly all are: nothing encoded, no segment that begins with a dot or is
@@ -249,6 +267,10 @@ mod tests {
             "/a;b",
             "/a%3bb",
             "/%ff",
+            "/é",
+            "/a?x={1}",
+            "/a?x=<b>",
+            "/a?x=é",
         ] {
             assert!(Target::parse(path).unwrap().doubtful, "{path}");
         }

@@ -50,6 +50,8 @@ pub struct Metrics {
     pub inflight: IntGauge,
     /// `connections`: open client connections.
     pub connections: IntGauge,
+    /// `connections_refused_total`: client connections closed because their address had too many.
+    pub connections_refused: IntCounter,
     /// `fill_bytes`: bodies on their way into the cache.
     pub fill_bytes: IntGauge,
     /// `mysql_connections`: open connections to the database, idle ones included.
@@ -91,6 +93,9 @@ impl Metrics {
         let request_seconds = histograms("request_seconds", "Seconds from a request's head to its answer's head.", &["route", "outcome"])?;
         let purged = IntCounter::new("purged_total", "Entries removed by an operator.")?;
         registry.register(Box::new(purged.clone()))?;
+        let connections_refused =
+            IntCounter::new("connections_refused_total", "Client connections closed because their address had too many.")?;
+        registry.register(Box::new(connections_refused.clone()))?;
         let build = gauges("build_info", "1, with the version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let names = routes.iter().map(String::as_str).chain(["none"]);
@@ -125,6 +130,7 @@ impl Metrics {
             rate_limited: counters("rate_limited_total", "Requests refused because too many were waiting.", &["route"])?,
             inflight: gauge("inflight", "Requests being answered.")?,
             connections: gauge("connections", "Open client connections.")?,
+            connections_refused,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Questions that wait for a connection to the database.")?,

@@ -5,7 +5,7 @@ use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 
 use crate::config::Secret;
-use crate::outcome::Refusal;
+use crate::refusal::Refusal;
 
 /// The admin token, if there is one.
 #[derive(Clone, Debug, Default)]

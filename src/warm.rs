@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use crate::body;
 use crate::proxy::Proxy;
+use crate::server::Arrival;
 
 /// Warms a proxy.
 pub struct Warmer {
@@ -33,7 +34,7 @@ impl Warmer {
                 let mut request = Request::new(body::empty());
                 *request.uri_mut() = uri;
                 request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
-                let answer = proxy.handle(request, IpAddr::V4(Ipv4Addr::LOCALHOST), None).await;
+                let answer = proxy.handle(request, Arrival { peer: IpAddr::V4(Ipv4Addr::LOCALHOST), interim: None, refused: None }).await;
                 let status = answer.status();
                 let whole = answer.into_body().collect().await.is_ok();
                 tracing::info!(target, %status, whole, "warmed");

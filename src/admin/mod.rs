@@ -13,7 +13,6 @@
 mod purge;
 mod stats;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -27,7 +26,7 @@ use crate::config::Config;
 use crate::explain::Explainer;
 use crate::proxy::Proxy;
 use crate::respond;
-use crate::server::{self, Door, RequestBody};
+use crate::server::{self, Arrival, Door, RequestBody};
 use crate::target::Target;
 
 /// Connections that the admin listener takes at one time.
@@ -51,13 +50,17 @@ impl AdminState {
 pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl Future<Output = ()>) {
     let mut limits = state.proxy.limits.clone();
     limits.connections = CONNECTIONS;
-    let open = prometheus::IntGauge::new("admin", "unregistered");
-    let Ok(open) = open else { return };
-    let answer = move |request: Request<RequestBody>, _: IpAddr, _| {
+    limits.connections_per_address = CONNECTIONS;
+    let answer = move |request: Request<RequestBody>, arrival: Arrival| {
         let state = Arc::clone(&state);
-        async move { state.answer(&request).await }
+        async move {
+            match arrival.refused {
+                Some(refusal) => respond::refused(refusal),
+                None => state.answer(&request).await,
+            }
+        }
     };
-    server::run(listener, Door::new(limits, open), answer, shutdown).await;
+    server::run(listener, Door::unseen(limits), answer, shutdown).await;
 }
 
 impl AdminState {

@@ -1,11 +1,12 @@
 //! From the document to [`Config`]: every key with its default, bounds, unit and meaning in one place.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::uri::Authority;
 use http::{Method, Uri};
+use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::env::Lookup;
@@ -40,7 +41,8 @@ pub fn compile(source: &str, lookup: Lookup<'_>) -> (Option<Config>, Vec<Problem
 fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let listen = top.parsed("listen", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     let public_url = top.parsed("public_url", |text| if text.is_empty() { Ok(None) } else { public_url(text).map(Some) }).flatten();
-    let limits = limits(top.table("limits", "[limits]"));
+    let trusted_proxies = networks(&mut top, "trusted_proxies");
+    let limits = limits(top.table("limits", "[limits]"), trusted_proxies);
     let admin = admin(top.table("admin", "[admin]"));
     let log = log(top.table("log", "[log]"));
     let mut sample = top.table("sample", "[sample]");
@@ -92,16 +94,19 @@ fn warn_of_shadows(routes: &[(Route, usize)], reader: &Reader<'_>) {
     }
 }
 
-fn limits(mut section: Section<'_, '_>) -> Limits {
+fn limits(mut section: Section<'_, '_>, trusted_proxies: Vec<IpNet>) -> Limits {
     let count = |section: &mut Section<'_, '_>, key, default, max| {
         section.number(key, 1..=max).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
     };
     let limits = Limits {
+        trusted_proxies,
         connections: count(&mut section, "connections", 10_000, 1_000_000),
+        connections_per_address: count(&mut section, "connections_per_address", 2_000, 1_000_000),
         header_bytes: bytes(&mut section, "header_bytes", 64 << 10),
         header_timeout: positive(&mut section, "header_timeout", s(10)),
         idle_timeout: positive(&mut section, "idle_timeout", s(75)),
         stall_timeout: positive(&mut section, "stall_timeout", s(30)),
+        min_rate: section.parsed("min_rate", size).unwrap_or(512),
         drain_timeout: positive(&mut section, "drain_timeout", s(30)),
         waiters: count(&mut section, "waiters", 10_000, 1_000_000),
         wait_timeout: positive(&mut section, "wait_timeout", s(30)),
@@ -111,6 +116,18 @@ fn limits(mut section: Section<'_, '_>) -> Limits {
     }
     section.finish();
     limits
+}
+
+/// A list of addresses and networks.
+fn networks(section: &mut Section<'_, '_>, key: &'static str) -> Vec<IpNet> {
+    let mut networks = Vec::new();
+    for text in section.strings(key).unwrap_or_default() {
+        match text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
+            Ok(network) => networks.push(network),
+            Err(_) => section.error(key, format!("'{text}' is neither an address nor a network such as 10.0.0.0/8")),
+        }
+    }
+    networks
 }
 
 fn admin(mut section: Section<'_, '_>) -> Admin {

@@ -9,11 +9,12 @@ pub mod reader;
 pub mod units;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::uri::Authority;
+use ipnet::IpNet;
 
 use crate::route::Route;
 use crate::store::seal::SecretKey;
@@ -54,8 +55,12 @@ pub struct PublicUrl {
 /// `[limits]`: bounds on what clients may take.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Whose word about clients is believed (`trusted_proxies`), and whose connections are not counted by address.
+    pub trusted_proxies: Vec<IpNet>,
     /// Open client connections.
     pub connections: usize,
+    /// Open connections of one address.
+    pub connections_per_address: usize,
     /// Bytes of a request's head.
     pub header_bytes: usize,
     /// From the first byte of a request to the end of its head.
@@ -64,12 +69,23 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a client may take no bytes, or send none of a body it announced.
     pub stall_timeout: Duration,
+    /// Bytes a second that a client must take, or send of a body, while it is waited for.
+    pub min_rate: u64,
     /// How long open requests get to finish when the program is told to stop.
     pub drain_timeout: Duration,
     /// Requests that may wait for one fetch.
     pub waiters: usize,
     /// How long they wait before they go by themselves.
     pub wait_timeout: Duration,
+}
+
+impl Limits {
+    /// Whether the other end of a connection is a proxy of the operator's.
+    #[must_use]
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|net| net.contains(&peer))
+    }
 }
 
 /// `[admin]`.

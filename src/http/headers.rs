@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, HOST, HeaderName,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE, ETAG,
+    EXPIRES, HOST, HeaderName, ORIGIN, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VARY, VIA,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -12,7 +13,7 @@ use super::cache_control::delta_seconds;
 use crate::clock::Wall;
 
 /// Fields that belong to one connection (RFC 9110 §7.6.1), besides those that `Connection` names.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -22,11 +23,29 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     TRAILER,
     TRANSFER_ENCODING,
     UPGRADE,
+    HeaderName::from_static("http2-settings"),
 ];
 
 /// Fields that protect or frame a message and that `Connection` may therefore not take away: a client could
 /// otherwise strip what the backend or Sluice relies on.
-const NOT_NOMINABLE: [HeaderName; 8] = [AUTHORIZATION, COOKIE, SET_COOKIE, CACHE_CONTROL, AGE, HOST, CONTENT_LENGTH, VIA];
+const NOT_NOMINABLE: [HeaderName; 16] = [
+    AUTHORIZATION,
+    COOKIE,
+    SET_COOKIE,
+    CACHE_CONTROL,
+    HeaderName::from_static("cdn-cache-control"),
+    EXPIRES,
+    PRAGMA,
+    VARY,
+    ETAG,
+    AGE,
+    DATE,
+    HOST,
+    ORIGIN,
+    CONTENT_LENGTH,
+    CONTENT_ENCODING,
+    VIA,
+];
 
 /// Removes what must not be passed on (RFC 9110 §7.6.1), in either direction.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
@@ -56,6 +75,16 @@ pub fn freshened(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
         }
     }
     fields
+}
+
+/// Whether a 304 is about a stored answer (RFC 9111 §4.3.3): what validators it has are the stored ones.
+#[must_use]
+pub fn validates(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
+    let opaque = |tag: &HeaderValue| tag.as_bytes().strip_prefix(b"W/").unwrap_or(tag.as_bytes()).to_vec();
+    match (not_modified.get(ETAG), stored.get(ETAG)) {
+        (Some(told), Some(ours)) => opaque(told) == opaque(ours),
+        _ => true,
+    }
 }
 
 /// A date in any of the three forms of RFC 9110 §5.6.7. Names in any case count; the weekday is not held against it.

@@ -7,6 +7,7 @@ pub mod cache_control;
 pub mod conditional;
 pub mod decide;
 pub mod encoding;
+pub mod framing;
 pub mod freshness;
 pub mod headers;
 pub mod range;

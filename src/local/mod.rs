@@ -13,7 +13,7 @@ use http::{Method, Response, request};
 
 use crate::body::Reply;
 use crate::config::PublicUrl;
-use crate::gateway;
+use crate::gateway::{self, Client};
 use crate::outcome::Outcome;
 use crate::proxy::Proxy;
 use crate::respond;
@@ -95,10 +95,11 @@ impl Local {
         (endpoint, slash): (Endpoint<'_>, bool),
         target: &Target<'_>,
         parts: &request::Parts,
+        client: &Client,
         proxy: &Proxy,
     ) -> (Response<Reply>, Outcome) {
         if slash {
-            return (without_slash(target, parts, proxy.public.as_ref()), Outcome::Local);
+            return (without_slash(target, parts, client, proxy.public.as_ref()), Outcome::Local);
         }
         let wanted = if endpoint.changes_something() { Method::POST } else { Method::GET };
         if parts.method != wanted && !(wanted == Method::GET && parts.method == Method::HEAD && proxy.head_as_get) {
@@ -124,11 +125,11 @@ impl Local {
 }
 
 /// 307 to the path without its last slash.
-fn without_slash(target: &Target<'_>, parts: &request::Parts, public: Option<&PublicUrl>) -> Response<Reply> {
+fn without_slash(target: &Target<'_>, parts: &request::Parts, client: &Client, public: Option<&PublicUrl>) -> Response<Reply> {
     let mut response = respond::json(307, "");
     let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = target.path.trim_end_matches('/');
-    if let Some(location) = gateway::own_url(&format!("{path}{query}"), parts, public) {
+    if let Some(location) = gateway::own_url(&format!("{path}{query}"), parts, client, public) {
         response.headers_mut().insert(LOCATION, location);
     }
     response
