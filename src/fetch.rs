@@ -300,9 +300,10 @@ impl Fetcher {
             true => self.note_failure(&job.flight, Failure::Status(head.status.as_u16())),
             false => self.note_success(&job.flight),
         }
-        let verdict = match gateway::reflects(&head.headers, job.authority.as_ref(), &self.authorities) {
-            true if head.status.is_redirection() => Verdict::Private(Unstorable::Reflection),
-            _ => verdict(&job.grant, head.status, &head.headers, Wall::now()),
+        let reflects = || gateway::reflects(&head.headers, job.authority.as_ref(), &self.authorities);
+        let verdict = match head.status.is_redirection() && reflects() {
+            true => Verdict::Private(Unstorable::Reflection),
+            false => verdict(&job.grant, head.status, &head.headers, Wall::now()),
         };
         let coding = Coding::of(&head.headers);
         let Vary::Fields(fields) = Vary::of(&head.headers) else {
@@ -363,7 +364,10 @@ impl Fetcher {
 
     /// An answer for one client alone. Whoever waited goes by itself, and those to come do not queue.
     fn hand_over(&self, job: &Job, lead: Lead, own: oneshot::Sender<Response<Stream>>, answer: Response<Stream>) {
-        self.uncacheable.insert(job.flight.0.clone(), Instant::now() + UNCACHEABLE_FOR);
+        // What a client did wrong says nothing about the address.
+        if !answer.status().is_client_error() {
+            self.uncacheable.insert(job.flight.0.clone(), Instant::now() + UNCACHEABLE_FOR);
+        }
         // A client that left, or a refresh, has no use for it.
         drop(own.send(answer));
         lead.unshare();
@@ -371,6 +375,11 @@ impl Fetcher {
 
     /// Reads the body into the fill, and the fill into the store.
     async fn pump(&self, job: &Job, lead: Option<Lead>, fill: &Arc<Fill>, writer: Writer, mut body: Stream, lives: Option<Lifetimes>) {
+        let mut lead = lead;
+        let mut left = fill.head.length;
+        if lives.is_none() && left == Some(0) {
+            lead = None;
+        }
         while let Some(frame) = body.frame().await {
             let chunk = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(chunk)) => chunk,
@@ -382,12 +391,16 @@ impl Fetcher {
                     return writer.fail(failure);
                 }
             };
+            left = left.map(|left| left.saturating_sub(chunk.len() as u64));
+            if lives.is_none() && left == Some(0) {
+                // What is not kept must not be given to those who ask after others had all of it.
+                lead = None;
+            }
             if writer.push(chunk).await.is_err() {
                 return;
             }
         }
-        // What is not kept must not be given to those who ask after it was complete. What is kept must: until the entry
-        // can be found, the flight is where it is.
+        // What is kept must be given to them: until the entry can be found, the flight is where it is.
         let lead = lives.map(|lives| (lead, lives));
         let Some(bytes) = writer.complete() else {
             // Too large to be stored: those to come need not queue for it.

@@ -45,7 +45,7 @@ fn is_claim(name: &str) -> bool {
 
 /// Fields by which frameworks let a request say that it means another address, host, scheme or method than it does.
 fn is_override(name: &str) -> bool {
-    ["x-original-", "x-rewrite-", "x-http-method", "x-override-", "x-middleware-", "x-invoke-", "x-accel-", "x-sendfile-"]
+    ["x-original-", "x-rewrite-", "x-http-", "x-override-", "x-middleware-", "x-invoke-", "x-accel-", "x-sendfile-"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
         || matches!(

@@ -25,12 +25,13 @@ impl Canonical {
     /// The canonical form of a GET (or of a HEAD, which shares its answers) on `route`.
     ///
     /// It holds the rule, the decoded path, `Origin` (services answer it without saying `Vary`), and the parameters
-    /// that matter: sorted by name, repeated names in their order, case folded where the rule says so.
+    /// that matter: sorted by name, repeated and similar names in their order, case folded where the rule says so.
     #[must_use]
     pub fn new(route: &Route, target: &Target<'_>, headers: &HeaderMap) -> Self {
         let matters = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| !is_ignored(parameter, names));
         let mut parameters: Vec<_> = target.parameters.iter().filter(|parameter| matters(parameter)).collect();
-        parameters.sort_by(|a, b| a.name().cmp(b.name()));
+        // Stable: whatever some program might take for one name stays in its order.
+        parameters.sort_by(|a, b| spelling(a.name()).cmp(spelling(b.name())));
         let origins = || headers.get_all(ORIGIN).iter();
         // Exactly as much as is needed: the bytes are then shared without being copied again.
         let of_parameters: usize = parameters.iter().map(|p| 9 + p.name().len() + p.value().map_or(0, <[u8]>::len)).sum();
@@ -79,9 +80,15 @@ impl Canonical {
 /// plain, and its name is not another spelling of such a one.
 fn is_ignored(parameter: &Parameter<'_>, matter: &[String]) -> bool {
     let plain = |text: &[u8]| text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:,/".contains(byte));
-    let spelled = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' };
-    let alike = |other: &String| parameter.name().iter().copied().map(spelled).eq(other.bytes().map(spelled));
+    let alike = |other: &String| spelling(parameter.name()).eq(spelling(other.as_bytes()));
     plain(parameter.name()) && plain(parameter.value().unwrap_or_default()) && !matter.iter().any(alike)
+}
+
+/// What a parameter's name comes to for the laxest of programs: blind to case and to leading spaces, one sign as good as
+/// another, an index in brackets no part of it.
+fn spelling(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let bare = name.split(|&byte| byte == b'[').next().unwrap_or_default().trim_ascii_start();
+    bare.iter().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' })
 }
 
 fn field(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -157,6 +164,8 @@ pub(crate) mod tests {
         assert!(same("/x?a=1&&b=2&", "/x?a=%31&b=2"));
         assert!(!same("/x?a=1&a=2", "/x?a=2&a=1"));
         assert!(!same("/x?a=1", "/x?A=1"));
+        assert!(!same("/x?a=1&A=2", "/x?A=2&a=1"));
+        assert!(!same("/x?a=1&a[]=2", "/x?a[]=2&a=1"));
         assert!(!same("/x?a=b", "/x?a=B"));
         assert!(!same("/x?a", "/x?a="));
         assert!(!same("/x?a=1%26b=2", "/x?a=1&b=2"));

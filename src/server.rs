@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{Request, Response, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -206,7 +207,11 @@ where
         let turn = interim.clone();
         let answering = answer(request.map(|body| Patient::new(body, limits)), Arrival { peer: peer.ip(), interim, refused });
         async move {
-            let response = answering.await;
+            let mut response = answering.await;
+            if refused.is_some() {
+                // What follows has no meaning.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             if let Some(turn) = turn {
                 turn.end().await;
             }

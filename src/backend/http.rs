@@ -93,6 +93,9 @@ impl Backend for HttpBackend {
         Box::pin(async move {
             let answer = task.await.map_err(|error| BackendError::Reset(error.into()))?;
             let answer: Response<_> = answer.map_err(classify)?;
+            if answer.status().is_informational() {
+                return Err(BackendError::Invalid("it switched protocols, which nobody asked for".into()));
+            }
             Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
         })
     }

@@ -177,7 +177,7 @@ fn between_chunks(state: State, byte: u8) -> Option<State> {
         State::Trailers { line: 0, cr: true, .. } if byte == b'\n' => HEAD,
         State::Trailers { read, cr: true, .. } if byte == b'\n' => State::Trailers { read, line: 0, cr: false },
         State::Trailers { read, line, cr: false } if byte == b'\r' => State::Trailers { read, line, cr: true },
-        State::Trailers { read, line, cr: false } if is_field_byte(byte) && !(line == 0 && !is_token_byte(byte)) => {
+        State::Trailers { read, line, cr: false } if is_field_byte(byte) && (line != 0 || is_token_byte(byte)) => {
             State::Trailers { read: read + 1, line: line + 1, cr: false }
         }
         _ => return None,

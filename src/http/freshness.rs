@@ -137,7 +137,7 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
     if declared.is_none() && Coding::of(headers) == Coding::Opaque {
         return Verdict::Private(Unstorable::Coding);
     }
-    let error = is_failure(status) || (status.is_client_error() && !is_absent(status));
+    let error = status.is_server_error() || (status.is_client_error() && !is_absent(status));
     let fresh = match declared {
         Some(fresh) => fresh,
         None if grant.heuristic => heuristic(&control, status, headers, now).unwrap_or_else(|| heed_rule(grant, status)),
@@ -145,7 +145,8 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
     };
     // A rule with a `ttl` never keeps an error; one without leaves that to the backend too.
     if error && (fresh.is_zero() || !grant.ttl.is_zero()) {
-        return if status == StatusCode::FORBIDDEN { Verdict::Private(Unstorable::Status) } else { Verdict::Share(Unstorable::Error) };
+        // What a client did wrong is its own: those who wait beside it may have done better.
+        return if status.is_client_error() { Verdict::Private(Unstorable::Error) } else { Verdict::Share(Unstorable::Error) };
     }
     let (swr, sie) = stale_lives(grant, &control);
     // An absent thing may appear, and what failed may work, at any moment: they are not served past their short life.
@@ -315,16 +316,17 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_shared_by_those_who_wait_and_kept_only_where_the_backend_says_so() {
+    fn errors_are_shared_by_those_who_wait_for_the_backend_and_kept_only_where_it_says_so() {
         let deaf = Grant { respect_origin: false, ..GRANT };
-        for status in [400, 405, 413, 414, 422, 431, 500, 502, 503, 504] {
-            assert_eq!(judge(&GRANT, status, &[]), Verdict::Share(Unstorable::Error), "{status}");
-            assert_eq!(judge(&deaf, status, &[("cache-control", "max-age=60")]), Verdict::Share(Unstorable::Error), "{status}");
-            assert_eq!(judge(&GRANT, status, &[("cache-control", "max-age=60")]), Verdict::Share(Unstorable::Error), "{status}");
+        for status in [400, 403, 405, 413, 414, 422, 431, 500, 501, 502, 503, 504, 599] {
+            let whose = if status < 500 { Verdict::Private(Unstorable::Error) } else { Verdict::Share(Unstorable::Error) };
+            assert_eq!(judge(&GRANT, status, &[]), whose, "{status}");
+            assert_eq!(judge(&deaf, status, &[("cache-control", "max-age=60")]), whose, "{status}");
+            assert_eq!(judge(&GRANT, status, &[("cache-control", "max-age=60")]), whose, "{status}");
             let headers_alone = Grant { ttl: Duration::ZERO, ..GRANT };
             assert_eq!(judge(&headers_alone, status, &[("cache-control", "max-age=60")]), stored(60, 0, 0), "{status}");
         }
-        for status in [206, 304, 401, 403, 429] {
+        for status in [206, 304, 401, 429] {
             assert_eq!(judge(&GRANT, status, &[]), Verdict::Private(Unstorable::Status), "{status}");
         }
     }

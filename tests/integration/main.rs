@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs, reason = "a test fails by panicking")]
 
 mod admin;
+mod attack;
 mod cache;
 mod cli;
 mod contract;

@@ -1,0 +1,652 @@
+//! Attacks over raw sockets. After each: a clean request gets what it got before, and the backend was asked nothing that
+//! no client meant.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{Asked, Backend, Connection, HANG, Sluice, Step, get, ok, one_rule, reply};
+
+const RULES: &str = "[[route]]\nname='pass'\npath='/pass/*'\ncache=false\n[[route]]\nname='two'\npath='/two'\nquery=['symbol']\nfold_case=['symbol']\nttl='1h'\n[[route]]\nname='all'\npath='/*'\nttl='1h'\nnegative_ttl='1h'\n";
+
+/// Says what it was asked: method, target and every field that is not the connection's own.
+fn echo(asked: &Asked) -> Vec<Step> {
+    let mut text = format!("{} {} {}\n", asked.method, asked.target, String::from_utf8_lossy(&asked.body));
+    for (name, value) in &asked.fields {
+        if !["x-request-id", "x-forwarded-for", "host", "via"].contains(&name.as_str()) {
+            text.push_str(&format!("{name}: {value}\n"));
+        }
+    }
+    ok("", text.as_bytes())
+}
+
+/// Sluice in front of the echo, with something cached.
+struct Scene {
+    backend: Backend,
+    sluice: Sluice,
+    clean: String,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let backend = Backend::start(echo).await;
+        let sluice = Sluice::ruled(backend.address, "", RULES).await;
+        let clean = sluice.get("/clean").await.text();
+        assert!(clean.starts_with("GET /clean"));
+        Self { backend, sluice, clean }
+    }
+
+    /// What was cached is as it was, what is not cached gets its own answer, and nobody smuggled anything.
+    async fn is_unharmed(&self, probe: &str) {
+        let hit = self.sluice.get("/clean").await;
+        assert!(hit.cache_status().contains("hit") && hit.text() == self.clean, "after {probe:?}: {hit:?}");
+        for number in 0..3 {
+            let target = format!("/pass/{number}");
+            let text = self.sluice.get(&target).await.text();
+            assert!(text.starts_with(&format!("GET {target} \n")), "after {probe:?}: {text}");
+        }
+        let asked = self.backend.asked.lock().unwrap();
+        assert!(!asked.iter().any(|asked| asked.target.contains("smuggled")), "after {probe:?}: {asked:?}");
+    }
+
+    /// Sends bytes; returns the status of the first answer, and whether the connection still answers a clean request.
+    async fn probe(&self, bytes: &[u8]) -> (u16, bool) {
+        let mut connection = Connection::open(self.sluice.address).await;
+        connection.send(bytes).await;
+        let answer = connection.answer(bytes.starts_with(b"HEAD")).await;
+        let status = answer.as_ref().map_or(0, |answer| answer.status);
+        if answer.is_none_or(|answer| answer.field("connection") == Some("close")) {
+            assert!(connection.head().await.is_none(), "nothing follows an answer that closes");
+            return (status, false);
+        }
+        connection.send(b"GET /clean HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
+        let Some(next) = connection.answer(false).await else { return (status, false) };
+        assert_eq!(next.text(), self.clean, "the answer after {:?}", String::from_utf8_lossy(bytes));
+        (status, true)
+    }
+}
+
+/// What is refused, with which status, and whether the connection lives on.
+const REFUSED: &[(&str, u16, bool)] = &[
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\nGET /smuggled HTTP/1.1\r\n", 400, false),
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nContent-Length: 40\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1, 1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 0x1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1e1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1 1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 18446744073709551617\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length : 1\r\n\r\nx", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked;a=b\r\n\r\n0\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n", 400, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nX: y\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, false),
+    ("POST /a HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\nHost: h\n\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nX: y\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\n\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\rX: y\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nX: a\u{0}b\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nX: a\u{8}b\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\n Host: h\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nX\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\n: x\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nX Y: z\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nX(Y: z\r\n\r\n", 400, false),
+    ("GET  /a HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a  HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a b HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET\t/a\tHTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1 \r\nHost: h\r\n\r\n", 400, false),
+    (" GET /a HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a\r\n\r\n", 400, false),
+    ("GET /a#/smuggled HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a HTTP/1.1x\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a http/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("GET /a HTTP/2.0\r\nHost: h\r\n\r\n", 505, false),
+    ("GET /a HTTP/3.1\r\nHost: h\r\n\r\n", 505, false),
+    ("GET /a HTTP/1.9\r\nHost: h\r\n\r\n", 505, false),
+    ("G=T? /a HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    ("\u{16}\u{3}\u{1}\u{2}\u{0}\r\n\r\n", 400, false),
+    ("CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n", 501, false),
+    ("TRACE /a HTTP/1.1\r\nHost: h\r\nCookie: secret\r\n\r\n", 501, false),
+    ("POST /a HTTP/1.1\r\nHost: h\r\nExpect: magic\r\nContent-Length: 0\r\n\r\n", 417, false),
+    ("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\nHost:\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\nHost: h\r\nHost: evil.test\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\nHost: user@h\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\nHost: h/evil.test\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\nHost: h evil.test\r\n\r\n", 400, true),
+    ("GET /a HTTP/1.1\r\nHost: h?x\r\n\r\n", 400, true),
+    ("GET http://evil.test/a HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET http://user@h/a HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET ftp://h/a HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a%00.css HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a%0d%0aX:y HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a?x=%0a HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a?x=%7F HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a%zz HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a?% HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+    ("GET /a\u{1} HTTP/1.1\r\nHost: h\r\n\r\n", 400, true),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_harms_nothing() {
+    let scene = Scene::start().await;
+    for &(bytes, status, lives) in REFUSED {
+        let asked = scene.backend.count();
+        let answered = scene.probe(bytes.as_bytes()).await;
+        // A control character in the target is found out while the head is read, so that connection ends.
+        let lives = lives && !bytes.contains('\u{1}');
+        assert_eq!(answered, (status, lives), "{bytes:?}");
+        assert_eq!(scene.backend.count(), asked, "{bytes:?} reached the backend");
+        scene.is_unharmed(bytes).await;
+    }
+    let many = format!("GET /a HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: y\r\n".repeat(101));
+    let large = format!("GET /a HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "y".repeat(70_000));
+    let long = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(9_000));
+    for (bytes, expected) in [(many, (431, false)), (large, (431, false)), (long, (400, true))] {
+        assert_eq!(scene.probe(bytes.as_bytes()).await, expected);
+        scene.is_unharmed(&bytes[..40]).await;
+    }
+    let refused = scene.sluice.metric("requests_total", &["outcome=\"refused\""]).await;
+    assert!(refused >= 70.0, "{refused}");
+}
+
+/// What a proxy may take, and must not be confused by.
+const TAKEN: &[(&str, u16)] = &[
+    // Bodies where none belong, on what is cached and on what is not: whatever they hold is a body.
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nContent-Length: 37\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: hhh\r\n\r\n", 200),
+    ("GET /pass/x HTTP/1.1\r\nHost: h\r\nContent-Length: 37\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: hhh\r\n\r\n", 200),
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 200),
+    ("HEAD /clean HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", 200),
+    ("DELETE /other HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", 200),
+    ("OPTIONS /clean HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", 200),
+    ("FOO /clean HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", 200),
+    ("GET /a%00 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", 400),
+    ("POST /other HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5;x=\"y\"\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n", 200),
+    ("POST /other HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", 200),
+    ("\r\nGET /clean HTTP/1.1\r\nHost: h\r\n\r\n", 200),
+    // Upgrades that nobody takes.
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n", 200),
+    ("GET /pass/up HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n", 200),
+    // The same authority twice is one.
+    ("GET http://h/clean HTTP/1.1\r\nHost: h\r\n\r\n", 200),
+    ("GET http://H/clean HTTP/1.1\r\nHost: h\r\n\r\n", 200),
+    // Ranges and conditions without end.
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nRange: bytes=0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-,0-\r\n\r\n", 200),
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nRange: bytes=18446744073709551615-\r\n\r\n", 416),
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nRange: bytes=99999999999999999999999-\r\n\r\n", 416),
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nIf-None-Match: \"\"\"\"\"\", W/\", *x\r\n\r\n", 200),
+    ("GET /clean HTTP/1.1\r\nHost: h\r\nAccept-Encoding: gzip;q=0, ;;;q=, *;q=0\r\n\r\n", 200),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_confuses_nobody() {
+    let scene = Scene::start().await;
+    for &(bytes, status) in TAKEN {
+        let answered = scene.probe(bytes.as_bytes()).await;
+        assert!(answered == (status, true) || (answered.0 == 206 && bytes.contains("0-,0-")), "{bytes:?}: {answered:?}");
+        scene.is_unharmed(bytes).await;
+    }
+    // Chunks that are none end the connection; an answer may have been under way.
+    for broken in ["5\nhello\r\n0\r\n\r\n", "-1\r\n\r\n", "5\r\nhelloGET /smuggled HTTP/1.1\r\n", "fffffffffffffffff\r\nx", "0\r\nGET /smuggled\n\r\n"] {
+        let mut connection = Connection::open(scene.sluice.address).await;
+        connection.send(format!("POST /pass/c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{broken}").as_bytes()).await;
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(HANG, connection.0.read_to_end(&mut rest)).await.expect("the connection ends");
+        assert!(read.is_err() || !String::from_utf8_lossy(&rest).contains("200 OK"), "{broken:?}");
+        scene.is_unharmed(broken).await;
+    }
+}
+
+/// What a client may claim, and nobody else may feel: first with the claim, then without.
+const CLAIMS: &[&str] = &[
+    "Forwarded: for=1.2.3.4;host=evil.test;proto=https",
+    "X-Forwarded-For: evil.test",
+    "X-Forwarded-Host: evil.test",
+    "X-Forwarded-Proto: evil.test",
+    "X-Forwarded-Port: evil.test",
+    "X-Forwarded-Prefix: /evil.test",
+    "X-Forwarded-Scheme: evil.test",
+    "X-Forwarded-Server: evil.test",
+    "X-Forwarded-Anything: evil.test",
+    "X-Forwarded: evil.test",
+    "X-Real-IP: evil.test",
+    "X-Client-IP: evil.test",
+    "True-Client-IP: evil.test",
+    "X-Original-URL: /evil.test",
+    "X-Original-Host: evil.test",
+    "X-Rewrite-URL: /evil.test",
+    "X-Host: evil.test",
+    "X-HTTP-Host-Override: evil.test",
+    "X-HTTP-Method: evil.test",
+    "X-HTTP-Method-Override: evil.test",
+    "X-Method-Override: evil.test",
+    "X-Override-URL: /evil.test",
+    "X-Middleware-Subrequest: evil.test",
+    "X-Accel-Redirect: /evil.test",
+    "Proxy: http://evil.test",
+    "X_Forwarded_Host: evil.test",
+    "Content_Length: evil.test",
+    "Cookie: session=evil.test",
+    "Authorization-Not: x\r\nX-Forwarded-Host: evil.test\r\nConnection: X-Forwarded-Host",
+    "Cache-Control: no-store, x=evil.test",
+    "Pragma: evil.test",
+    "Range: bytes=0-1",
+    "If-None-Match: \"evil.test\"",
+    "If-Modified-Since: evil.test",
+    "If-Range: \"evil.test\"",
+    "TE: evil.test",
+    "Upgrade: evil.test",
+    "Keep-Alive: evil.test",
+    "Proxy-Authorization: evil.test",
+    "Origin: http://evil.test",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_claims_does_not_reach_others() {
+    let scene = Scene::start().await;
+    for (number, claim) in CLAIMS.iter().enumerate() {
+        let target = format!("/claimed/{number}");
+        let request = format!("GET {target} HTTP/1.1\r\nHost: evil.test\r\n{claim}\r\n\r\n");
+        scene.probe(request.as_bytes()).await;
+        let others = scene.sluice.get(&target).await;
+        assert!(others.text().starts_with(&format!("GET {target}")) && !others.text().contains("evil.test"), "{claim:?}: {}", others.text());
+        scene.is_unharmed(claim).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connection_cannot_take_away_what_protects() {
+    let scene = Scene::start().await;
+    let name = |name: &str, value: &str| format!("GET /protected HTTP/1.1\r\nHost: h\r\nConnection: {name}\r\n{name}: {value}\r\n\r\n");
+    // Still authorized: neither stored nor answered from what is.
+    for _ in 0..2 {
+        let before = scene.backend.count();
+        scene.probe(name("Authorization", "secret").as_bytes()).await;
+        assert_eq!(scene.backend.last().field("authorization"), Some("secret"));
+        assert!(scene.backend.count() > before);
+    }
+    scene.probe(name("Origin", "http://evil.test").as_bytes()).await;
+    scene.probe(name("X-Forwarded-For", "1.2.3.4").as_bytes()).await;
+    scene.probe(name("Host", "h").as_bytes()).await;
+    assert_eq!(scene.backend.last().field("x-forwarded-for"), Some("127.0.0.1"));
+    let clean = scene.sluice.get("/protected").await.text();
+    assert!(!clean.contains("evil.test") && !clean.contains("secret"), "{clean}");
+    // The backend's neither: what it says about storing is heard.
+    let backend = Backend::start(|asked| {
+        let secret = format!("{}", fastrand::u64(..));
+        ok("Connection: Cache-Control, Set-Cookie, Vary\r\nCache-Control: private\r\n", [secret.as_bytes(), asked.target.as_bytes()].concat().as_slice())
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    assert_ne!(sluice.get("/x").await.text(), sluice.get("/x").await.text());
+}
+
+/// Targets that two programs may read in two ways: each gets what the backend says to exactly these bytes, and never what
+/// a plain target got or changes what it gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn deceptive_targets_are_what_the_backend_sees() {
+    let scene = Scene::start().await;
+    let plain = "/two?symbol=BTC";
+    let before = scene.sluice.get(plain).await.text();
+    for target in [
+        "/two%3fsymbol=BTC",
+        "/two%23?symbol=BTC",
+        "/two%2f?symbol=BTC",
+        "/two;x?symbol=BTC",
+        "/two%3bx?symbol=BTC",
+        "/two/.css?symbol=BTC",
+        "/two/x.css?symbol=BTC",
+        "/two.css?symbol=BTC",
+        "/two/../two?symbol=BTC",
+        "/./two?symbol=BTC",
+        "//two?symbol=BTC",
+        "/two/%2e%2e/two?symbol=BTC",
+        "/%252e%252e/two?symbol=BTC",
+        "/two%25%33%66symbol=BTC",
+        "/two\\?symbol=BTC",
+        "/TWO?symbol=BTC",
+        "/two?symbol=BTC;symbol=ETH",
+        "/two?utm=1;symbol=ETH&symbol=BTC",
+        "/two?symbol=BTC&utm=1;symbol=ETH",
+        "/two?symbol=BTC&utm=1%26symbol=ETH",
+        "/two?symbol=BTC&symbol=ETH",
+        "/two?symbol=ETH&symbol=BTC",
+        "/two?symbol=BTC&Symbol=ETH",
+        "/two?symbol=BTC&symbol[]=ETH",
+        "/two?symbol%5b%5d=BTC",
+        "/two?symbol=BTC%20",
+        "/two?symbol=BTC+",
+        "/two?symbol=BTC%2B",
+        "/two?symbol=%42TC%00",
+        "/two?symbol",
+        "/two?symbol=",
+        "/two",
+        "/two?symbol=BT%43%26symbol=ETH",
+        "/two?symbol=BTC&x={y}",
+        "/two?symbol=BTC&x=\u{e9}",
+    ] {
+        for _ in 0..2 {
+            let answer = scene.sluice.get(target).await;
+            if answer.status != 400 {
+                assert!(answer.text().starts_with(&format!("GET {target} \n")), "{target}: {}", answer.text());
+            }
+        }
+        assert_eq!(scene.sluice.get(plain).await.text(), before, "after {target}");
+    }
+    scene.is_unharmed("deceptive targets").await;
+    // What the operator says does not matter does not.
+    for same in ["/two?symbol=btc", "/two?symbol=%42TC", "/two?utm=1&symbol=BTC", "/two?symbol=BTC&utm=a.b", "/tw%6f?symbol=BTC"] {
+        assert_eq!(scene.sluice.get(same).await.text(), before, "{same}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_error_that_an_attacker_causes_is_kept() {
+    for status in [400, 405, 411, 413, 414, 417, 431, 451, 500, 501, 502, 503, 504] {
+        let backend = Backend::start(move |asked| match asked.field("x-attack") {
+            Some(_) => reply(&format!("{status} Oops"), "Cache-Control: max-age=600\r\n", b"oops"),
+            None => ok("", b"fine"),
+        })
+        .await;
+        let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+        assert_eq!(sluice.get_with("/x", &[("X-Attack", "1")]).await.status, status);
+        assert_eq!(sluice.get("/x").await.text(), "fine", "{status}");
+    }
+}
+
+/// A backend that does not expect a body on GET, and reads what follows the head as the next request.
+struct Naive {
+    address: std::net::SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Naive {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let naive = Self { address: listener.local_addr().unwrap(), asked: Arc::default() };
+        let asked = Arc::clone(&naive.asked);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Self::converse(stream, Arc::clone(&asked)));
+            }
+        });
+        naive
+    }
+
+    async fn converse(stream: TcpStream, asked: Arc<Mutex<Vec<String>>>) {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+            let target = line.split(' ').nth(1).unwrap_or("?").to_owned();
+            asked.lock().unwrap().push(target.clone());
+            while line.trim_end() != "" {
+                line.clear();
+                if stream.read_line(&mut line).await.is_ok_and(|read| read == 0) {
+                    return;
+                }
+            }
+            line.clear();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{target}", target.len());
+            if stream.get_mut().write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_the_backend_does_not_expect_contaminates_no_connection() {
+    let naive = Naive::start().await;
+    let sluice = Sluice::ruled(naive.address, "", RULES).await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n";
+    for target in ["/pass/x", "/x"] {
+        for method in ["GET", "DELETE", "OPTIONS", "HEAD"] {
+            for round in 0..20 {
+                let mut connection = Connection::open(sluice.address).await;
+                let length = smuggled.len();
+                connection.send(format!("{method} {target} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{smuggled}").as_bytes()).await;
+                connection.answer(method == "HEAD").await;
+                let target = format!("/pass/clean{round}");
+                assert_eq!(sluice.get(&target).await.text(), target, "after {method} with a body");
+            }
+        }
+    }
+    assert!(naive.asked.lock().unwrap().iter().any(|target| target == "/x"));
+}
+
+/// What a hostile or broken backend sends: the first answer's bytes, and whether it may be answered with 200.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_lies_about_lengths_harms_one_answer_only() {
+    let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    let probes: Vec<(String, &[u16])> = vec![
+        (format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello{evil}"), &[200]),
+        (format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n{evil}"), &[200]),
+        (format!("HTTP/1.1 204 No Content\r\n\r\n{evil}"), &[204]),
+        (format!("HTTP/1.1 304 Not Modified\r\n\r\n{evil}"), &[502]),
+        (format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n{evil}"), &[200]),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!".into(), &[502]),
+        ("HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello".into(), &[502]),
+        ("HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 5\r\n\r\nhello".into(), &[502]),
+        ("HTTP/1.1 200 OK\r\nX: a\u{0}b\r\nContent-Length: 5\r\n\r\nhello".into(), &[502]),
+        ("HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: b=c\r\nContent-Length: 5\r\n\r\nhello".into(), &[502]),
+        ("HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 5\r\n\r\nhello".into(), &[502]),
+        ("HTTP/1.1 99 Low\r\nContent-Length: 0\r\n\r\n".into(), &[502]),
+        ("HTTP/9.9 200 OK\r\nContent-Length: 0\r\n\r\n".into(), &[502]),
+        ("ICY 200 OK\r\n\r\n".into(), &[502]),
+        ("\u{0}\u{1}\u{2}\r\n\r\n".into(), &[502]),
+        ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".into(), &[502]),
+        (format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", "X: y\r\n".repeat(300)), &[502]),
+        (format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "y".repeat(600_000)), &[502]),
+    ];
+    for (bytes, statuses) in probes {
+        let (script, shown) = (bytes.clone(), bytes.chars().take(80).collect::<String>());
+        let backend = Backend::start(move |asked| match asked.target.starts_with("/lie") {
+            true => vec![Step::Send(script.clone().into_bytes())],
+            false => ok("", asked.target.as_bytes()),
+        })
+        .await;
+        let sluice = Sluice::ruled(backend.address, "", RULES).await;
+        sluice.get("/clean").await;
+        for (round, prefix) in ["/lie/", "/pass/", "/lie/"].iter().enumerate() {
+            let lie = get(sluice.address, &format!("{prefix}{round}"), &[]).await;
+            assert!(*prefix == "/pass/" || statuses.contains(&lie.status), "{shown:?}: {lie:?}");
+            assert!(lie.field("set-cookie").is_none() && !lie.text().contains("evil"), "{shown:?}: {lie:?}");
+            for number in 0..10 {
+                let target = format!("/pass/after{round}{number}");
+                assert_eq!(sluice.get(&target).await.text(), target, "after {shown:?}");
+            }
+            assert!(sluice.get("/clean").await.cache_status().contains("hit"), "{shown:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_to_the_host_that_a_request_named_is_not_kept() {
+    // It learns the host from the configured one only; that it names the client's is chance, and enough.
+    let backend = Backend::start(|_| reply("302 Found", "Cache-Control: max-age=600\r\nLocation: http://evil.test/x\r\n", b"")).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='0s'")).await;
+    for (host, stored) in [("evil.test", false), ("evil.test:80", true), ("api.test", true)] {
+        let mut connection = Connection::open(sluice.address).await;
+        connection.send(format!("GET /{host} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
+        let answer = connection.answer(false).await.unwrap();
+        assert_eq!((answer.status, answer.cache_status().contains("stored")), (302, stored), "{host}: {}", answer.cache_status());
+    }
+}
+
+/// The bytes of HTTP/2 frames, written by hand so that they can be wrong.
+mod frames {
+    pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    pub const END_STREAM: u8 = 1;
+    pub const END_HEADERS: u8 = 4;
+
+    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    /// Fields as literals that are not indexed, without Huffman coding (RFC 7541 §6.2.2).
+    pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
+        let mut block = Vec::new();
+        for (name, value) in fields {
+            block.push(0);
+            for text in [name, value] {
+                assert!(text.len() < 127);
+                block.push(u8::try_from(text.len()).unwrap());
+                block.extend_from_slice(text.as_bytes());
+            }
+        }
+        block
+    }
+
+    /// A connection's beginning.
+    pub fn opening() -> Vec<u8> {
+        [PREFACE, &frame(4, 0, 0, &[])].concat()
+    }
+}
+
+/// What became of stream 1.
+#[derive(Debug, PartialEq)]
+enum Stream1 {
+    Answered(Option<u16>),
+    Reset,
+    Closed,
+}
+
+async fn over_http2(address: std::net::SocketAddr, frames: &[u8]) -> Stream1 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(&[&frames::opening(), frames].concat()).await.unwrap();
+    let read = async {
+        loop {
+            let mut head = [0; 9];
+            if stream.read_exact(&mut head).await.is_err() {
+                return Stream1::Closed;
+            }
+            let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+            if stream.read_exact(&mut payload).await.is_err() {
+                return Stream1::Closed;
+            }
+            match (head[3], head[8]) {
+                (1, 1) => {
+                    // A status of the static table, or a literal of three digits under its name.
+                    let skip = usize::from(payload[0] & 0xe0 == 0x20);
+                    let status = match payload[skip..] {
+                        [0x88, ..] => Some(200),
+                        [0x8c, ..] => Some(400),
+                        [0x8d, ..] => Some(404),
+                        [0x8e, ..] => Some(500),
+                        _ => None,
+                    };
+                    return Stream1::Answered(status);
+                }
+                (3, 1) => return Stream1::Reset,
+                (7, _) => return Stream1::Closed,
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(HANG, read).await.expect("an end of stream 1")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_abuse_is_reset_or_refused() {
+    use frames::{END_HEADERS, END_STREAM, frame};
+    let scene = Scene::start().await;
+    let address = scene.sluice.address;
+    let whole = |fields: &[(&str, &str)]| frame(1, END_HEADERS | END_STREAM, 1, &frames::fields(fields));
+    let (method, path, scheme, authority) = ((":method", "GET"), (":path", "/clean"), (":scheme", "http"), (":authority", "h"));
+    assert_eq!(over_http2(address, &whole(&[method, path, scheme, authority])).await, Stream1::Answered(Some(200)));
+    assert_eq!(over_http2(address, &whole(&[method, path, scheme, ("host", "h")])).await, Stream1::Answered(Some(200)));
+    let refused: &[&[(&str, &str)]] = &[
+        &[method, scheme, authority],
+        &[method, path, authority],
+        &[path, scheme, authority],
+        &[method, path, path, scheme, authority],
+        &[method, method, path, scheme, authority],
+        &[method, path, scheme, authority, (":status", "200")],
+        &[method, path, scheme, authority, (":x", "y")],
+        &[method, ("x", "y"), path, scheme, authority],
+        &[method, path, scheme, authority, ("X", "y")],
+        &[method, path, scheme, authority, ("x y", "z")],
+        &[method, path, scheme, authority, ("x:y", "z")],
+        &[method, path, scheme, authority, ("", "z")],
+        &[method, path, scheme, authority, ("x", "a\r\nb: c")],
+        &[method, path, scheme, authority, ("x", "a\0b")],
+        &[method, path, scheme, authority, ("connection", "close")],
+        &[method, path, scheme, authority, ("transfer-encoding", "chunked")],
+        &[method, path, scheme, authority, ("upgrade", "h2c")],
+        &[method, path, scheme, authority, ("keep-alive", "timeout=5")],
+        &[method, path, scheme, authority, ("proxy-connection", "keep-alive")],
+        &[method, path, scheme, authority, ("te", "gzip")],
+        &[method, path, scheme, authority, ("content-length", "5")],
+        &[method, (":path", ""), scheme, authority],
+        &[method, (":path", "smuggled"), scheme, authority],
+        &[method, (":path", "*"), scheme, authority],
+        &[method, (":path", "/a b"), scheme, authority],
+        &[method, (":path", "/a HTTP/1.1\r\nx: y\r\n\r\nGET /smuggled"), scheme, authority],
+        &[method, (":path", "http://evil.test/x"), scheme, authority],
+        &[(":method", "GET /smuggled HTTP/1.1\r\n"), path, scheme, authority],
+        &[(":method", ""), path, scheme, authority],
+        &[(":method", "CONNECT"), authority],
+        &[(":method", "CONNECT"), path, scheme, authority],
+        &[(":method", "TRACE"), path, scheme, authority],
+        &[method, path, scheme],
+        &[method, path, scheme, authority, ("host", "evil.test")],
+        &[method, path, scheme, authority, ("host", "h"), ("host", "h")],
+        &[method, path, scheme, (":authority", "user@h")],
+        &[method, path, scheme, (":authority", "h/evil.test")],
+        &[method, path, scheme, (":authority", "")],
+        &[method, path, (":scheme", "ftp"), authority],
+    ];
+    for fields in refused {
+        let became = over_http2(address, &whole(fields)).await;
+        assert_ne!(became, Stream1::Answered(Some(200)), "{fields:?}");
+        scene.is_unharmed(&format!("{fields:?}")).await;
+    }
+    let block = frames::fields(&[(":method", "POST"), (":path", "/other"), scheme, authority, ("content-length", "3")]);
+    let post = frame(1, END_HEADERS, 1, &block);
+    for (what, frames) in [
+        ("a body longer than its length", [post.clone(), frame(0, END_STREAM, 1, b"hello")].concat()),
+        ("a body shorter than its length", [post.clone(), frame(0, END_STREAM, 1, b"h")].concat()),
+        ("data on a stream that is not open", frame(0, END_STREAM, 1, b"hello")),
+        ("an even stream", frame(1, END_HEADERS | END_STREAM, 2, &block)),
+        ("a continuation of nothing", frame(9, END_HEADERS, 1, &block)),
+        ("a frame that is too large", frame(0, 0, 1, &vec![0; 20_000])),
+        ("a window update of zero", frame(8, 0, 0, &[0; 4])),
+        ("settings of a wrong size", frame(4, 0, 0, &[0; 5])),
+        ("headers without end", [frame(1, 0, 1, &block), frame(9, 0, 1, &frames::fields(&[("x", "y")])).repeat(20_000)].concat()),
+        ("a flood of resets", (0..2000_u32).flat_map(|n| {
+            let fields = frames::fields(&[method, (":path", "/pass/reset"), scheme, authority]);
+            [frame(1, END_HEADERS | END_STREAM, 2 * n + 1, &fields), frame(3, 0, 2 * n + 1, &[0, 0, 0, 8])].concat()
+        }).collect()),
+        ("a flood of settings", [frame(4, 0, 0, &[]).repeat(20_000), frame(8, 0, 0, &[0; 4])].concat()),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // It may be closed before all is written.
+        let _ = stream.write_all(&[&frames::opening()[..], &frames].concat()).await;
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(HANG, stream.read_to_end(&mut rest));
+        if what != "a flood of resets" && !what.starts_with("a body") {
+            let _ = read.await.unwrap_or_else(|_| panic!("{what} does not end the connection"));
+        }
+        scene.is_unharmed(what).await;
+    }
+    assert_eq!(scene.backend.count_of("/other"), 0, "a body that is not as long as it says");
+}
