@@ -13,6 +13,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::http::encoding::{ALWAYS, MAX_RATIO};
 use crate::outcome::Failure;
 
 /// Any error.
@@ -141,16 +142,18 @@ pub struct Inflate<B> {
     inner: B,
     decoder: Option<MultiGzDecoder<Vec<u8>>>,
     pending: Bytes,
-    left: u64,
+    /// Coded bytes read, and plain bytes given out.
+    read: u64,
+    given: u64,
 }
 
 /// Coded bytes that are inflated at one time: with gzip's largest ratio of about 1,000 that stays under 5 MiB.
 const SLICE: usize = 4096;
 
 impl<B> Inflate<B> {
-    /// Inflates `inner` to at most `limit` bytes; past that it is a bomb, and the stream breaks off.
-    pub fn new(inner: B, limit: u64) -> Self {
-        Self { inner, decoder: Some(MultiGzDecoder::new(Vec::new())), pending: Bytes::new(), left: limit }
+    /// Inflates `inner`. If it inflates too far for its size (see [`MAX_RATIO`]) it is a bomb, and the stream breaks off.
+    pub fn new(inner: B) -> Self {
+        Self { inner, decoder: Some(MultiGzDecoder::new(Vec::new())), pending: Bytes::new(), read: 0, given: 0 }
     }
 }
 
@@ -179,13 +182,14 @@ where
                 }
             } else {
                 let slice = this.pending.split_to(this.pending.len().min(SLICE));
+                this.read += slice.len() as u64;
                 decoder.write_all(&slice)?;
                 std::mem::take(decoder.get_mut())
             };
-            this.left = match this.left.checked_sub(plain.len() as u64) {
-                Some(left) => left,
-                None => return Poll::Ready(Some(Err(Box::new(Broken(Failure::Invalid))))),
-            };
+            this.given += plain.len() as u64;
+            if this.given > this.read.saturating_mul(MAX_RATIO).max(ALWAYS) {
+                return Poll::Ready(Some(Err(Box::new(Broken(Failure::Invalid)))));
+            }
             if !plain.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(Bytes::from(plain)))));
             }
@@ -201,11 +205,11 @@ mod tests {
     #[tokio::test]
     async fn inflating_gives_back_what_was_packed_and_stops_bombs() {
         let plain: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
-        let whole = Inflate::new(full(gzip(&plain)), u64::MAX).collect().await.unwrap().to_bytes();
+        let whole = Inflate::new(full(gzip(&plain))).collect().await.unwrap().to_bytes();
         assert_eq!(whole, plain);
-        assert!(Inflate::new(full(gzip(&plain)), 1000).collect().await.is_err());
+        assert!(Inflate::new(full(gzip(&vec![0; 5 << 20]))).collect().await.is_err());
         let cut = gzip(&plain);
-        assert!(Inflate::new(full(cut.slice(..cut.len() - 9)), u64::MAX).collect().await.is_err());
+        assert!(Inflate::new(full(cut.slice(..cut.len() - 9))).collect().await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

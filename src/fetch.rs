@@ -4,12 +4,14 @@
 //! Both start the same task, which asks, decides what may be done with the answer, shares it while it fills, and
 //! stores it.
 
+pub mod learn;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use http::header::{CONTENT_LENGTH, ETAG};
+use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, ETAG};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body as _;
@@ -18,6 +20,7 @@ use quick_cache::UnitWeighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::backend::{Upstream, body_failure};
@@ -32,7 +35,7 @@ use crate::http::conditional::etag_of;
 use crate::http::encoding::{self, Coding};
 use crate::http::freshness::{Grant, Lifetimes, Unstorable, Verdict, is_failure, verdict};
 use crate::http::headers::{age, freshened, validates};
-use crate::http::vary::{Vary, selection};
+use crate::http::vary::{Vary, content_language, selection};
 use crate::invalidated::Invalidated;
 use crate::key::{Canonical, Key};
 use crate::outcome::Failure;
@@ -54,9 +57,6 @@ const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
 const LET_THROUGH: usize = 8;
 /// Bodies from this size on are compressed off the runtime's own threads.
 const COMPRESS_ELSEWHERE: usize = 64 << 10;
-/// An entry inflates to at most so many times `max_object`.
-pub const MAX_INFLATION: usize = 16;
-
 type Remembered<T> = Cache<Bytes, T, UnitWeighter, RandomState, DefaultLifecycle<Bytes, T>>;
 
 /// What a fetch needs to know.
@@ -77,6 +77,8 @@ pub struct Job {
     pub asked: Instant,
     /// The request as the backend shall get it.
     pub request: request::Parts,
+    /// Whether an answer in a language is also for those who prefer that language.
+    pub by_language: bool,
     /// What is stored and stale: the request may be conditional on its validators.
     pub stale: Option<Arc<Entry>>,
     /// Whether what is stored may be served if the backend fails, so that a failure must not take its place.
@@ -171,6 +173,11 @@ impl Fetcher {
         })
     }
 
+    /// Runs work beside requests.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
+    }
+
     /// Whether this address, or the whole backend, failed lately and is being left alone.
     #[must_use]
     pub fn rests(&self, canonical: &Canonical) -> bool {
@@ -199,14 +206,19 @@ impl Fetcher {
         purged
     }
 
-    /// Something changed under these keys: what is stored, or being fetched, is not used any more.
-    pub fn invalidate(&self, keys: Vec<Key>) {
+    /// Something changed under these keys: what is stored, or being fetched, is not used any more. The task that is
+    /// returned removes it.
+    pub fn invalidate(&self, keys: Vec<Key>) -> JoinHandle<()> {
         let now = Wall::now();
-        for key in keys {
+        for key in &keys {
             self.invalidated.note(key.canonical.0.clone(), now);
-            let store = Arc::clone(&self.store);
-            self.runtime.spawn(async move { store.remove(&key).await });
         }
+        let store = Arc::clone(&self.store);
+        self.runtime.spawn(async move {
+            for key in keys {
+                store.remove(&key).await;
+            }
+        })
     }
 
     /// Has an entry refreshed in the background, unless that is under way already.
@@ -350,7 +362,7 @@ impl Fetcher {
             (Coding::Identity | Coding::Opaque, _) => answer.body.clone(),
             (Coding::Gzip, Some(plain)) => plain.clone(),
             (Coding::Gzip, None) => {
-                let (coded, limit) = (answer.body.clone(), self.settings.max_object.saturating_mul(MAX_INFLATION));
+                let (coded, limit) = (answer.body.clone(), encoding::inflation_limit(answer.body.len(), self.settings.max_object));
                 self.runtime.spawn_blocking(move || encoding::gunzip(&coded, limit)).await.ok()?.ok()?
             }
         };
@@ -416,7 +428,7 @@ impl Fetcher {
         let head = &fill.head;
         let compress =
             head.coding == Coding::Identity && bytes.len() >= self.settings.compress_above && !CacheControl::of(&head.fields).no_transform;
-        let limit = self.settings.max_object.saturating_mul(MAX_INFLATION);
+        let limit = encoding::inflation_limit(bytes.len(), self.settings.max_object);
         let coding = head.coding;
         let prepare = move || prepare(bytes, coding, compress, limit);
         let large = fill.head.length.unwrap_or(u64::MAX) >= COMPRESS_ELSEWHERE as u64;
@@ -429,7 +441,7 @@ impl Fetcher {
         let age_when_stored = u32::try_from(age(&fields).as_secs()).unwrap_or(u32::MAX);
         finish_fields(&mut fields, || prepared.etag.clone());
         let answer = Answer::new(head.status, fields, prepared.coding, coding, prepared.body);
-        let now = Wall::now();
+        let now = Wall::now().max(self.invalidated.first_valid(&job.address.0));
         let entry = |key: &Key, content| Arc::new(Entry::new(key, now, age_when_stored, lives, content));
         let (names, _) = &head.vary;
         let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.request.headers) };
@@ -440,9 +452,19 @@ impl Fetcher {
         }
         // Memory has it as soon as `put` is called; Redis gets it while clients go on.
         let writing = self.store.put(&key, Arc::clone(&answer));
+        // In this language those get it too who prefer it to all others.
+        let language = content_language(&head.fields).filter(|_| job.by_language && names[..] == [ACCEPT_LANGUAGE]);
+        let speaking = language.map(|language| {
+            let key = Key { canonical: job.key.canonical.language(&language), ..job.key.clone() };
+            let entry = Arc::new(Entry { canonical: key.canonical.0.clone(), ..Entry::clone(&answer) });
+            (key, entry)
+        });
         let marking = (!names.is_empty()).then(|| self.store.put(&job.key, entry(&job.key, Content::Varies(names.clone()))));
         fill.settle(Some(answer));
         writing.await;
+        if let Some((key, entry)) = speaking {
+            self.store.put(&key, entry).await;
+        }
         if let Some(marking) = marking {
             marking.await;
         }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, COOKIE, EXPECT, HOST, IF_MATCH, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, PRAGMA, RANGE, VIA,
+    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, IF_MATCH, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LOCATION, PRAGMA, RANGE, TE, VIA,
 };
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Version, request};
@@ -174,11 +174,28 @@ pub fn for_pass(request: &request::Parts, origin: Origin<'_>) -> HeaderMap {
     headers
 }
 
+/// The fields for the backend of a request that is passed on, but whose answer may teach the cache something: nothing in
+/// them depends on what the key does not hold.
+#[must_use]
+pub fn for_lesson(request: &request::Parts, origin: Origin<'_>) -> HeaderMap {
+    onward(request, origin)
+}
+
+/// Whether a request says nothing that could change the answer beyond what its key holds.
+#[must_use]
+pub fn is_plain(request: &request::Parts) -> bool {
+    const HARMLESS: [HeaderName; 4] = [ACCEPT_ENCODING, CONTENT_LENGTH, CACHE_CONTROL, PRAGMA];
+    !request.headers.keys().any(|name| is_override(name.as_str()) || (UNKEYED.contains(name) && !HARMLESS.contains(name)))
+}
+
 /// The fields for the backend of a request whose answer others get too: without what the key does not hold.
 #[must_use]
 pub fn for_fetch(request: &request::Parts, origin: Origin<'_>) -> HeaderMap {
     let mut headers = onward(request, origin);
     remove_where(&mut headers, is_override);
+    // Trailers are not kept, so none are asked for.
+    headers.remove(TE);
+    headers.remove(CONNECTION);
     for name in &UNKEYED {
         headers.remove(name);
     }
@@ -189,7 +206,12 @@ pub fn for_fetch(request: &request::Parts, origin: Origin<'_>) -> HeaderMap {
 
 fn onward(request: &request::Parts, origin: Origin<'_>) -> HeaderMap {
     let mut headers = request.headers.clone();
+    let trailers = takes_trailers(&headers);
     strip_hop_by_hop(&mut headers);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
     // To CGI and WSGI `X_Forwarded_For` is `X-Forwarded-For`: names that are not plain do not go on.
     remove_where(&mut headers, |name| is_claim(name) || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'));
     for name in &[HOST, EXPECT] {
@@ -228,6 +250,12 @@ pub fn request_authority(request: &request::Parts) -> Option<HeaderValue> {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
         None => request.headers.get(HOST).cloned(),
     }
+}
+
+/// Whether a client takes trailers (RFC 9110 §10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut members = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    members.any(|member| member.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Cleans the fields of the backend's answer. The id is Sluice's to echo.

@@ -4,6 +4,7 @@
 //! been stored before.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
@@ -52,6 +53,13 @@ impl Invalidated {
     #[must_use]
     pub fn stored(&self, address: &Bytes, stored_at: Wall) -> bool {
         self.when.get(address).is_some_and(|(at, _)| stored_at <= at)
+    }
+
+    /// The first moment at which what is stored under an address is valid again.
+    #[must_use]
+    pub fn first_valid(&self, address: &Bytes) -> Wall {
+        let after = |(at, _): (Wall, Instant)| at + Duration::from_millis(1);
+        self.when.get(address).filter(|_| self.any()).map_or(Wall::from_millis(0), after)
     }
 
     /// Whether what was asked for at `asked` has been since.
@@ -121,6 +129,7 @@ mod tests {
         invalidated.note(address.clone(), now);
         assert!(invalidated.any() && invalidated.stored(&address, now) && invalidated.asked(&address, before));
         assert!(!invalidated.stored(&address, Wall::from_millis(1001)));
+        assert_eq!(invalidated.first_valid(&address), Wall::from_millis(1001));
         assert!(!invalidated.stored(&Bytes::from_static(b"b"), now));
     }
 

@@ -66,6 +66,15 @@ impl Canonical {
         Self(Bytes::from(out))
     }
 
+    /// The canonical form of this request for those who prefer a language to all others.
+    #[must_use]
+    pub fn language(&self, language: &str) -> Self {
+        let mut out = self.0.to_vec();
+        out.push(5);
+        field(&mut out, language.as_bytes());
+        Self(Bytes::from(out))
+    }
+
     /// SHA-256 in lower-case hexadecimal.
     #[must_use]
     pub fn digest(&self) -> String {

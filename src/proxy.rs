@@ -13,11 +13,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, EXPECT, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH};
+use http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, CONNECTION, EXPECT, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, TRAILER};
 use http::uri::Authority;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::access::Visit;
@@ -25,13 +26,13 @@ use crate::backend::Upstream;
 use crate::body::{BoxError, Reply, Stream};
 use crate::clock::Wall;
 use crate::config::{Limits, PublicUrl};
-use crate::fetch::{Fetched, Fetcher, Job, whole};
+use crate::fetch::{Fetched, Fetcher, Job, learn, whole};
 use crate::fill::Fill;
 use crate::gateway::{self, Client, Origin};
 use crate::http::cache_control::CacheControl;
 use crate::http::decide::{Decision, admit, decide};
 use crate::http::freshness::{Grant, is_failure};
-use crate::http::vary::selection;
+use crate::http::vary::{preferred_language, selection};
 use crate::http::wishes::Wishes;
 use crate::invalidated;
 use crate::key::{Canonical, Key};
@@ -159,18 +160,52 @@ impl Proxy {
             (_, Err(why)) => why,
             (None, Ok(())) => PassWhy::NoRule,
         };
-        let body = body.boxed_unsync();
-        let answer = Box::pin(self.pass(route, parts, body, origin)).await;
-        if let Ok(response) = &answer
-            && invalidated::is_change(&parts.method, response.status())
-        {
-            self.invalidate(target, parts, response.headers());
+        let lesson = route.filter(|route| route.learns_from(&parts.method) && gateway::is_plain(parts)).map(|route| {
+            let canonical = Canonical::new(route, target, &parts.headers);
+            Question { route, target, parts, origin, canonical, variant: None, authorized: None, now: Wall::now() }
+        });
+        let response = match Box::pin(self.pass(route, parts, body.boxed_unsync(), origin, lesson.is_some())).await {
+            Ok(response) => response,
+            Err(failure) => return (respond::failed(failure), Outcome::Failed(failure)),
+        };
+        let change = invalidated::is_change(&parts.method, response.status());
+        let removing = change.then(|| self.invalidate(target, parts, response.headers()));
+        let response = match lesson {
+            Some(lesson) => {
+                if let Some(removing) = removing {
+                    // What is learnt now must not be removed with what it replaces.
+                    drop(removing.await);
+                }
+                Box::pin(self.learn(lesson, response)).await
+            }
+            None => response,
+        };
+        (deliver(response), Outcome::Pass(why))
+    }
+
+    /// What the answer to a request that was passed on says about GET (see [`learn`]).
+    async fn learn(&self, mut lesson: Question<'_>, response: Response<Stream>) -> Response<Stream> {
+        let (status, parts) = (response.status(), lesson.parts);
+        let address = parts.uri.path_and_query().map_or("", |target| target.as_str());
+        if parts.method == Method::POST && learn::names_itself(status, response.headers(), address) {
+            // Only what says how long it is fresh, whatever the rule grants (RFC 9110 §9.3.3).
+            let mut job = self.job(&lesson, None);
+            job.grant = Grant { ttl: Duration::ZERO, heuristic: false, respect_origin: true, ..job.grant };
+            return self.fetcher.adopt(job, response);
         }
-        answer.map_or_else(|failure| (respond::failed(failure), Outcome::Failed(failure)), |response| (response, Outcome::Pass(why)))
+        if parts.method == Method::HEAD
+            && status == StatusCode::OK
+            && let Some(entry) = self.lookup(&mut lesson).await
+        {
+            let (fetcher, job, mut told) = (Arc::clone(&self.fetcher), self.job(&lesson, None), response.headers().clone());
+            gateway::clean_answer(&mut told);
+            self.fetcher.spawn(fetcher.heard(job, entry, told));
+        }
+        response
     }
 
     /// A change was made: what is stored under its address, and under those that the answer names, is not used any more.
-    fn invalidate(&self, target: &Target<'_>, parts: &request::Parts, answer: &HeaderMap) {
+    fn invalidate(&self, target: &Target<'_>, parts: &request::Parts, answer: &HeaderMap) -> JoinHandle<()> {
         let host = gateway::request_authority(parts);
         let is_own = |authority: &str| {
             host.as_ref().is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
@@ -182,7 +217,7 @@ impl Proxy {
             let route = select(&self.routes, target)?;
             Some(Key::new(route, target, Canonical::new(route, target, &HeaderMap::new())))
         };
-        self.fetcher.invalidate(key(target).into_iter().chain(others.filter_map(|other| key(&other))).collect());
+        self.fetcher.invalidate(key(target).into_iter().chain(others.filter_map(|other| key(&other))).collect())
     }
 
     /// A request that the cache may answer.
@@ -242,7 +277,14 @@ impl Proxy {
         let mut entry = self.find(question, &question.canonical).await?;
         if let Content::Varies(fields) = &entry.content {
             let variant = question.variant.insert(question.canonical.variant(fields, &question.parts.headers)).clone();
-            entry = self.find(question, &variant).await?;
+            entry = match self.find(question, &variant).await {
+                Some(entry) => entry,
+                None if question.route.by_language && fields[..] == [ACCEPT_LANGUAGE] => {
+                    let language = preferred_language(&question.parts.headers)?;
+                    self.find(question, &question.canonical.language(&language)).await?
+                }
+                None => return None,
+            };
         }
         if self.fetcher.invalidated.any() && self.fetcher.invalidated.stored(&question.address().0, entry.stored_at) {
             return None;
@@ -300,7 +342,7 @@ impl Proxy {
             }
             Fetched::Own(response) if fallback.is_some() && is_failure(response.status()) => Failure::Status(response.status().as_u16()),
             Fetched::Own(response) => {
-                let response = deliver(respond::fit(response, &question.parts.headers, self.max_object));
+                let response = deliver(respond::fit(response, &question.parts.headers));
                 return (response, Outcome::Fetched(Answered { why, stored: false, collapsed: false }));
             }
             Fetched::GoYourself { too_long } => match self.go_alone(question, too_long).await {
@@ -346,31 +388,32 @@ impl Proxy {
         match fill.broken() {
             // Nothing was sent yet, so the client can be told.
             Some(failure) => Err(failure),
-            None => Ok(respond::from_fill(fill, headers, self.max_object)),
+            None => Ok(respond::from_fill(fill, headers)),
         }
     }
 
     /// Asks for this client alone, though the rule caches.
     async fn go_alone(&self, question: &Question<'_>, too_long: bool) -> Result<Response<Reply>, Failure> {
         let _place = if too_long { Some(self.fetcher.let_through().await?) } else { None };
-        self.pass(Some(question.route), question.parts, crate::body::empty(), question.origin).await
+        self.pass(Some(question.route), question.parts, crate::body::empty(), question.origin, false).await.map(deliver)
     }
 
-    /// Asks the backend for one client alone.
+    /// Asks the backend for one client alone; with `teaches` the cache may learn from the answer.
     async fn pass(
         &self,
         route: Option<&Route>,
         parts: &request::Parts,
         body: Stream,
         origin: Origin<'_>,
-    ) -> Result<Response<Reply>, Failure> {
+        teaches: bool,
+    ) -> Result<Response<Stream>, Failure> {
         let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = parts.uri.clone();
-        *request.headers_mut() = gateway::for_pass(parts, origin);
+        *request.headers_mut() = if teaches { gateway::for_lesson(parts, origin) } else { gateway::for_pass(parts, origin) };
         if !(request.body().is_end_stream() || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH)) {
             // A backend that expects no body there may take it for the next request on that connection.
-            request.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("close"));
+            request.headers_mut().append(CONNECTION, http::HeaderValue::from_static("close"));
         }
         if let Some(interim) = origin.interim {
             interim.accompany(request.extensions_mut()).await;
@@ -380,7 +423,7 @@ impl Proxy {
         match self.upstream.call(name, request, self.body_timeout).await {
             // Nobody asked for it, so it answers nothing.
             Ok(response) if response.status() == StatusCode::NOT_MODIFIED && !conditional => Err(Failure::Invalid),
-            Ok(response) => Ok(deliver(response)),
+            Ok(response) => Ok(response),
             Err(error) => Err(Failure::from(&error)),
         }
     }
@@ -404,6 +447,7 @@ impl Proxy {
             address: question.address(),
             route: question.route.name.clone(),
             authority: gateway::request_authority(question.parts),
+            by_language: question.route.by_language,
             asked: Instant::now(),
             grant: Grant { authorized: question.authorized.is_some(), ..question.route.grant(question.target, question.now) },
             request: request.into_parts().0,
@@ -503,7 +547,12 @@ fn target_of(parts: &request::Parts) -> Result<&str, Refusal> {
 /// Makes the backend's answer fit for the one client that gets it.
 fn deliver(response: Response<Stream>) -> Response<Reply> {
     let mut response = response.map(Reply::Stream);
+    // What comes as it is read may end in trailers.
+    let trailer = response.headers().get(TRAILER).cloned();
     gateway::clean_answer(response.headers_mut());
+    if let Some(trailer) = trailer {
+        response.headers_mut().insert(TRAILER, trailer);
+    }
     response.headers_mut().append(http::header::VIA, http::HeaderValue::from_static(VIA));
     response
 }

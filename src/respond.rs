@@ -9,10 +9,9 @@ use http_body_util::BodyExt;
 
 use crate::body::{Inflate, Reply, Stream};
 use crate::clock::Wall;
-use crate::fetch::MAX_INFLATION;
 use crate::fill::Fill;
 use crate::http::conditional::{not_modified, weaken};
-use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip};
+use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip, inflation_limit};
 use crate::http::range;
 use crate::outcome::Failure;
 use crate::refusal::Refusal;
@@ -54,7 +53,7 @@ pub async fn from_entry(
     }
     let body = match form {
         Form::Ready(body) => body.clone(),
-        Form::Inflate(coded) => Box::pin(inflate(store, entry, answer, coded.clone(), max_object.saturating_mul(MAX_INFLATION))).await?,
+        Form::Inflate(coded) => Box::pin(inflate(store, entry, answer, coded.clone(), inflation_limit(coded.len(), max_object))).await?,
     };
     if ranged {
         let (status, part) = range::cut(&range::parts(request, fields, body.len()), &mut headers, &body);
@@ -78,23 +77,23 @@ async fn inflate(store: &dyn Store, entry: &Arc<Entry>, answer: &Answer, coded: 
 
 /// An answer whose body is still filling; `None` if its first bytes are gone already.
 #[must_use]
-pub fn from_fill(fill: &Arc<Fill>, request: &HeaderMap, max_object: usize) -> Option<Response<Reply>> {
+pub fn from_fill(fill: &Arc<Fill>, request: &HeaderMap) -> Option<Response<Reply>> {
     let reader = fill.reader()?;
     let mut response = fill.head.response(reader.boxed_unsync());
     response.headers_mut().append(http::header::VIA, HeaderValue::from_static(crate::proxy::VIA));
     if fill.head.coding == Coding::Gzip {
         vary_by_encoding(response.headers_mut());
     }
-    Some(fit(response, request, max_object).map(Reply::Stream))
+    Some(fit(response, request).map(Reply::Stream))
 }
 
 /// An answer of the backend's for a client that may not take the coding in which Sluice asked for it.
 #[must_use]
-pub fn fit(response: Response<Stream>, request: &HeaderMap, max_object: usize) -> Response<Stream> {
+pub fn fit(response: Response<Stream>, request: &HeaderMap) -> Response<Stream> {
     if accepts_gzip(request) || Coding::of(response.headers()) != Coding::Gzip {
         return response;
     }
-    let mut plain = response.map(|body| Inflate::new(body, max_object.saturating_mul(MAX_INFLATION) as u64).boxed_unsync());
+    let mut plain = response.map(|body| Inflate::new(body).boxed_unsync());
     let headers = plain.headers_mut();
     headers.remove(CONTENT_ENCODING);
     headers.remove(CONTENT_LENGTH);

@@ -30,6 +30,8 @@ pub struct Route {
     pub cache: bool,
     /// Whether answers to requests with `Authorization` may be shared where they say so.
     pub authorization: bool,
+    /// Whether an answer in a language is also for those who prefer that language.
+    pub by_language: bool,
     /// Whether what clients ask of caches (`Cache-Control` of requests) is heeded.
     pub client_directives: bool,
     /// The lives it grants.
@@ -100,6 +102,13 @@ impl Route {
     #[must_use]
     pub fn rule(&self, head_as_get: bool) -> Rule<'_> {
         Rule { cache: self.cache, methods: &self.methods, head_as_get, authorization: self.authorization }
+    }
+
+    /// Whether an answer to this method, which is passed on, may say something about what is stored for GET.
+    #[must_use]
+    pub fn learns_from(&self, method: &Method) -> bool {
+        let named = self.methods.contains(method) || *method == Method::HEAD;
+        self.cache && named && matches!(*method, Method::HEAD | Method::POST) && self.methods.contains(&Method::GET)
     }
 
     /// The lives that this rule grants an answer to `target`, asked for at `now`.

@@ -303,6 +303,7 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         authorized: false,
     };
     let authorization = section.choice("authorization", &[("bypass", false), ("respect", true)]).unwrap_or(false);
+    let by_language = section.choice("language", &[("exact", false), ("prefer", true)]).unwrap_or(false);
     let client_directives = section.choice("client_directives", &[("ignore", false), ("respect", true)]).unwrap_or(false);
     let query = section.strings("query");
     let fold_case = section.strings("fold_case").unwrap_or_default();
@@ -343,6 +344,7 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         cache,
         authorization,
         client_directives,
+        by_language,
         grant,
         key,
         query,
@@ -357,10 +359,13 @@ fn methods(section: &mut Section<'_, '_>, cache: bool) -> Vec<Method> {
     let mut methods = Vec::new();
     for text in section.strings("methods").unwrap_or_else(|| vec!["GET".into()]) {
         match Method::from_bytes(text.as_bytes()) {
-            Ok(method) if !cache || matches!(method, Method::GET | Method::HEAD) => methods.push(method),
-            Ok(method) => section.error("methods", format!("{method} cannot be cached: only GET and HEAD can")),
+            Ok(method) if !cache || matches!(method, Method::GET | Method::HEAD | Method::POST) => methods.push(method),
+            Ok(method) => section.error("methods", format!("{method} cannot be cached: only GET, HEAD and answers to POST can")),
             Err(_) => section.error("methods", format!("'{text}' is not a method")),
         }
+    }
+    if cache && methods.contains(&Method::POST) && !methods.contains(&Method::GET) {
+        section.error("methods", "POST cannot be cached by itself: its answers are kept for GET, so name that too");
     }
     methods
 }

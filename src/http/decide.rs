@@ -33,7 +33,8 @@ pub struct Rule<'a> {
 pub fn admit(rule: Option<Rule<'_>>, method: &Method, headers: &HeaderMap, has_body: bool) -> Result<(), PassWhy> {
     let Some(rule) = rule else { return Err(PassWhy::NoRule) };
     let head_of_get = rule.head_as_get && method == Method::HEAD && rule.methods.contains(&Method::GET);
-    if !rule.methods.contains(method) && !head_of_get {
+    // What a POST says may teach the cache, but each goes to the backend.
+    if *method == Method::POST || (!rule.methods.contains(method) && !head_of_get) {
         return Err(PassWhy::Method);
     }
     if !rule.cache {
@@ -149,6 +150,8 @@ mod tests {
         assert_eq!(admit(Some(rule), &Method::HEAD, &none, false), Ok(()));
         assert_eq!(admit(Some(Rule { head_as_get: false, ..rule }), &Method::HEAD, &none, false), Err(PassWhy::Method));
         assert_eq!(admit(Some(rule), &Method::POST, &none, false), Err(PassWhy::Method));
+        let posts = [Method::GET, Method::POST];
+        assert_eq!(admit(Some(Rule { methods: &posts, ..rule }), &Method::POST, &none, false), Err(PassWhy::Method));
         assert_eq!(admit(Some(rule), &Method::GET, &secret, false), Err(PassWhy::Authorization));
         assert_eq!(admit(Some(Rule { authorization: true, ..rule }), &Method::GET, &secret, false), Ok(()));
         assert_eq!(admit(Some(rule), &Method::GET, &none, true), Err(PassWhy::Body));

@@ -83,6 +83,18 @@ pub enum InflateError {
     TooLarge,
 }
 
+/// A body that inflates to more than this many times its size is a bomb: text does not, and gzip goes up to 1,030.
+pub const MAX_RATIO: u64 = 500;
+/// What any body may inflate to, however small it is.
+pub const ALWAYS: u64 = 64 << 10;
+
+/// The most bytes to which a stored body of `coded` bytes may inflate: by its ratio, and four times `max_object`.
+#[must_use]
+pub fn inflation_limit(coded: usize, max_object: usize) -> usize {
+    let by_ratio = (coded as u64).saturating_mul(MAX_RATIO).max(ALWAYS);
+    max_object.saturating_mul(4).min(usize::try_from(by_ratio).unwrap_or(usize::MAX))
+}
+
 /// Inflates a whole gzip body to at most `limit` bytes.
 ///
 /// # Errors
@@ -127,6 +139,13 @@ mod tests {
         assert_eq!(gunzip(&packed, 99_999), Err(InflateError::TooLarge));
         assert_eq!(gunzip(&packed, 100_000).unwrap().len(), 100_000);
         assert_eq!(gunzip(&packed[..packed.len() - 3], 1 << 20), Err(InflateError::Corrupt));
+    }
+
+    #[test]
+    fn what_a_body_may_inflate_to_is_bounded_by_ratio_and_by_size() {
+        for (coded, limit) in [(0, 65_536), (1000, 500_000), (1 << 30, 4 << 20)] {
+            assert_eq!(inflation_limit(coded, 1 << 20), limit, "{coded}");
+        }
     }
 
     proptest! {

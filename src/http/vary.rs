@@ -1,6 +1,6 @@
 //! `Vary` (RFC 9110 §12.5.5, RFC 9111 §4.1): which request fields chose the representation.
 
-use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, VARY};
+use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_LANGUAGE, VARY};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
@@ -61,6 +61,31 @@ pub fn selection(fields: &[HeaderName], request: &HeaderMap) -> [u8; 32] {
     digest.finalize().into()
 }
 
+/// The language of an answer, if it is one (RFC 9110 §8.5), in lower case.
+#[must_use]
+pub fn content_language(answer: &HeaderMap) -> Option<String> {
+    let mut values = answer.get_all(CONTENT_LANGUAGE).iter();
+    let (only, None) = (values.next()?.to_str().ok()?, values.next()) else { return None };
+    let fine = !only.is_empty() && only.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    fine.then(|| only.to_ascii_lowercase())
+}
+
+/// The language that a request prefers to all others, in lower case: the only one with the greatest weight.
+#[must_use]
+pub fn preferred_language(request: &HeaderMap) -> Option<String> {
+    let mut weighted: Vec<(f32, String)> = Vec::new();
+    for language in languages(request) {
+        let (tag, weight) = language.split_once(";q=")?;
+        weighted.push((weight.parse().ok()?, tag.to_owned()));
+    }
+    weighted.sort_by(|a, b| b.0.total_cmp(&a.0));
+    match &weighted[..] {
+        [(first, _), (second, _), ..] if first <= second => None,
+        [(weight, tag), ..] if *weight > 0.0 && tag != "*" => Some(tag.clone()),
+        _ => None,
+    }
+}
+
 /// `Accept-Language` (RFC 9110 §12.5.4) in one spelling: tags are blind to case, their weights and not their order say
 /// which is preferred. What has no sense is kept as it is.
 fn languages(request: &HeaderMap) -> Vec<String> {
@@ -117,6 +142,25 @@ mod tests {
         for other in ["en", "en;q=0.9, de", "en, de, fr", "", "en;x=1, de"] {
             assert_ne!(of("en, de"), of(other), "{other}");
         }
+    }
+
+    #[test]
+    fn one_language_is_preferred_or_none() {
+        let of = |value: &str| preferred_language(&headers(&[("accept-language", value)]));
+        for (value, preferred) in [
+            ("fr;q=0.5, DE;q=1.0", Some("de")),
+            ("de", Some("de")),
+            ("de-AT, de;q=0.9", Some("de-at")),
+            ("de, en", None),
+            ("*, de;q=0.5", None),
+            ("de;q=0", None),
+            ("de;x=1", None),
+            ("", None),
+        ] {
+            assert_eq!(of(value).as_deref(), preferred, "{value}");
+        }
+        let of = |value: &str| content_language(&headers(&[("content-language", value)]));
+        assert_eq!((of("DE").as_deref(), of("de, en"), of("")), (Some("de"), None, None));
     }
 
     #[test]
