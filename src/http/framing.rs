@@ -117,13 +117,15 @@ impl Framing {
 
     /// A head at the beginning of `bytes`: its length, if it is whole.
     fn head(&mut self, bytes: &[u8], searched: usize) -> Result<Option<usize>, Refusal> {
+        // What lies beyond the largest head does not matter, however it came.
+        let (bytes, too_large) = if bytes.len() > self.max_head { (&bytes[..self.max_head], true) } else { (bytes, false) };
         // One empty line may stand before a request (RFC 9112 §2.2).
         let start = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
         let mut from = searched.max(start);
         let end = loop {
             let Some(found) = bytes[from..].iter().position(|&byte| byte == b'\n') else {
                 self.state = State::Head { searched: bytes.len() };
-                return if bytes.len() > self.max_head { Err(Refusal::Head) } else { Ok(None) };
+                return if too_large { Err(Refusal::Head) } else { Ok(None) };
             };
             let newline = from + found;
             if newline == start || bytes[newline - 1] != b'\r' {
@@ -137,9 +139,6 @@ impl Framing {
             }
             from = newline + 1;
         };
-        if end > self.max_head {
-            return Err(Refusal::Head);
-        }
         self.state = match &bytes[start..end] {
             b"PRI * HTTP/2.0\r\n\r\n" if self.heads == 0 && start == 0 => State::Foreign,
             head => match body_of(head)? {

@@ -47,7 +47,8 @@ pub fn selection(fields: &[HeaderName], request: &HeaderMap) -> [u8; 32] {
     };
     for name in fields {
         part(name.as_str().as_bytes());
-        if name == ACCEPT_LANGUAGE {
+        // Some programs read only the first of several lines, so their order may matter.
+        if name == ACCEPT_LANGUAGE && request.get_all(name).iter().nth(1).is_none() {
             languages(request).iter().for_each(|language| part(language.as_bytes()));
             continue;
         }
@@ -73,6 +74,9 @@ pub fn content_language(answer: &HeaderMap) -> Option<String> {
 /// The language that a request prefers to all others, in lower case: the only one with the greatest weight.
 #[must_use]
 pub fn preferred_language(request: &HeaderMap) -> Option<String> {
+    if request.get_all(ACCEPT_LANGUAGE).iter().nth(1).is_some() {
+        return None;
+    }
     let mut weighted: Vec<(f32, String)> = Vec::new();
     for language in languages(request) {
         let (tag, weight) = language.split_once(";q=")?;
@@ -142,6 +146,8 @@ mod tests {
         for other in ["en", "en;q=0.9, de", "en, de, fr", "", "en;x=1, de"] {
             assert_ne!(of("en, de"), of(other), "{other}");
         }
+        let lines = |one, two| selection(&[ACCEPT_LANGUAGE], &headers(&[("accept-language", one), ("accept-language", two)]));
+        assert_ne!(lines("de, en;q=0.5", "de"), lines("de", "de, en;q=0.5"));
     }
 
     #[test]

@@ -148,7 +148,7 @@ fn take_answer(bytes: &mut Bytes) -> Option<Answer> {
     let mut fields = HeaderMap::with_capacity(count.min(64) + 8);
     for _ in 0..count {
         let name = take_name(bytes)?;
-        fields.append(name, HeaderValue::from_maybe_shared(take(bytes)?).ok()?);
+        fields.try_append(name, HeaderValue::from_maybe_shared(take(bytes)?).ok()?).ok()?;
     }
     Some(Answer::new(status, fields, coding, sent_coding, take(bytes)?))
 }

@@ -10,6 +10,7 @@ mod attack;
 mod cache;
 mod cli;
 mod contract;
+mod differential;
 mod flight;
 mod gateway;
 mod mariadb;

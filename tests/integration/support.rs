@@ -517,17 +517,22 @@ async fn converse(stream: TcpStream, asked: Arc<Mutex<Vec<Asked>>>, script: Arc<
     }
 }
 
+/// A line, whatever its bytes.
+async fn read_line(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut line = Vec::new();
+    stream.read_until(b'\n', &mut line).await.ok().filter(|&read| read > 0)?;
+    Some(String::from_utf8_lossy(&line).into_owned())
+}
+
 async fn read_request(stream: &mut BufReader<TcpStream>) -> Option<Asked> {
-    let mut line = String::new();
-    stream.read_line(&mut line).await.ok()?;
+    let line = read_line(stream).await?;
     let mut words = line.split_whitespace();
     let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
     let mut fields = Vec::new();
     loop {
-        let mut line = String::new();
-        stream.read_line(&mut line).await.ok()?;
-        match line.trim_end().split_once(": ") {
-            Some((name, value)) => fields.push((name.to_ascii_lowercase(), value.to_owned())),
+        let line = read_line(stream).await?;
+        match line.trim_end().split_once(':') {
+            Some((name, value)) => fields.push((name.to_ascii_lowercase(), value.trim().to_owned())),
             None => break,
         }
     }
@@ -537,9 +542,7 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> Option<Asked> {
         stream.read_exact(&mut asked.body).await.ok()?;
     } else if asked.field("transfer-encoding").is_some() {
         loop {
-            let mut line = String::new();
-            stream.read_line(&mut line).await.ok()?;
-            let size = usize::from_str_radix(line.trim(), 16).ok()?;
+            let size = usize::from_str_radix(read_line(stream).await?.trim(), 16).ok()?;
             let mut chunk = vec![0; size + 2];
             stream.read_exact(&mut chunk).await.ok()?;
             if size == 0 {
