@@ -348,7 +348,9 @@ mod tests {
         let trusted = client(&request, "::ffff:192.0.2.1");
         assert_eq!(trusted.address.to_string(), "198.51.100.7");
         assert_eq!(trusted.reached.unwrap().authority, "api.example");
-        for (claim, address) in [("nonsense", "10.9.9.9"), ("", "10.9.9.9"), ("2001:db8::1", "2001:db8::1"), ("[2001:db8::1]", "2001:db8::1")] {
+        for (claim, address) in
+            [("nonsense", "10.9.9.9"), ("", "10.9.9.9"), ("2001:db8::1", "2001:db8::1"), ("[2001:db8::1]", "2001:db8::1")]
+        {
             let request = parts(&[("host", "h"), ("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", claim)]);
             let client = client(&request, "10.9.9.9");
             assert_eq!((client.address.to_string().as_str(), client.reached.unwrap().authority.as_str()), (address, "h"), "{claim}");

@@ -111,13 +111,9 @@ impl Refusal {
             Self::NotAPath => staying(400, "not-a-path", "The request target must be a path"),
             Self::UrlTooLong => staying(400, "url-too-long", "The URL is longer than 8192 bytes"),
             Self::ControlCharacter => staying(400, "control-character", "The URL contains a control character"),
-            Self::BrokenEscape => {
-                staying(400, "broken-escape", "The URL contains a '%' that is not followed by two hexadecimal digits")
-            }
+            Self::BrokenEscape => staying(400, "broken-escape", "The URL contains a '%' that is not followed by two hexadecimal digits"),
             Self::Overloaded => staying(503, "overloaded", "Too many requests are waiting; try again shortly"),
-            Self::OnlyIfCached => {
-                staying(504, "only-if-cached", "Nothing is stored that may be served, and only that was asked for")
-            }
+            Self::OnlyIfCached => staying(504, "only-if-cached", "Nothing is stored that may be served, and only that was asked for"),
             Self::Forbidden => staying(401, "forbidden", "This operation needs the admin token as 'Authorization: Bearer TOKEN'"),
             Self::NoToken => staying(403, "no-token", "Management is switched off: no admin token is configured"),
         }

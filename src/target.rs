@@ -114,8 +114,8 @@ fn is_url_byte(byte: u8) -> bool {
     const FINE: [bool; 256] = {
         let (mut fine, mut byte) = ([false; 256], 0_u8);
         while byte < 128 {
-            fine[byte as usize] = byte.is_ascii_graphic()
-                && !matches!(byte, b'"' | b'#' | b';' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}');
+            fine[byte as usize] =
+                byte.is_ascii_graphic() && !matches!(byte, b'"' | b'#' | b';' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}');
             byte += 1;
         }
         fine

@@ -376,7 +376,9 @@ mod tests {
             assert_eq!(judge(bad.as_bytes()), (first.len(), Next::Refuse(Refusal::RequestLine)), "{first:?}");
         }
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
-        for broken in ["\r\n", "g\r\n", "-1\r\n", "5\nhello", "5\r\nhelloX", "5 \r\n", "11111111111111111\r\n", "0\r\n A: b\r\n", "0\r\nA\n"] {
+        for broken in
+            ["\r\n", "g\r\n", "-1\r\n", "5\nhello", "5\r\nhelloX", "5 \r\n", "11111111111111111\r\n", "0\r\n A: b\r\n", "0\r\nA\n"]
+        {
             let (_, next) = judge(format!("{chunked}{broken}").as_bytes());
             assert_eq!(next, Next::Broken, "{broken:?}");
         }

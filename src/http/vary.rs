@@ -98,7 +98,8 @@ fn languages(request: &HeaderMap) -> Vec<String> {
         for member in value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
             let text = String::from_utf8_lossy(member).to_ascii_lowercase();
             let (tag, weight) = text.split_once(';').map_or((text.as_str(), None), |(tag, weight)| (tag.trim(), Some(weight.trim())));
-            let weight = weight.map(|weight| weight.strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok()));
+            let weight = weight
+                .map(|weight| weight.strip_prefix("q=").filter(|weight| is_weight(weight)).and_then(|weight| weight.parse::<f32>().ok()));
             languages.push(match weight {
                 None => format!("{tag};q=1.000"),
                 Some(Some(weight)) => format!("{tag};q={weight:.3}"),
@@ -108,6 +109,13 @@ fn languages(request: &HeaderMap) -> Vec<String> {
     }
     languages.sort_unstable();
     languages
+}
+
+/// `0`, `1` and up to three decimals (RFC 9110 §12.4.2): what some programs read and others do not is no weight.
+fn is_weight(text: &str) -> bool {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |digit: &u8| digit.is_ascii_digit() && (whole == "0" || *digit == b'0');
+    matches!(whole, "0" | "1") && decimals.len() <= 3 && decimals.as_bytes().iter().all(|digit| digits(digit))
 }
 
 #[cfg(test)]
@@ -143,7 +151,7 @@ mod tests {
         for same in ["de, en", "EN,De", " en ;q=1.0,  de;q=1"] {
             assert_eq!(of("en, de"), of(same), "{same}");
         }
-        for other in ["en", "en;q=0.9, de", "en, de, fr", "", "en;x=1, de"] {
+        for other in ["en", "en;q=0.9, de", "en, de, fr", "", "en;x=1, de", "en;q=1.5, de", "en;q=+1, de", "en;q=1e0, de"] {
             assert_ne!(of("en, de"), of(other), "{other}");
         }
         let lines = |one, two| selection(&[ACCEPT_LANGUAGE], &headers(&[("accept-language", one), ("accept-language", two)]));

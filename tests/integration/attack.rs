@@ -69,7 +69,11 @@ impl Scene {
 
 /// What is refused, with which status, and whether the connection lives on.
 const REFUSED: &[(&str, u16, bool)] = &[
-    ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n", 400, false),
+    (
+        "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n",
+        400,
+        false,
+    ),
     ("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\nGET /smuggled HTTP/1.1\r\n", 400, false),
     ("GET /clean HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400, false),
     ("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", 400, false),
@@ -183,7 +187,10 @@ const TAKEN: &[(&str, u16)] = &[
     ("POST /other HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", 200),
     ("\r\nGET /clean HTTP/1.1\r\nHost: h\r\n\r\n", 200),
     // Upgrades that nobody takes.
-    ("GET /clean HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n", 200),
+    (
+        "GET /clean HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n",
+        200,
+    ),
     ("GET /pass/up HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n", 200),
     // The same authority twice is one.
     ("GET http://h/clean HTTP/1.1\r\nHost: h\r\n\r\n", 200),
@@ -205,7 +212,13 @@ async fn what_is_taken_confuses_nobody() {
         scene.is_unharmed(bytes).await;
     }
     // Chunks that are none end the connection; an answer may have been under way.
-    for broken in ["5\nhello\r\n0\r\n\r\n", "-1\r\n\r\n", "5\r\nhelloGET /smuggled HTTP/1.1\r\n", "fffffffffffffffff\r\nx", "0\r\nGET /smuggled\n\r\n"] {
+    for broken in [
+        "5\nhello\r\n0\r\n\r\n",
+        "-1\r\n\r\n",
+        "5\r\nhelloGET /smuggled HTTP/1.1\r\n",
+        "fffffffffffffffff\r\nx",
+        "0\r\nGET /smuggled\n\r\n",
+    ] {
         let mut connection = Connection::open(scene.sluice.address).await;
         connection.send(format!("POST /pass/c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{broken}").as_bytes()).await;
         let mut rest = Vec::new();
@@ -267,7 +280,11 @@ async fn what_a_client_claims_does_not_reach_others() {
         let request = format!("GET {target} HTTP/1.1\r\nHost: evil.test\r\n{claim}\r\n\r\n");
         scene.probe(request.as_bytes()).await;
         let others = scene.sluice.get(&target).await;
-        assert!(others.text().starts_with(&format!("GET {target}")) && !others.text().contains("evil.test"), "{claim:?}: {}", others.text());
+        assert!(
+            others.text().starts_with(&format!("GET {target}")) && !others.text().contains("evil.test"),
+            "{claim:?}: {}",
+            others.text()
+        );
         scene.is_unharmed(claim).await;
     }
 }
@@ -292,7 +309,10 @@ async fn connection_cannot_take_away_what_protects() {
     // The backend's neither: what it says about storing is heard.
     let backend = Backend::start(|asked| {
         let secret = format!("{}", fastrand::u64(..));
-        ok("Connection: Cache-Control, Set-Cookie, Vary\r\nCache-Control: private\r\n", [secret.as_bytes(), asked.target.as_bytes()].concat().as_slice())
+        ok(
+            "Connection: Cache-Control, Set-Cookie, Vary\r\nCache-Control: private\r\n",
+            [secret.as_bytes(), asked.target.as_bytes()].concat().as_slice(),
+        )
     })
     .await;
     let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
@@ -422,7 +442,9 @@ async fn a_body_that_the_backend_does_not_expect_contaminates_no_connection() {
             for round in 0..20 {
                 let mut connection = Connection::open(sluice.address).await;
                 let length = smuggled.len();
-                connection.send(format!("{method} {target} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{smuggled}").as_bytes()).await;
+                connection
+                    .send(format!("{method} {target} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{smuggled}").as_bytes())
+                    .await;
                 connection.answer(method == "HEAD").await;
                 let target = format!("/pass/clean{round}");
                 assert_eq!(sluice.get(&target).await.text(), target, "after {method} with a body");
@@ -632,10 +654,15 @@ async fn http2_abuse_is_reset_or_refused() {
         ("a window update of zero", frame(8, 0, 0, &[0; 4])),
         ("settings of a wrong size", frame(4, 0, 0, &[0; 5])),
         ("headers without end", [frame(1, 0, 1, &block), frame(9, 0, 1, &frames::fields(&[("x", "y")])).repeat(20_000)].concat()),
-        ("a flood of resets", (0..2000_u32).flat_map(|n| {
-            let fields = frames::fields(&[method, (":path", "/pass/reset"), scheme, authority]);
-            [frame(1, END_HEADERS | END_STREAM, 2 * n + 1, &fields), frame(3, 0, 2 * n + 1, &[0, 0, 0, 8])].concat()
-        }).collect()),
+        (
+            "a flood of resets",
+            (0..2000_u32)
+                .flat_map(|n| {
+                    let fields = frames::fields(&[method, (":path", "/pass/reset"), scheme, authority]);
+                    [frame(1, END_HEADERS | END_STREAM, 2 * n + 1, &fields), frame(3, 0, 2 * n + 1, &[0, 0, 0, 8])].concat()
+                })
+                .collect(),
+        ),
         ("a flood of settings", [frame(4, 0, 0, &[]).repeat(20_000), frame(8, 0, 0, &[0; 4])].concat()),
     ] {
         let mut stream = TcpStream::connect(address).await.unwrap();

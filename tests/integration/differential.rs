@@ -52,8 +52,23 @@ fn api(asked: &Asked) -> Vec<Step> {
         let value = form.get(*name).map(|value| if *name == "symbol" { value.to_ascii_uppercase() } else { value.clone() });
         text.push_str(&format!("{name}={value:?}\n"));
     }
-    text.push_str(&format!("{:?} {:?}", asked.field("accept-language"), asked.field("origin")));
+    text.push_str(&format!("{:?} {:?}", languages(asked), asked.field("origin")));
     ok("Vary: Accept-Language\r\n", text.as_bytes())
+}
+
+/// What is preferred, by weight and not by order, if that is said in one line and makes sense; else the words.
+fn languages(asked: &Asked) -> Vec<String> {
+    let lines: Vec<&str> = asked.fields.iter().filter(|(name, _)| name == "accept-language").map(|(_, value)| value.as_str()).collect();
+    let [line] = lines[..] else { return lines.into_iter().map(str::to_owned).collect() };
+    let weighed = |member: &str| match member.split_once(";q=") {
+        None => format!("{member};q=1"),
+        Some((tag, weight)) if ["0", "1", "0.5"].contains(&weight) => format!("{tag};q={weight}"),
+        Some(_) => member.to_owned(),
+    };
+    let mut members: Vec<String> =
+        line.split(',').map(|member| weighed(&member.trim().to_ascii_lowercase())).filter(|m| m != ";q=1").collect();
+    members.sort_unstable();
+    members
 }
 
 const TARGETS: [&str; 9] = [
@@ -93,8 +108,30 @@ const LINES: [&str; 21] = [
 ];
 
 const PIECES: [&str; 24] = [
-    "&symbol=ETHUSDT", "&symbol[]=X", "&Symbol=X", "&utm=1", "&utm=1;symbol=X", ";symbol=X", "%26symbol=X", "&limit=10", "&symbol", "&=",
-    "&&", "%00", "%2f", "%3f", "%23", "#", "/..", "//", "/", "%", "+", "%20", ".css", "\\",
+    "&symbol=ETHUSDT",
+    "&symbol[]=X",
+    "&Symbol=X",
+    "&utm=1",
+    "&utm=1;symbol=X",
+    ";symbol=X",
+    "%26symbol=X",
+    "&limit=10",
+    "&symbol",
+    "&=",
+    "&&",
+    "%00",
+    "%2f",
+    "%3f",
+    "%23",
+    "#",
+    "/..",
+    "//",
+    "/",
+    "%",
+    "+",
+    "%20",
+    ".css",
+    "\\",
 ];
 
 /// One request, mutated a few times.
@@ -155,7 +192,8 @@ async fn mutated_requests_get_from_the_cache_what_the_backend_says() {
     let (count, seed) = (number("SLUICE_MUTATIONS", 2000), number("SLUICE_SEED", 4711));
     let backend = Backend::start(api).await;
     let text = include_str!("../../proxy.toml").replace("[limits] ", "[limits]");
-    let text = text.replace("header_timeout = \"10s\"", "header_timeout = \"1s\"").replace("stall_timeout = \"30s\"", "stall_timeout = \"1s\"");
+    let text =
+        text.replace("header_timeout = \"10s\"", "header_timeout = \"1s\"").replace("stall_timeout = \"30s\"", "stall_timeout = \"1s\"");
     let sluice = Arc::new(Sluice::start(backend.address, "", &text).await);
     let (hits, answered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut tasks = tokio::task::JoinSet::new();
@@ -175,7 +213,9 @@ async fn mutated_requests_get_from_the_cache_what_the_backend_says() {
                     hits.fetch_add(1, Ordering::Relaxed);
                     let said = direct(address, &bytes).await;
                     match answer.status {
-                        200 if bytes.starts_with(b"HEAD") => assert_eq!(answer.field("content-length"), Some(said.len().to_string().as_str()), "{shown:?}"),
+                        200 if bytes.starts_with(b"HEAD") => {
+                            assert_eq!(answer.field("content-length"), Some(said.len().to_string().as_str()), "{shown:?}")
+                        }
                         200 => assert_eq!(answer.text(), said, "seed {seed}: {shown:?}"),
                         206 => assert!(said.contains(&answer.text()), "{shown:?}"),
                         304 | 416 => {}
