@@ -481,7 +481,8 @@ fn heeded(wishes: &Wishes, decision: Decision, entry: &Entry, now: Wall) -> Deci
     let lenient = match &entry.content {
         Content::Answer(answer) => {
             let control = CacheControl::of(&answer.fields);
-            !(control.must_revalidate || control.no_cache || control.s_maxage.is_some())
+            // What was stale when it came was so by more than is known here.
+            !(entry.lives.fresh.is_zero() || control.must_revalidate || control.no_cache || control.s_maxage.is_some())
         }
         Content::Varies(_) => false,
     };

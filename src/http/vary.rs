@@ -115,7 +115,7 @@ fn languages(request: &HeaderMap) -> Vec<String> {
 fn is_weight(text: &str) -> bool {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let digits = |digit: &u8| digit.is_ascii_digit() && (whole == "0" || *digit == b'0');
-    matches!(whole, "0" | "1") && decimals.len() <= 3 && decimals.as_bytes().iter().all(|digit| digits(digit))
+    matches!(whole, "0" | "1") && decimals.len() <= 3 && decimals.as_bytes().iter().all(digits)
 }
 
 #[cfg(test)]

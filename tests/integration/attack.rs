@@ -677,3 +677,113 @@ async fn http2_abuse_is_reset_or_refused() {
     }
     assert_eq!(scene.backend.count_of("/other"), 0, "a body that is not as long as it says");
 }
+
+/// Clients that hold connections without using them are closed, whatever they hold them with.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_clients_are_closed_and_others_served() {
+    let backend = Backend::start(|asked| match asked.target.as_str() {
+        "/pass/large" => {
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 268435456\r\n\r\n".to_vec();
+            vec![Step::Send(head), Step::Repeat(vec![b'x'; 1 << 16], 4096)]
+        }
+        _ => ok("", asked.target.as_bytes()),
+    })
+    .await;
+    let limits = "[limits]\nheader_timeout='1s'\nidle_timeout='2s'\nstall_timeout='1s'\nmin_rate='1MiB'\n";
+    let sluice = Sluice::ruled(backend.address, "", &format!("{limits}{RULES}")).await;
+    let get = b"GET /pass/large HTTP/1.1\r\nHost: h\r\n\r\n".to_vec();
+    let post = b"POST /pass/x HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".to_vec();
+    let window = [&frames::PREFACE[..], &frames::frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
+    let fields = frames::fields(&[(":method", "GET"), (":path", "/clean"), (":scheme", "http"), (":authority", "h")]);
+    let closed = [window, frames::frame(1, frames::END_HEADERS | frames::END_STREAM, 1, &fields)].concat();
+    // What is sent, what is sent again and again, and whether what comes is read, slowly.
+    let cases: Vec<(&str, Vec<u8>, &[u8], bool)> = vec![
+        ("nothing at all", Vec::new(), b"", false),
+        ("half a head", b"GET / HTTP/1.1\r\nHo".to_vec(), b"", false),
+        ("a head without end", b"GET / HTTP/1.1\r\n".to_vec(), b"X: y\r\n", false),
+        ("a body that stops", post.clone(), b"", false),
+        ("a body that drips", post, b"x", false),
+        ("an answer that nobody takes", get.clone(), b"", false),
+        ("an answer that is taken in drops", get, b"", true),
+        ("a stream without a window", closed.clone(), b"", false),
+        ("a stream without a window, and pings", closed, &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8], false),
+    ];
+    for (what, first, again, reads) in cases {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(sluice.address).await.unwrap();
+        stream.write_all(&first).await.unwrap();
+        crate::support::until("it is connected", || async { sluice.metric("connections", &[]).await >= 1.0 }).await;
+        let hold = async {
+            let mut ticks = tokio::time::interval(std::time::Duration::from_millis(100));
+            let mut drops = [0; 1024];
+            loop {
+                ticks.tick().await;
+                let _ = stream.write_all(again).await;
+                if reads {
+                    let _ = stream.read(&mut drops).await;
+                }
+            }
+        };
+        let closed = tokio::time::timeout(HANG, async {
+            while sluice.metric("connections", &[]).await >= 1.0 {
+                tokio::task::yield_now().await;
+            }
+        });
+        tokio::select! {
+            () = hold => {}
+            closed = closed => assert!(closed.is_ok(), "{what} holds a connection"),
+        }
+        assert_eq!(sluice.get("/clean").await.text(), "/clean");
+        crate::support::until("no one is connected", || async { sluice.metric("connections", &[]).await < 1.0 }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_has_only_so_many_connections() {
+    let backend = Backend::start(echo).await;
+    let limits = "[limits]\nconnections_per_address=3\n";
+    let sluice = Sluice::ruled(backend.address, "", &format!("{limits}{RULES}")).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut connection = Connection::open(sluice.address).await;
+        assert_eq!(connection.ask("GET", "/x", &[], b"").await.status, 200);
+        open.push(connection);
+    }
+    let mut fourth = Connection::open(sluice.address).await;
+    assert!(fourth.head().await.is_none(), "one too many");
+    assert!(sluice.metric("connections_refused_total", &[]).await >= 1.0);
+    assert!(sluice.logged().contains("limits.connections_per_address"));
+    drop(open.pop());
+    let again = || async {
+        let mut connection = Connection::open(sluice.address).await;
+        connection.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        connection.head().await.is_some()
+    };
+    crate::support::until("there is a place again", again).await;
+}
+
+/// Bodies that inflate without measure are neither kept nor inflated for clients, nor do they take memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn decompression_bombs_are_told() {
+    let bomb = sluice::http::encoding::gzip(&vec![0; 64 << 20]);
+    assert!(bomb.len() < 70 << 10);
+    let body = bomb.to_vec();
+    let backend = Backend::start(move |asked| match asked.target.as_str() {
+        "/bomb" | "/pass/bomb" => ok("Content-Encoding: gzip\r\n", &body),
+        _ => ok("", asked.target.as_bytes()),
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", RULES).await;
+    for _ in 0..2 {
+        let mut connection = Connection::open(sluice.address).await;
+        connection.send(b"GET /bomb HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        if let Some(answer) = connection.answer(false).await {
+            assert!(!answer.whole && answer.body.len() < 48 << 20 && !answer.cache_status().contains("hit"), "{}", answer.body.len());
+        }
+    }
+    assert!(sluice.logged().contains("inflates too far"));
+    // Whoever takes gzip gets it as the backend sent it.
+    assert_eq!(sluice.get_with("/bomb", &[("Accept-Encoding", "gzip")]).await.body, bomb.to_vec());
+    assert_eq!(sluice.get("/clean").await.text(), "/clean");
+}

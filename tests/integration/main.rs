@@ -9,6 +9,7 @@ mod admin;
 mod attack;
 mod cache;
 mod cli;
+mod conformance;
 mod contract;
 mod differential;
 mod flight;

@@ -334,8 +334,8 @@ impl Connection {
             loop {
                 line.clear();
                 self.0.read_line(&mut line).await.ok()?;
-                match line.trim_end().split_once(": ") {
-                    Some((name, value)) => fields.push((name.to_ascii_lowercase(), value.to_owned())),
+                match line.trim_end().split_once(':') {
+                    Some((name, value)) => fields.push((name.to_ascii_lowercase(), value.trim().to_owned())),
                     None => return Some(Answer { status, fields, body: Vec::new(), whole: true }),
                 }
             }
