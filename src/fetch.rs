@@ -57,6 +57,9 @@ const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
 const LET_THROUGH: usize = 8;
 /// Bodies from this size on are compressed off the runtime's own threads.
 const COMPRESS_ELSEWHERE: usize = 64 << 10;
+/// Coded bodies of up to this size are inflated on the spot.
+const INFLATE_HERE: usize = 4 << 10;
+
 type Remembered<T> = Cache<Bytes, T, UnitWeighter, RandomState, DefaultLifecycle<Bytes, T>>;
 
 /// What a fetch needs to know.
@@ -431,7 +434,9 @@ impl Fetcher {
         let limit = encoding::inflation_limit(bytes.len(), self.settings.max_object);
         let coding = head.coding;
         let prepare = move || prepare(bytes, coding, compress, limit);
-        let large = fill.head.length.unwrap_or(u64::MAX) >= COMPRESS_ELSEWHERE as u64;
+        // What is coded may be hundreds of times as large.
+        let here = if coding == Coding::Gzip { INFLATE_HERE } else { COMPRESS_ELSEWHERE };
+        let large = fill.head.length.unwrap_or(u64::MAX) >= here as u64;
         let prepared = if large { self.runtime.spawn_blocking(prepare).await.ok().flatten() } else { prepare() };
         let Some(prepared) = prepared else {
             tracing::warn!(route = job.route, "the backend's gzip body is not valid or inflates too far; it was not stored");

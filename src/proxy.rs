@@ -160,11 +160,24 @@ impl Proxy {
             (_, Err(why)) => why,
             (None, Ok(())) => PassWhy::NoRule,
         };
+        Box::pin(self.passed(route, why, target, parts, body.boxed_unsync(), origin)).await
+    }
+
+    /// A request that goes past the cache.
+    async fn passed(
+        &self,
+        route: Option<&Route>,
+        why: PassWhy,
+        target: &Target<'_>,
+        parts: &request::Parts,
+        body: Stream,
+        origin: Origin<'_>,
+    ) -> Said {
         let lesson = route.filter(|route| route.learns_from(&parts.method) && gateway::is_plain(parts)).map(|route| {
             let canonical = Canonical::new(route, target, &parts.headers);
             Question { route, target, parts, origin, canonical, variant: None, authorized: None, now: Wall::now() }
         });
-        let response = match Box::pin(self.pass(route, parts, body.boxed_unsync(), origin, lesson.is_some())).await {
+        let response = match self.pass(route, parts, body, origin, lesson.is_some()).await {
             Ok(response) => response,
             Err(failure) => return (respond::failed(failure), Outcome::Failed(failure)),
         };
@@ -176,7 +189,7 @@ impl Proxy {
                     // What is learnt now must not be removed with what it replaces.
                     drop(removing.await);
                 }
-                Box::pin(self.learn(lesson, response)).await
+                self.learn(lesson, response).await
             }
             None => response,
         };

@@ -18,8 +18,8 @@ use crate::refusal::Refusal;
 use crate::store::entry::{Answer, Content, Form, vary_by_encoding};
 use crate::store::{Entry, Store};
 
-/// Bodies that inflate to up to about this size are inflated on the spot; larger ones elsewhere.
-const INFLATE_HERE: usize = 16 << 10;
+/// Coded bodies of up to this size are inflated on the spot, larger ones elsewhere: they may be hundreds of times as large.
+const INFLATE_HERE: usize = 4 << 10;
 /// Room for the fields that every answer gets besides its own.
 const EXTRA_FIELDS: usize = 4;
 

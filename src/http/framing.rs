@@ -37,8 +37,8 @@ pub struct Framing {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Within a head, of which so many bytes were searched for its end in vain.
-    Head { searched: usize },
+    /// Within a head.
+    Head(Partial),
     /// Within a body that has so many more bytes.
     Sized(u64),
     /// Within a chunk's size line: so many bytes of it, the size so far, and where in the line.
@@ -60,7 +60,32 @@ enum SizePart {
     Cr,
 }
 
-const HEAD: State = State::Head { searched: 0 };
+/// What is known of a head of which some lines were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Partial {
+    /// Where the next line begins.
+    at: usize,
+    next: Line,
+    /// An empty line stood before the request.
+    skipped: bool,
+    /// HTTP/1.0.
+    old: bool,
+    length: Option<u64>,
+    chunked: bool,
+}
+
+/// A line of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// The request line.
+    Request,
+    /// The empty line after HTTP/2's first one.
+    Preface,
+    /// A field line, before which there were so many, or the end.
+    Field(usize),
+}
+
+const HEAD: State = State::Head(Partial { at: 0, next: Line::Request, skipped: false, old: false, length: None, chunked: false });
 const SIZE: State = State::Size { read: 0, size: 0, part: SizePart::Digits };
 
 impl Framing {
@@ -89,7 +114,7 @@ impl Framing {
             let rest = &bytes[at..];
             match self.state {
                 State::Foreign => return (bytes.len(), Next::More),
-                State::Head { searched } => match self.head(rest, searched) {
+                State::Head(partial) => match self.head(rest, partial) {
                     Ok(Some(end)) => at += end,
                     Ok(None) => return (at, Next::More),
                     Err(refusal) => return (at, Next::Refuse(refusal)),
@@ -115,40 +140,41 @@ impl Framing {
         (at, Next::More)
     }
 
-    /// A head at the beginning of `bytes`: its length, if it is whole.
-    fn head(&mut self, bytes: &[u8], searched: usize) -> Result<Option<usize>, Refusal> {
+    /// A head at the beginning of `bytes`, of which some lines were read: its length, if it is whole.
+    fn head(&mut self, bytes: &[u8], mut partial: Partial) -> Result<Option<usize>, Refusal> {
         // What lies beyond the largest head does not matter, however it came.
         let (bytes, too_large) = if bytes.len() > self.max_head { (&bytes[..self.max_head], true) } else { (bytes, false) };
-        // One empty line may stand before a request (RFC 9112 §2.2).
-        let start = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
-        let mut from = searched.max(start);
-        let end = loop {
-            let Some(found) = bytes[from..].iter().position(|&byte| byte == b'\n') else {
-                self.state = State::Head { searched: bytes.len() };
+        loop {
+            let rest = &bytes[partial.at..];
+            let Some(newline) = memchr::memchr(b'\n', rest) else {
+                self.state = State::Head(partial);
                 return if too_large { Err(Refusal::Head) } else { Ok(None) };
             };
-            let newline = from + found;
-            if newline == start || bytes[newline - 1] != b'\r' {
-                return Err(Refusal::LineEnd);
+            let line = rest[..newline].strip_suffix(b"\r").ok_or(Refusal::LineEnd)?;
+            partial.at += newline + 1;
+            match partial.next {
+                // One empty line may stand before a request (RFC 9112 §2.2).
+                Line::Request if line.is_empty() && !partial.skipped => partial.skipped = true,
+                Line::Request if line == b"PRI * HTTP/2.0" && self.heads == 0 && !partial.skipped => partial.next = Line::Preface,
+                Line::Request => (partial.old, partial.next) = (request_line(line)?, Line::Field(0)),
+                Line::Preface if line.is_empty() => {
+                    self.state = State::Foreign;
+                    break;
+                }
+                Line::Preface => return Err(Refusal::Version),
+                Line::Field(_) if line.is_empty() => {
+                    self.state = partial.body()?;
+                    break;
+                }
+                Line::Field(MAX_FIELDS) => return Err(Refusal::Head),
+                Line::Field(count) => {
+                    partial.field(line)?;
+                    partial.next = Line::Field(count + 1);
+                }
             }
-            if newline == start + 1 {
-                return Err(Refusal::RequestLine);
-            }
-            if bytes[..newline - 1].ends_with(b"\r\n") {
-                break newline + 1;
-            }
-            from = newline + 1;
-        };
-        self.state = match &bytes[start..end] {
-            b"PRI * HTTP/2.0\r\n\r\n" if self.heads == 0 && start == 0 => State::Foreign,
-            head => match body_of(head)? {
-                Length::None => HEAD,
-                Length::Sized(length) => State::Sized(length),
-                Length::Chunked => SIZE,
-            },
-        };
+        }
         self.heads += 1;
-        Ok(Some(end))
+        Ok(Some(partial.at))
     }
 }
 
@@ -183,50 +209,43 @@ fn between_chunks(state: State, byte: u8) -> Option<State> {
     })
 }
 
-/// How long the body after a head is.
-enum Length {
-    None,
-    Sized(u64),
-    Chunked,
-}
-
-/// Checks a whole head, `CR LF CR LF` at its end, whose lines are known to end in LF, and says what follows it.
-fn body_of(head: &[u8]) -> Result<Length, Refusal> {
-    let mut lines = head[..head.len() - 4].split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    let old = request_line(lines.next().unwrap_or_default())?;
-    let (mut length, mut chunked) = (None, false);
-    for (count, line) in lines.enumerate() {
-        if count == MAX_FIELDS {
-            return Err(Refusal::Head);
-        }
-        let colon = line.iter().position(|&byte| byte == b':').ok_or(Refusal::FieldLine)?;
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
-        if name.is_empty() || !name.iter().all(|&byte| is_token_byte(byte)) || !value.iter().all(|&byte| is_field_byte(byte)) {
+impl Partial {
+    /// Checks a field line, and notes what says where the body ends.
+    fn field(&mut self, line: &[u8]) -> Result<(), Refusal> {
+        let colon = line.iter().position(|&byte| !is_token_byte(byte)).filter(|&at| at > 0 && line[at] == b':');
+        let (name, value) = line.split_at(colon.ok_or(Refusal::FieldLine)?);
+        let value = &value[1..];
+        if !value.iter().all(|&byte| is_field_byte(byte)) {
             return Err(Refusal::FieldLine);
         }
         // Only these two decide where the body ends; their first letters rule nearly all others out.
         match name[0] {
             b'c' | b'C' if name.eq_ignore_ascii_case(b"content-length") => {
                 let given = plain_number(trim(value)).ok_or(Refusal::Length)?;
-                if length.replace(given).is_some() {
+                if self.length.replace(given).is_some() {
                     return Err(Refusal::Length);
                 }
             }
             b't' | b'T' if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                if chunked || !trim(value).eq_ignore_ascii_case(b"chunked") {
+                if self.chunked || !trim(value).eq_ignore_ascii_case(b"chunked") {
                     return Err(Refusal::Coding);
                 }
-                chunked = true;
+                self.chunked = true;
             }
             _ => {}
         }
+        Ok(())
     }
-    match (length, chunked) {
-        (Some(_), true) => Err(Refusal::LengthAndCoding),
-        (None, true) if old => Err(Refusal::LengthAndCoding),
-        (None, true) => Ok(Length::Chunked),
-        (None | Some(0), false) => Ok(Length::None),
-        (Some(length), false) => Ok(Length::Sized(length)),
+
+    /// The head is whole: what follows it.
+    const fn body(&self) -> Result<State, Refusal> {
+        match (self.length, self.chunked) {
+            (Some(_), true) => Err(Refusal::LengthAndCoding),
+            (None, true) if self.old => Err(Refusal::LengthAndCoding),
+            (None, true) => Ok(SIZE),
+            (None | Some(0), false) => Ok(HEAD),
+            (Some(length), false) => Ok(State::Sized(length)),
+        }
     }
 }
 
