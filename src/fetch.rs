@@ -5,13 +5,14 @@
 //! stores it.
 
 pub mod learn;
+pub mod parts;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, ETAG};
+use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, ETAG};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
 use http_body::Body as _;
@@ -27,6 +28,7 @@ use crate::backend::{Upstream, body_failure};
 use crate::body::{self, Stream};
 use crate::breaker::{Backoff, Breaker, Gate};
 use crate::clock::Wall;
+use crate::fetch::parts::Part;
 use crate::fill::{Budget, End, Fill, Head, Writer};
 use crate::flight::{Flights, Follower, Join, Lead, Phase};
 use crate::gateway;
@@ -82,6 +84,8 @@ pub struct Job {
     pub request: request::Parts,
     /// Whether an answer in a language is also for those who prefer that language.
     pub by_language: bool,
+    /// Whether the rest of an answer may be asked for alone.
+    pub by_parts: bool,
     /// What is stored and stale: the request may be conditional on its validators.
     pub stale: Option<Arc<Entry>>,
     /// Whether what is stored may be served if the backend fails, so that a failure must not take its place.
@@ -137,6 +141,7 @@ pub struct Fetcher {
     failing: Remembered<Arc<Breaker>>,
     uncacheable: Remembered<Instant>,
     let_through: Semaphore,
+    parts: Remembered<Arc<Part>>,
     purges: Purges,
     /// What changed while it may have been stored.
     pub invalidated: Invalidated,
@@ -164,8 +169,9 @@ impl Fetcher {
             flights: Flights::new(settings.waiters),
             budget: Arc::new(Budget::new(settings.fill_budget, Arc::clone(&metrics))),
             backend: Breaker::new(BACKEND_BACKOFF),
-            failing: remembered(),
-            uncacheable: remembered(),
+            failing: remembered(REMEMBERED),
+            uncacheable: remembered(REMEMBERED),
+            parts: remembered(parts::REMEMBERED),
             let_through: Semaphore::new(LET_THROUGH),
             purges: Purges::default(),
             invalidated: Invalidated::default(),
@@ -203,6 +209,7 @@ impl Fetcher {
     /// many entries that were.
     pub async fn purge(&self, what: &Selection, soft: bool) -> usize {
         self.purges.note(what.clone());
+        self.parts.clear();
         let purged = self.store.purge(what, soft).await;
         self.metrics.purged.inc_by(purged as u64);
         tracing::info!(?what, soft, purged, "purged");
@@ -287,17 +294,13 @@ impl Fetcher {
 
     /// The fetch itself: a task of its own, so that no client's leaving ends it.
     async fn lead(self: Arc<Self>, job: Job, lead: Lead, own: oneshot::Sender<Response<Stream>>) {
-        let request = Request::from_parts(job.request.clone(), body::empty());
-        let answer = match self.upstream.call(&job.route, request, self.settings.silence).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                let failure = Failure::from(&error);
+        let (mut head, mut body) = match self.ask(&job).await {
+            Ok(answer) => answer.into_parts(),
+            Err(failure) => {
                 self.note_failure(&job.flight, failure);
                 return lead.fail(failure);
             }
         };
-        let (mut head, mut body) = answer.into_parts();
-        gateway::clean_answer(&mut head.headers);
         if head.status == StatusCode::NOT_MODIFIED {
             // One that was not asked for, or that is about something else, answers nothing.
             let revived = match &job.stale {
@@ -352,6 +355,33 @@ impl Fetcher {
         }
         lead.share(Arc::clone(&fill));
         self.pump(&job, Some(lead), &fill, writer, body, lives).await;
+    }
+
+    /// Asks the backend for the whole answer: for the rest alone where the beginning is known, and for all of it where the
+    /// two are not of one piece.
+    async fn ask(&self, job: &Job) -> Result<Response<Stream>, Failure> {
+        let call = async |part: Option<&Part>| {
+            let mut request = Request::from_parts(job.request.clone(), body::empty());
+            if let Some(part) = part {
+                part.ask(request.headers_mut());
+            }
+            let answer = self.upstream.call(&job.route, request, self.settings.silence).await;
+            let mut answer = answer.map_err(|error| Failure::from(&error))?;
+            gateway::clean_answer(answer.headers_mut());
+            Ok::<_, Failure>(answer)
+        };
+        let Some(part) = self.part(job) else { return call(None).await };
+        let (mut head, rest) = call(Some(&part)).await?.into_parts();
+        if head.status != StatusCode::PARTIAL_CONTENT {
+            return Ok(Response::from_parts(head, rest));
+        }
+        self.parts.remove(&job.flight.0);
+        let rest = body::read(rest, self.settings.max_object).await;
+        let Some(whole) = rest.and_then(|rest| part.join(&head.headers, &rest)) else { return call(None).await };
+        head.status = StatusCode::OK;
+        head.headers.remove(CONTENT_RANGE);
+        head.headers.remove(CONTENT_LENGTH);
+        Ok(Response::from_parts(head, body::full(whole)))
     }
 
     /// A stored answer that the backend says still holds, as if it had come anew with the fields that the 304 updates
@@ -502,8 +532,8 @@ impl Fetcher {
     }
 }
 
-fn remembered<T: Clone>() -> Remembered<T> {
-    Cache::with(REMEMBERED, REMEMBERED as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default())
+fn remembered<T: Clone>(count: usize) -> Remembered<T> {
+    Cache::with(count, count as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default())
 }
 
 /// A body in the form in which it is kept.

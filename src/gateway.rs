@@ -181,11 +181,21 @@ pub fn for_lesson(request: &request::Parts, origin: Origin<'_>) -> HeaderMap {
     onward(request, origin)
 }
 
+/// Whether a request asks for a part, unconditionally, and says nothing else that could change the answer.
+#[must_use]
+pub fn is_plain_part(request: &request::Parts) -> bool {
+    request.headers.contains_key(RANGE) && says_only(request, &[ACCEPT_ENCODING, CACHE_CONTROL, PRAGMA, RANGE])
+}
+
 /// Whether a request says nothing that could change the answer beyond what its key holds.
 #[must_use]
 pub fn is_plain(request: &request::Parts) -> bool {
-    const HARMLESS: [HeaderName; 4] = [ACCEPT_ENCODING, CONTENT_LENGTH, CACHE_CONTROL, PRAGMA];
-    !request.headers.keys().any(|name| is_override(name.as_str()) || (UNKEYED.contains(name) && !HARMLESS.contains(name)))
+    says_only(request, &[ACCEPT_ENCODING, CONTENT_LENGTH, CACHE_CONTROL, PRAGMA])
+}
+
+/// Whether of the fields that could change an answer without being part of its key a request has these alone.
+fn says_only(request: &request::Parts, harmless: &[HeaderName]) -> bool {
+    !request.headers.keys().any(|name| is_override(name.as_str()) || (UNKEYED.contains(name) && !harmless.contains(name)))
 }
 
 /// The fields for the backend of a request whose answer others get too: without what the key does not hold.

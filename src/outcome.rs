@@ -84,6 +84,8 @@ pub enum PassWhy {
     WaitedTooLong,
     /// The client asked that the answer be kept nowhere.
     NoStore,
+    /// The client asked for a part of what is not stored.
+    Part,
 }
 
 /// How the backend failed.
@@ -234,6 +236,7 @@ impl PassWhy {
             Self::Body => "request-body",
             Self::WaitedTooLong => "waited-too-long",
             Self::NoStore => "no-store",
+            Self::Part => "part",
         }
     }
 }

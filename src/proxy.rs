@@ -328,6 +328,12 @@ impl Proxy {
     /// `entry` is what is stored and cannot be served as it is; `fallback` says how long ago it went stale, if it may be
     /// served should the backend fail.
     async fn fetch(&self, question: &Question<'_>, why: FetchWhy, entry: Option<&Arc<Entry>>, fallback: Option<Duration>) -> Said {
+        if question.route.by_parts && entry.is_none() && question.parts.method == Method::GET && gateway::is_plain_part(question.parts) {
+            return match self.fetch_part(question).await {
+                Ok(response) => (response, Outcome::Pass(PassWhy::Part)),
+                Err(failure) => (respond::failed(failure), Outcome::Failed(failure)),
+            };
+        }
         let went = |too_long| if too_long { PassWhy::WaitedTooLong } else { PassWhy::Uncacheable };
         let fetched = if self.fetcher.is_uncacheable(question.flight()) {
             Fetched::GoYourself { too_long: false }
@@ -376,6 +382,13 @@ impl Proxy {
             return (response, Outcome::Stale(by, StaleWhy::Error(failure)));
         }
         (respond::failed(failure), Outcome::Failed(failure))
+    }
+
+    /// Asks for the part that a client wants of what is not stored.
+    async fn fetch_part(&self, question: &Question<'_>) -> Result<Response<Reply>, Failure> {
+        let job = self.job(question, None);
+        let response = self.pass(Some(question.route), question.parts, crate::body::empty(), question.origin, true).await?;
+        self.fetcher.remember_part(&job, response).await.map(deliver)
     }
 
     /// An answer that was fetched for everyone who waits. `Ok(None)`: it is not for this request after all.
@@ -461,6 +474,7 @@ impl Proxy {
             route: question.route.name.clone(),
             authority: gateway::request_authority(question.parts),
             by_language: question.route.by_language,
+            by_parts: question.route.by_parts,
             asked: Instant::now(),
             grant: Grant { authorized: question.authorized.is_some(), ..question.route.grant(question.target, question.now) },
             request: request.into_parts().0,

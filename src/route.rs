@@ -32,6 +32,8 @@ pub struct Route {
     pub authorization: bool,
     /// Whether an answer in a language is also for those who prefer that language.
     pub by_language: bool,
+    /// Whether a `Range` is sent on where nothing is stored, and the beginning that comes so remembered.
+    pub by_parts: bool,
     /// Whether what clients ask of caches (`Cache-Control` of requests) is heeded.
     pub client_directives: bool,
     /// The lives it grants.

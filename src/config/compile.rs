@@ -304,6 +304,7 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
     };
     let authorization = section.choice("authorization", &[("bypass", false), ("respect", true)]).unwrap_or(false);
     let by_language = section.choice("language", &[("exact", false), ("prefer", true)]).unwrap_or(false);
+    let by_parts = section.choice("parts", &[("whole", false), ("complete", true)]).unwrap_or(false);
     let client_directives = section.choice("client_directives", &[("ignore", false), ("respect", true)]).unwrap_or(false);
     let query = section.strings("query");
     let fold_case = section.strings("fold_case").unwrap_or_default();
@@ -345,6 +346,7 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         authorization,
         client_directives,
         by_language,
+        by_parts,
         grant,
         key,
         query,
