@@ -14,7 +14,7 @@
 //! | [`proxy`] | **the request path, on one screen: begin here** |
 //! | [`access`], [`respond`], [`gateway`] | a visit and its log line; answers from entries; headers on their way through |
 //! | [`fetch`], [`flight`], [`fill`] | one fetch a key; who waits for it; a body on its way into the cache |
-//! | [`route`], [`target`], [`key`], [`template`] | which rule; what a URL says; who shares an entry |
+//! | [`entrance`], [`target`], [`route`], [`key`], [`template`] | what a request must be; what a URL says; which rule; who shares an entry |
 //! | [`store`] | where answers are kept: memory, Redis, both |
 //! | [`backend`] | what answers when the cache cannot: an API over HTTP, or the API here, from MySQL or memory |
 //! | [`breaker`], [`purges`], [`invalidated`] | leaving alone what fails; what was purged lately; what a change made doubtful |
@@ -41,6 +41,7 @@ pub mod breaker;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod entrance;
 pub mod explain;
 pub mod fetch;
 pub mod fill;

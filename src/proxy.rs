@@ -13,9 +13,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, CONNECTION, EXPECT, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, TRAILER};
+use http::header::{ACCEPT_LANGUAGE, AUTHORIZATION, CONNECTION, IF_MODIFIED_SINCE, IF_NONE_MATCH, TRAILER};
 use http::uri::Authority;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::task::JoinHandle;
@@ -26,6 +26,7 @@ use crate::backend::Upstream;
 use crate::body::{BoxError, Reply, Stream};
 use crate::clock::Wall;
 use crate::config::{Limits, PublicUrl};
+use crate::entrance;
 use crate::fetch::{Fetched, Fetcher, Job, learn, whole};
 use crate::fill::Fill;
 use crate::gateway::{self, Client, Origin};
@@ -127,7 +128,7 @@ impl Proxy {
         let interim = arrival.interim.as_ref();
         let visit = Visit::begin(&self.metrics, &parts);
         let client = Client::of(&parts, arrival.peer, &self.limits);
-        let target = arrival.refused.map_or_else(|| target_of(&parts).and_then(Target::parse), Err);
+        let target = arrival.refused.map_or_else(|| entrance::target_of(&parts).and_then(Target::parse), Err);
         let (route, (response, outcome)) = match &target {
             Err(refusal) => (None, (respond::refused(*refusal), Outcome::Refused(*refusal))),
             Ok(target) => {
@@ -514,62 +515,6 @@ fn heeded(wishes: &Wishes, decision: Decision, entry: &Entry, now: Wall) -> Deci
         Content::Varies(_) => false,
     };
     wishes.heed(decision, Duration::from_secs(entry.age(now)), by, lenient)
-}
-
-/// The characters of a host (RFC 3986 §3.2.2) and a port: no user information, no other delimiter.
-const HOST_BYTES: [bool; 256] = {
-    let (mut table, mut text) = ([false; 256], 0_u8);
-    while text < 127 {
-        table[text as usize] = text.is_ascii_alphanumeric()
-            || matches!(
-                text,
-                b'-' | b'.'
-                    | b'_'
-                    | b'~'
-                    | b':'
-                    | b'['
-                    | b']'
-                    | b'%'
-                    | b'!'
-                    | b'$'
-                    | b'&'
-                    | b'\''
-                    | b'('
-                    | b')'
-                    | b'*'
-                    | b'+'
-                    | b','
-                    | b';'
-                    | b'='
-            );
-        text += 1;
-    }
-    table
-};
-
-/// The path and query, from a request whose authority is beyond doubt (RFC 9112 §3.2, RFC 9113 §8.3.1).
-fn target_of(parts: &request::Parts) -> Result<&str, Refusal> {
-    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
-        return Err(Refusal::Method);
-    }
-    let valid = |host: &[u8]| !host.is_empty() && host.iter().all(|&byte| HOST_BYTES[usize::from(byte)]);
-    let mut hosts = parts.headers.get_all(HOST).iter().map(http::HeaderValue::as_bytes);
-    match (parts.uri.authority().map(|authority| authority.as_str().as_bytes()), hosts.next(), hosts.next()) {
-        (_, _, Some(_)) => return Err(Refusal::BadHost),
-        (Some(authority), None, _) if valid(authority) => {}
-        (Some(authority), Some(host), _) if valid(authority) && host.eq_ignore_ascii_case(authority) => {}
-        (None, Some(host), _) if valid(host) => {}
-        // Before HTTP/1.1 a request could do without.
-        (None, None, _) if parts.version == Version::HTTP_10 => {}
-        _ => return Err(Refusal::BadHost),
-    }
-    if parts.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
-        return Err(Refusal::NotAPath);
-    }
-    if parts.headers.get_all(EXPECT).iter().any(|expected| !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Refusal::Expectation);
-    }
-    parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str).ok_or(Refusal::NotAPath)
 }
 
 /// Makes the backend's answer fit for the one client that gets it.
