@@ -82,8 +82,9 @@ impl Pulse {
             let _ = self.blocked_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
             return;
         };
-        let since = self.blocked_since.swap(0, Ordering::Relaxed);
+        let since = self.blocked_since.load(Ordering::Relaxed);
         if since != 0 {
+            self.blocked_since.store(0, Ordering::Relaxed);
             self.waited.fetch_add(self.now().saturating_sub(since), Ordering::Relaxed);
         }
         if self.waited.load(Ordering::Relaxed) != 0 {

@@ -200,8 +200,10 @@ where
     let (service_pulse, count) = (Arc::clone(&pulse), AtomicU64::new(0));
     let service = service_fn(move |request: Request<Incoming>| {
         let busy = Busy::begin(&service_pulse, request.version());
-        let count = count.fetch_add(1, Ordering::Relaxed) + 1;
-        let refused = refused.get().filter(|(at, _)| *at == count).map(|&(_, refusal)| refusal);
+        // Nobody else counts.
+        let number = count.load(Ordering::Relaxed) + 1;
+        count.store(number, Ordering::Relaxed);
+        let refused = refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
         // Interim answers are for HTTP/1.1 (RFC 9110 §15.2); HTTP/2 would frame them otherwise.
         let interim = (request.version() == Version::HTTP_11).then(|| outbox.begin());
         let turn = interim.clone();

@@ -251,19 +251,16 @@ impl Partial {
 
 /// Checks `METHOD target HTTP/1.x`; says whether it is HTTP/1.0.
 fn request_line(line: &[u8]) -> Result<bool, Refusal> {
-    let mut words = line.split(|&byte| byte == b' ');
-    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next()) else {
-        return Err(Refusal::RequestLine);
-    };
-    if method.is_empty() || !method.iter().all(|&byte| is_token_byte(byte)) {
-        return Err(Refusal::RequestLine);
-    }
-    // A control character in a target has a refusal of its own. A fragment never belongs to a request.
-    if target.is_empty() || target.contains(&b'#') {
+    let spaces = memchr::memchr(b' ', line).zip(memchr::memrchr(b' ', line)).filter(|(first, last)| first < last);
+    let (first, last) = spaces.ok_or(Refusal::RequestLine)?;
+    let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
+    if method.is_empty() || !method.iter().all(|&byte| is_token_byte(byte)) || target.is_empty() {
         return Err(Refusal::RequestLine);
     }
-    if target.iter().any(|byte| byte.is_ascii_control()) {
-        return Err(Refusal::ControlCharacter);
+    // A space, or a fragment, which never belongs to a request; a control character has a refusal of its own.
+    if let Some(bad) = target.iter().find(|&&byte| KINDS[usize::from(byte)] & TARGET == 0) {
+        let control = bad.is_ascii_control() && !target.iter().any(|byte| matches!(byte, b' ' | b'#'));
+        return Err(if control { Refusal::ControlCharacter } else { Refusal::RequestLine });
     }
     match version {
         b"HTTP/1.1" => Ok(false),
@@ -290,10 +287,11 @@ fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// What a byte may be part of: a token (RFC 9110 §5.6.2), a field's value (§5.5). Looked up, since every byte of every
-/// head is asked about.
+/// What a byte may be part of: a token (RFC 9110 §5.6.2), a field's value (§5.5), a target. Looked up, since every byte
+/// of every head is asked about.
 const TOKEN: u8 = 1;
 const FIELD: u8 = 2;
+const TARGET: u8 = 4;
 const KINDS: [u8; 256] = {
     let (mut kinds, mut byte) = ([0; 256], 0_u8);
     loop {
@@ -304,6 +302,9 @@ const KINDS: [u8; 256] = {
         }
         if matches!(byte, b'\t' | b' '..=b'~' | 0x80..) {
             kinds[byte as usize] |= FIELD;
+        }
+        if matches!(byte, b'!'..=b'~' | 0x80..) && byte != b'#' {
+            kinds[byte as usize] |= TARGET;
         }
         if byte == 255 {
             break kinds;
