@@ -101,7 +101,7 @@ fn limits(mut section: Section<'_, '_>, trusted_proxies: Vec<IpNet>) -> Limits {
     let limits = Limits {
         trusted_proxies,
         connections: count(&mut section, "connections", 10_000, 1_000_000),
-        connections_per_address: count(&mut section, "connections_per_address", 2_000, 1_000_000),
+        connections_per_address: count(&mut section, "connections_per_address", 5_000, 1_000_000),
         header_bytes: bytes(&mut section, "header_bytes", 64 << 10),
         header_timeout: positive(&mut section, "header_timeout", s(10)),
         idle_timeout: positive(&mut section, "idle_timeout", s(75)),
