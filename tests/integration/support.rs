@@ -57,6 +57,19 @@ impl Process {
     pub fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
         assert!(status.unwrap().success(), "kill -{signal}");
+        // Threads stop one by one; until the last has, it may still answer.
+        while signal == "STOP" && !self.stands_still() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether every thread is stopped.
+    fn stands_still(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.flatten().all(|task| {
+            let line = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            line.rsplit(") ").next().is_none_or(|state| state.is_empty() || state.starts_with(['T', 'Z', 'X']))
+        })
     }
 
     /// Resident memory in bytes.
