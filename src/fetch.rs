@@ -14,7 +14,7 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use http::header::{ACCEPT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, ETAG};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request, response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use quick_cache::UnitWeighter;
@@ -33,10 +33,10 @@ use crate::fill::{Budget, End, Fill, Head, Writer};
 use crate::flight::{Flights, Follower, Join, Lead, Phase};
 use crate::gateway;
 use crate::http::cache_control::CacheControl;
-use crate::http::conditional::etag_of;
+use crate::http::conditional::{etag_of, validates};
 use crate::http::encoding::{self, Coding};
 use crate::http::freshness::{Grant, Lifetimes, Unstorable, Verdict, is_failure, verdict};
-use crate::http::headers::{age, freshened, validates};
+use crate::http::headers::{age, freshened};
 use crate::http::vary::{Vary, content_language, selection};
 use crate::invalidated::Invalidated;
 use crate::key::{Canonical, Key};
@@ -323,7 +323,6 @@ impl Fetcher {
             true => Verdict::Private(Unstorable::Reflection),
             false => verdict(&job.grant, head.status, &head.headers, Wall::now()),
         };
-        let coding = Coding::of(&head.headers);
         let Vary::Fields(fields) = Vary::of(&head.headers) else {
             return self.hand_over(&job, lead, own, Response::from_parts(head, body));
         };
@@ -334,13 +333,9 @@ impl Fetcher {
             Verdict::Private(_) => return self.hand_over(&job, lead, own, Response::from_parts(head, body)),
         };
         let length = body.size_hint().exact();
-        let selected = selection(&fields, &job.request.headers);
         let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
         let stored = lives.is_some() && fits;
-        let mut fields_to_send = head.headers;
-        fields_to_send.remove(CONTENT_LENGTH);
-        let head = Head { status: head.status, fields: fields_to_send, coding, length, stored, vary: (fields, selected) };
-        let (fill, writer) = Fill::start(head, self.settings.max_object, Arc::clone(&self.budget));
+        let (fill, writer) = self.start_fill(&job, head, fields, length, stored);
         if !stored {
             fill.settle(None);
         }
@@ -405,6 +400,22 @@ impl Fetcher {
         *response.status_mut() = answer.status;
         *response.headers_mut() = freshened(&stored, told);
         Some(response)
+    }
+
+    /// A fill for the body of an answer that varies by `names`.
+    fn start_fill(
+        &self,
+        job: &Job,
+        head: response::Parts,
+        names: Vec<HeaderName>,
+        length: Option<u64>,
+        stored: bool,
+    ) -> (Arc<Fill>, Writer) {
+        let (coding, mut fields) = (Coding::of(&head.headers), head.headers);
+        fields.remove(CONTENT_LENGTH);
+        let selected = selection(&names, &job.request.headers);
+        let head = Head { status: head.status, fields, coding, length, stored, vary: (names, selected) };
+        Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
     }
 
     /// An answer for one client alone. Whoever waited goes by itself, and those to come do not queue.

@@ -204,7 +204,7 @@ impl Proxy {
         if parts.method == Method::POST && learn::names_itself(status, response.headers(), address) {
             // Only what says how long it is fresh, whatever the rule grants (RFC 9110 §9.3.3).
             let mut job = self.job(&lesson, None);
-            job.grant = Grant { ttl: Duration::ZERO, heuristic: false, respect_origin: true, ..job.grant };
+            job.grant = job.grant.on_the_backends_word();
             return self.fetcher.adopt(job, response);
         }
         if parts.method == Method::HEAD

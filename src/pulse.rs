@@ -65,10 +65,10 @@ impl Pulse {
 
     /// Bytes came. Frames of HTTP/2 may be pings, which keep nothing alive.
     pub fn did_read(&self, framed: bool) {
-        let now = self.now();
         if framed {
             return;
         }
+        let now = self.now();
         self.moved.store(now, Ordering::Relaxed);
         if self.busy.load(Ordering::Relaxed) == 0 && self.head_since.load(Ordering::Relaxed) == 0 {
             self.head_since.store(now, Ordering::Relaxed);

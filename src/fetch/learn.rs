@@ -14,12 +14,11 @@ use http_body_util::BodyExt;
 use super::{Fetcher, Job};
 use crate::body::Stream;
 use crate::clock::Wall;
-use crate::fill::{Fill, Head};
 use crate::gateway;
+use crate::http::conditional::validates;
 use crate::http::encoding::Coding;
 use crate::http::freshness::{Verdict, verdict};
-use crate::http::headers::validates;
-use crate::http::vary::{Vary, selection};
+use crate::http::vary::Vary;
 use crate::key::{Canonical, Key};
 use crate::store::entry::{Answer, Content, Entry};
 
@@ -36,19 +35,13 @@ impl Fetcher {
     #[must_use]
     pub fn adopt(self: &Arc<Self>, job: Job, mut answer: Response<Stream>) -> Response<Stream> {
         gateway::clean_answer(answer.headers_mut());
-        let coding = Coding::of(answer.headers());
         let (Vary::Fields(names), Verdict::Store(lives), Coding::Identity | Coding::Gzip) =
-            (Vary::of(answer.headers()), verdict(&job.grant, answer.status(), answer.headers(), Wall::now()), coding)
+            (Vary::of(answer.headers()), verdict(&job.grant, answer.status(), answer.headers(), Wall::now()), Coding::of(answer.headers()))
         else {
             return answer;
         };
-        let (parts, body) = answer.into_parts();
-        let mut fields = parts.headers;
-        fields.remove(CONTENT_LENGTH);
-        let length = body.size_hint().exact();
-        let selected = selection(&names, &job.request.headers);
-        let head = Head { status: parts.status, fields, coding, length, stored: true, vary: (names, selected) };
-        let (fill, writer) = Fill::start(head, self.settings.max_object, Arc::clone(&self.budget));
+        let (head, body) = answer.into_parts();
+        let (fill, writer) = self.start_fill(&job, head, names, body.size_hint().exact(), true);
         // Nobody has read yet, so the first byte is there.
         let reading = fill.reader().map_or_else(crate::body::empty, BodyExt::boxed_unsync);
         let response = fill.head.response(reading);

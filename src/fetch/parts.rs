@@ -62,8 +62,7 @@ impl Part {
     fn of(status: StatusCode, fields: &HeaderMap, bytes: &Bytes, grant: &Grant, now: Wall, asked: Instant) -> Option<Self> {
         let (0, last, length) = span(fields).filter(|_| status == StatusCode::PARTIAL_CONTENT)? else { return None };
         // Judged as the whole would be: by what the backend says of it, never by the rule's own `ttl`.
-        let grant = Grant { ttl: std::time::Duration::ZERO, heuristic: false, respect_origin: true, ..*grant };
-        let Verdict::Store(lives) = verdict(&grant, StatusCode::OK, fields, now) else { return None };
+        let Verdict::Store(lives) = verdict(&grant.on_the_backends_word(), StatusCode::OK, fields, now) else { return None };
         let fits = bytes.len() as u64 == last + 1 && last + 1 < length && Vary::of(fields) == Vary::Fields(Vec::new());
         fits.then(|| Self { bytes: bytes.clone(), length, tag: strong_tag(fields), until: now + lives.fresh, asked })
     }

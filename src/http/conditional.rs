@@ -1,6 +1,6 @@
 //! Validators (RFC 9110 §8.8) and the preconditions that an answer from the cache can settle (§13.1.2, §13.1.3).
 
-use http::header::{DATE, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use http::header::{DATE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use http::{HeaderMap, HeaderValue};
 use sha2::{Digest, Sha256};
 
@@ -53,6 +53,15 @@ pub fn not_modified(request: &HeaderMap, etag: Option<&HeaderValue>, stored: &He
     // RFC 9111 §4.3.2: without a date of modification, the date of the answer stands in.
     let modified = stored.get(LAST_MODIFIED).or_else(|| stored.get(DATE)).and_then(http_date);
     modified.is_some_and(|modified| modified <= since)
+}
+
+/// Whether a 304 is about a stored answer (RFC 9111 §4.3.3): what validators it has are the stored ones.
+#[must_use]
+pub fn validates(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
+    match (not_modified.get(ETAG), stored.get(ETAG)) {
+        (Some(told), Some(ours)) => opaque(told.as_bytes()) == opaque(ours.as_bytes()),
+        _ => true,
+    }
 }
 
 fn opaque(tag: &[u8]) -> &[u8] {

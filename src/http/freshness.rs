@@ -33,6 +33,14 @@ pub struct Grant {
     pub authorized: bool,
 }
 
+impl Grant {
+    /// The same grant where only what the backend itself says of freshness counts.
+    #[must_use]
+    pub const fn on_the_backends_word(self) -> Self {
+        Self { ttl: Duration::ZERO, heuristic: false, respect_origin: true, ..self }
+    }
+}
+
 /// The three lives of a stored response, each counted from the moment it was stored or from the end of freshness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lifetimes {

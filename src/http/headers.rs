@@ -77,16 +77,6 @@ pub fn freshened(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
     fields
 }
 
-/// Whether a 304 is about a stored answer (RFC 9111 §4.3.3): what validators it has are the stored ones.
-#[must_use]
-pub fn validates(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
-    let opaque = |tag: &HeaderValue| tag.as_bytes().strip_prefix(b"W/").unwrap_or(tag.as_bytes()).to_vec();
-    match (not_modified.get(ETAG), stored.get(ETAG)) {
-        (Some(told), Some(ours)) => opaque(told) == opaque(ours),
-        _ => true,
-    }
-}
-
 /// A date in any of the three forms of RFC 9110 §5.6.7. Names in any case count; the weekday is not held against it.
 /// Years of two digits are of the fifty years around now, within which a cache's dates lie.
 #[must_use]
