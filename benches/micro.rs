@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use http::{HeaderMap, StatusCode};
+use sluice::cache::entry::{Answer, Content, Entry};
+use sluice::cache::key::{Canonical, Key};
+use sluice::cache::memory::Memory;
+use sluice::cache::{Store, codec};
 use sluice::clock::Wall;
-use sluice::http::decide::decide;
+use sluice::config::route::{Route, select};
 use sluice::http::encoding::Coding;
 use sluice::http::freshness::Lifetimes;
-use sluice::key::{Canonical, Key};
-use sluice::route::{Route, select};
-use sluice::store::entry::{Answer, Content, Entry};
-use sluice::store::memory::Memory;
-use sluice::store::{Store, codec};
-use sluice::target::Target;
+use sluice::proxy::decide::decide;
+use sluice::request::target::Target;
 use sluice::telemetry::Metrics;
 
 const TARGET: &str = "/api/liquidations?symbol=BTCUSDT&timeframe=1h&start_timestamp=1735700000000&end_timestamp=1735720000000";

@@ -11,26 +11,26 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::admin::own::Local;
+use crate::admin::own::health::Health;
+use crate::admin::token::Token;
 use crate::admin::{self, AdminState};
-use crate::backend::api::mysql::Mysql;
-use crate::backend::api::sample::Sample;
-use crate::backend::api::{AUTHORITY, Api};
-use crate::backend::http::HttpBackend;
-use crate::backend::{Backend, Upstream};
+use crate::api::mysql::Mysql;
+use crate::api::sample::Sample;
+use crate::api::{AUTHORITY, Api};
+use crate::cache::Store;
+use crate::cache::memory::Memory;
+use crate::cache::redis::RedisStore;
+use crate::cache::seal::Sealer;
+use crate::cache::tiered::Tiered;
 use crate::config::{BackendKind, Config};
 use crate::fetch::{Fetcher, Settings};
-use crate::local::Local;
-use crate::local::health::Health;
+use crate::front::listener::{self, Door};
 use crate::proxy::Proxy;
-use crate::server::{self, Door};
-use crate::store::Store;
-use crate::store::memory::Memory;
-use crate::store::redis::RedisStore;
-use crate::store::seal::Sealer;
-use crate::store::tiered::Tiered;
+use crate::proxy::warm::Warmer;
 use crate::telemetry::Metrics;
-use crate::token::Token;
-use crate::warm::Warmer;
+use crate::upstream::http::HttpBackend;
+use crate::upstream::{Backend, Upstream};
 
 /// Why the program could not start.
 #[derive(Debug)]
@@ -170,7 +170,7 @@ pub struct Running {
 /// # Errors
 /// An address cannot be bound, or [`build`] fails.
 pub fn start(config: &Config) -> Result<Running, StartError> {
-    let bind = |address: SocketAddr, key: &str| server::bind(address).map_err(while_doing(format!("listening on {address} ({key})")));
+    let bind = |address: SocketAddr, key: &str| listener::bind(address).map_err(while_doing(format!("listening on {address} ({key})")));
     let main = bind(config.listen, "listen")?;
     let admin = bind(config.admin.listen, "admin.listen")?;
     let proxy = build(config)?;
@@ -206,7 +206,7 @@ fn serve(listener: std::net::TcpListener, proxy: &Arc<Proxy>, door: Door, stoppe
             let proxy = Arc::clone(&proxy);
             async move { proxy.handle(request, arrival).await }
         };
-        server::run(listener, door, answer, wait(stopped)).await;
+        listener::run(listener, door, answer, wait(stopped)).await;
         Ok(())
     })
 }

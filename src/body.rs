@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::http::encoding::{ALWAYS, MAX_RATIO};
-use crate::outcome::Failure;
+use crate::proxy::outcome::Failure;
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -31,40 +31,19 @@
 //! * Stores never fail: what cannot be read is a miss, what cannot be written is not kept.
 //! * Each serving thread has a runtime of its own; fetches, Redis and the admin listener share another one.
 
-pub mod access;
 pub mod admin;
+pub mod api;
 pub mod app;
-pub mod aside;
-pub mod backend;
 pub mod body;
 pub mod breaker;
+pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod entrance;
-pub mod explain;
 pub mod fetch;
-pub mod fill;
-pub mod flight;
-pub mod gateway;
+pub mod front;
 pub mod http;
-pub mod interim;
-pub mod invalidated;
-pub mod key;
-pub mod local;
-pub mod moment;
-pub mod outcome;
 pub mod proxy;
-pub mod pulse;
-pub mod purges;
-pub mod refusal;
-pub mod respond;
-pub mod route;
-pub mod server;
-pub mod socket;
-pub mod store;
-pub mod target;
+pub mod request;
 pub mod telemetry;
-pub mod template;
-pub mod token;
-pub mod warm;
+pub mod upstream;

@@ -10,8 +10,10 @@
 //! | `POST /purge?pattern=\|symbol=\|tag=[&soft=]` | holders of the admin token         |
 //! | `POST /warm`                                  | holders of the admin token         |
 
+pub mod own;
 mod purge;
 mod stats;
+pub mod token;
 
 use std::sync::Arc;
 
@@ -23,11 +25,11 @@ use tokio::net::TcpListener;
 use crate::body::Reply;
 use crate::clock::Wall;
 use crate::config::Config;
-use crate::explain::Explainer;
+use crate::front::listener::{self, Arrival, Door, RequestBody};
 use crate::proxy::Proxy;
-use crate::respond;
-use crate::server::{self, Arrival, Door, RequestBody};
-use crate::target::Target;
+use crate::proxy::explain::Explainer;
+use crate::proxy::respond;
+use crate::request::target::Target;
 
 /// Connections that the admin listener takes at one time.
 const CONNECTIONS: usize = 64;
@@ -60,7 +62,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl
             }
         }
     };
-    server::run(listener, Door::unseen(limits), answer, shutdown).await;
+    listener::run(listener, Door::unseen(limits), answer, shutdown).await;
 }
 
 impl AdminState {
@@ -100,7 +102,7 @@ impl AdminState {
             return text_page(200, "ready\n");
         }
         let tiers = self.proxy.store.report();
-        let holds = |tier: &crate::store::Tier| tier.up && tier.entries != Some(0);
+        let holds = |tier: &crate::cache::Tier| tier.up && tier.entries != Some(0);
         if tiers.iter().any(holds) {
             return text_page(200, "ready: the backend fails, what is stored is served\n");
         }

@@ -4,11 +4,11 @@ use http::Response;
 use serde_json::json;
 
 use crate::body::Reply;
+use crate::cache::Selection;
+use crate::config::template::symbol_tag;
 use crate::fetch::Fetcher;
-use crate::respond;
-use crate::store::Selection;
-use crate::target::Target;
-use crate::template::symbol_tag;
+use crate::proxy::respond;
+use crate::request::target::Target;
 
 /// Removes entries, or with `soft` ends their freshness only.
 pub async fn post(fetcher: &Fetcher, target: &Target<'_>) -> Response<Reply> {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::outcome::Outcome;
+use crate::cache::Tier;
+use crate::config::route::Route;
 use crate::proxy::Proxy;
-use crate::route::Route;
-use crate::store::Tier;
+use crate::proxy::outcome::Outcome;
 
 #[derive(Serialize)]
 struct Stats<'a> {

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{FileOption, NO, load, say};
 use crate::clock::Wall;
-use crate::explain::Explainer;
+use crate::proxy::explain::Explainer;
 
 /// What to explain.
 #[derive(Args)]

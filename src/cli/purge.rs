@@ -6,7 +6,7 @@ use clap::Args;
 use http::Method;
 
 use super::FileOption;
-use crate::template::escape;
+use crate::config::template::escape;
 
 /// What to purge.
 #[derive(Args)]

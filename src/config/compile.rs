@@ -13,10 +13,10 @@ use super::env::Lookup;
 use super::reader::{Problem, Reader, Section};
 use super::units::{duration, size};
 use super::{Access, Admin, Backend, BackendKind, Cache, Config, Limits, Log, Mysql, PublicUrl, RedisUrl, Secret, Tls};
+use crate::cache::seal::SecretKey;
+use crate::config::route::{History, PathPattern, Route};
+use crate::config::template::Template;
 use crate::http::freshness::Grant;
-use crate::route::{History, PathPattern, Route};
-use crate::store::seal::SecretKey;
-use crate::template::Template;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -55,7 +55,7 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let mut warm = top.table("warm", "[warm]");
     let targets = warm.strings("targets").unwrap_or_default();
     for target in &targets {
-        if crate::target::Target::parse(target).is_err() {
+        if crate::request::target::Target::parse(target).is_err() {
             warm.error("targets", format!("'{target}' is not a path such as /api/symbols"));
         }
     }

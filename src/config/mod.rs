@@ -6,6 +6,8 @@
 pub mod compile;
 pub mod env;
 pub mod reader;
+pub mod route;
+pub mod template;
 pub mod units;
 
 use std::fmt;
@@ -16,8 +18,8 @@ use std::time::Duration;
 use http::uri::Authority;
 use ipnet::IpNet;
 
-use crate::route::Route;
-use crate::store::seal::SecretKey;
+use crate::cache::seal::SecretKey;
+use crate::config::route::Route;
 use reader::Problem;
 
 /// Everything that the program was told.

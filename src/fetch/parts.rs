@@ -15,11 +15,11 @@ use tokio::time::Instant;
 use super::{Fetcher, Job};
 use crate::body::{self, Stream};
 use crate::clock::Wall;
-use crate::gateway;
 use crate::http::encoding::Coding;
 use crate::http::freshness::{Grant, Verdict, verdict};
 use crate::http::vary::Vary;
-use crate::outcome::Failure;
+use crate::proxy::outcome::Failure;
+use crate::upstream::forward;
 
 /// Longer parts are passed on and not remembered.
 const LARGEST: u64 = 64 << 10;
@@ -104,7 +104,7 @@ impl Fetcher {
     /// # Errors
     /// [`Failure::Truncated`] if it breaks off meanwhile.
     pub async fn remember_part(&self, job: &Job, mut answer: Response<Stream>) -> Result<Response<Stream>, Failure> {
-        gateway::clean_answer(answer.headers_mut());
+        forward::clean_answer(answer.headers_mut());
         // The length that it says it has, in one place or the other, so that what is read is no more than that.
         let said = span(answer.headers()).map_or(u64::MAX, |(first, last, _)| last - first + 1);
         let length = answer.body().size_hint().exact().unwrap_or(said);

@@ -5,11 +5,9 @@
 
 pub mod cache_control;
 pub mod conditional;
-pub mod decide;
 pub mod encoding;
-pub mod framing;
 pub mod freshness;
 pub mod headers;
 pub mod range;
+pub mod request_directives;
 pub mod vary;
-pub mod wishes;

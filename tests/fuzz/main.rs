@@ -9,21 +9,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use libfuzzer_sys::fuzz_target;
+use sluice::cache::codec::{decode, encode};
+use sluice::cache::key::{Canonical, Key};
+use sluice::cache::seal::{Sealer, SecretKey};
 use sluice::clock::Wall;
+use sluice::config::route::{Route, select};
+use sluice::front::framing::{Framing, Next};
 use sluice::http::cache_control::CacheControl;
 use sluice::http::conditional::{not_modified, validates};
 use sluice::http::encoding::{accepts_gzip, gunzip};
-use sluice::http::framing::{Framing, Next};
 use sluice::http::freshness::{Grant, Verdict, verdict};
 use sluice::http::headers::{age, freshened, http_date, strip_hop_by_hop};
 use sluice::http::range::{Parts, cut, parts};
+use sluice::http::request_directives::Wishes;
 use sluice::http::vary::{Vary, content_language, preferred_language, selection};
-use sluice::http::wishes::Wishes;
-use sluice::key::{Canonical, Key};
-use sluice::route::{Route, select};
-use sluice::store::codec::{decode, encode};
-use sluice::store::seal::{Sealer, SecretKey};
-use sluice::target::Target;
+use sluice::request::target::Target;
 use xxhash_rust::xxh3::xxh3_64;
 
 static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| match std::env::var("SLUICE_FUZZ").as_deref() {
@@ -81,7 +81,7 @@ fn key(data: &[u8]) {
         let route = select(&ROUTES, &target)?;
         let canonical = Canonical::new(route, &target, &HeaderMap::new());
         let name = Key::new(route, &target, canonical.clone()).name("sluice");
-        assert!(name.len() <= sluice::key::MAX_NAME && name.ends_with(&canonical.digest()));
+        assert!(name.len() <= sluice::cache::key::MAX_NAME && name.ends_with(&canonical.digest()));
         Some((route, canonical))
     };
     let (Some((first, a)), Some((second, b))) = (canonical(one), canonical(two)) else { return };

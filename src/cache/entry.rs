@@ -1,0 +1,223 @@
+//! What is kept under a key.
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, VARY};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use crate::cache::key::Key;
+use crate::clock::Wall;
+use crate::http::conditional::weaken;
+use crate::http::encoding::Coding;
+use crate::http::freshness::Lifetimes;
+
+/// What is kept under a key, with everything that is needed to judge it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The canonical request that it answers; compared when it is read.
+    pub canonical: Bytes,
+    /// The readable part of its key.
+    pub readable: String,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// When it was stored.
+    pub stored_at: Wall,
+    /// How old it already was then, in seconds (`Age` of the backend's answer).
+    pub age_when_stored: u32,
+    /// How long it lives from then.
+    pub lives: Lifetimes,
+    /// The answer, or where to look for it.
+    pub content: Content,
+}
+
+/// The answer, or where to look for it.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly every entry is an answer, and a hit should not follow one pointer more")]
+pub enum Content {
+    /// An answer.
+    Answer(Answer),
+    /// The answer varies by these request fields: look under the key's variant.
+    Varies(Vec<HeaderName>),
+}
+
+/// A stored answer, ready to send.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// End-to-end fields as the backend sent them, with `Via` and an `ETag`; without `Content-Encoding`,
+    /// unless the coding is opaque.
+    pub fields: HeaderMap,
+    /// The coding of `body`.
+    pub coding: Coding,
+    /// The coding in which the backend sent it; its `ETag` is strong for that one alone.
+    pub sent_coding: Coding,
+    /// The bytes, coded.
+    pub body: Bytes,
+    /// The identity bytes too, once they have been asked for often enough to be kept.
+    pub plain: Option<Bytes>,
+    /// `fields` as sent with the coded body.
+    ready_coded: HeaderMap,
+    /// `fields` as sent with the identity body.
+    ready_plain: HeaderMap,
+}
+
+impl Answer {
+    /// Makes an answer and the header fields of both its forms.
+    #[must_use]
+    pub fn new(status: StatusCode, mut fields: HeaderMap, coding: Coding, sent_coding: Coding, body: Bytes) -> Self {
+        if coding != Coding::Opaque {
+            fields.remove(CONTENT_ENCODING);
+        }
+        let ready = |form: Coding| {
+            let mut headers = fields.clone();
+            if coding == Coding::Gzip {
+                vary_by_encoding(&mut headers);
+            }
+            if form == Coding::Gzip {
+                headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            }
+            if form != sent_coding
+                && coding != Coding::Opaque
+                && let Some(tag) = fields.get(ETAG)
+            {
+                headers.insert(ETAG, weaken(tag));
+            }
+            headers
+        };
+        let ready_plain = ready(Coding::Identity);
+        let ready_coded = if coding == Coding::Gzip { ready(Coding::Gzip) } else { HeaderMap::new() };
+        Self { status, coding, sent_coding, body, plain: None, ready_coded, ready_plain, fields }
+    }
+
+    /// The same answer with its identity bytes at hand too.
+    #[must_use]
+    pub fn with_plain(&self, plain: Bytes) -> Self {
+        Self { plain: Some(plain), ..self.clone() }
+    }
+
+    /// The fields and the body for a client, and whether the body must first be inflated.
+    #[must_use]
+    pub fn form(&self, gzip_accepted: bool) -> (&HeaderMap, Form<'_>) {
+        match (self.coding, &self.plain) {
+            (Coding::Identity | Coding::Opaque, _) => (&self.ready_plain, Form::Ready(&self.body)),
+            (Coding::Gzip, _) if gzip_accepted => (&self.ready_coded, Form::Ready(&self.body)),
+            (Coding::Gzip, Some(plain)) => (&self.ready_plain, Form::Ready(plain)),
+            (Coding::Gzip, None) => (&self.ready_plain, Form::Inflate(&self.body)),
+        }
+    }
+}
+
+/// A body in the form that a client takes.
+#[derive(Debug)]
+pub enum Form<'a> {
+    /// These bytes.
+    Ready(&'a Bytes),
+    /// These bytes, inflated.
+    Inflate(&'a Bytes),
+}
+
+/// Adds `Accept-Encoding` to `Vary`, unless it is there.
+pub fn vary_by_encoding(headers: &mut HeaderMap) {
+    let named = headers
+        .get_all(VARY)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"accept-encoding") || name.trim_ascii() == b"*");
+    if !named {
+        headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+}
+
+impl Entry {
+    /// An entry under `key`.
+    #[must_use]
+    pub fn new(key: &Key, stored_at: Wall, age_when_stored: u32, lives: Lifetimes, content: Content) -> Self {
+        Self {
+            canonical: key.canonical.0.clone(),
+            readable: key.readable.clone(),
+            tags: key.tags.clone(),
+            stored_at,
+            age_when_stored,
+            lives,
+            content,
+        }
+    }
+
+    /// About how many bytes it takes in memory: its parts, and the allocator's and the map's share.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        const FIXED: usize = 512;
+        const FIELD: usize = 120;
+        let fields = |map: &HeaderMap| map.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
+        let content = match &self.content {
+            Content::Answer(answer) => {
+                let forms = if answer.coding == Coding::Gzip { 3 } else { 2 };
+                answer.body.len() + answer.plain.as_ref().map_or(0, Bytes::len) + fields(&answer.fields) * forms
+            }
+            Content::Varies(names) => names.len() * FIELD,
+        };
+        let tags: usize = self.tags.iter().map(|tag| tag.len() + 32).sum();
+        (FIXED + self.canonical.len() + self.readable.len() + tags + content) as u64
+    }
+
+    /// Its age at `now`, in whole seconds (RFC 9111 §4.2.3).
+    #[must_use]
+    pub fn age(&self, now: Wall) -> u64 {
+        u64::from(self.age_when_stored).saturating_add(now.since(self.stored_at).as_secs())
+    }
+
+    /// Whether it may be served at `now` if the backend fails.
+    #[must_use]
+    pub fn may_stand_in(&self, now: Wall) -> bool {
+        now.since(self.stored_at) < self.lives.fresh.saturating_add(self.lives.stale_if_error)
+    }
+
+    /// What the backend is asked whether it still holds: its own validators (RFC 9111 §4.3.1). Empty if it gave none.
+    #[must_use]
+    pub fn conditions(&self) -> HeaderMap {
+        let mut conditions = HeaderMap::new();
+        if let Content::Answer(answer) = &self.content
+            && !self.lives.validatable.is_zero()
+        {
+            let fields = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
+            for (validator, condition) in fields {
+                if let Some(value) = answer.fields.get(validator) {
+                    conditions.insert(condition, value.clone());
+                }
+            }
+        }
+        conditions
+    }
+
+    /// The same entry, no longer fresh, with its stale lives counted from `now`.
+    #[must_use]
+    pub fn expired(&self, now: Wall) -> Self {
+        let age = u32::try_from(self.age(now)).unwrap_or(u32::MAX);
+        let left = self.lives.kept().saturating_sub(now.since(self.stored_at));
+        let lives = Lifetimes {
+            fresh: std::time::Duration::ZERO,
+            stale_while_revalidate: self.lives.stale_while_revalidate.min(left),
+            stale_if_error: self.lives.stale_if_error.min(left),
+            validatable: self.lives.validatable.min(left),
+        };
+        Self { stored_at: now, age_when_stored: age, lives, ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recoded_form_has_a_weak_tag_and_varies() {
+        let mut fields = HeaderMap::new();
+        fields.insert(ETAG, HeaderValue::from_static("\"x\""));
+        let answer = Answer::new(StatusCode::OK, fields, Coding::Gzip, Coding::Identity, Bytes::from_static(b"z"));
+        let (coded, _) = answer.form(true);
+        let (plain, form) = answer.form(false);
+        assert_eq!((&coded[ETAG], &plain[ETAG]), (&HeaderValue::from_static("W/\"x\""), &HeaderValue::from_static("\"x\"")));
+        assert_eq!((coded[VARY].as_bytes(), plain[VARY].as_bytes()), (&b"Accept-Encoding"[..], &b"Accept-Encoding"[..]));
+        assert_eq!(coded[CONTENT_ENCODING], "gzip");
+        assert!(!plain.contains_key(CONTENT_ENCODING) && matches!(form, Form::Inflate(_)));
+    }
+}

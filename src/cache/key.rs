@@ -1,0 +1,265 @@
+//! The cache key: from a request to bytes that only equal requests share.
+//!
+//! The *canonical request* is the whole truth: length-prefixed fields, so that no two requests run together. The
+//! memory tier is keyed by it, and an entry that comes from Redis is compared with it. The *name* is what Redis and
+//! operators see: the rule's readable template, then the canonical request's SHA-256.
+
+use bytes::Bytes;
+use http::header::ORIGIN;
+use http::{HeaderMap, HeaderName};
+use sha2::{Digest, Sha256};
+
+use crate::config::route::Route;
+use crate::http::conditional::hex;
+use crate::http::vary;
+use crate::request::target::{Parameter, Target};
+
+/// The longest key name in Redis, in bytes, namespace included. Longer readable parts are cut; the hash is not.
+pub const MAX_NAME: usize = 200;
+
+/// The canonical form of a request, which is what equality of requests means.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Canonical(pub Bytes);
+
+impl Canonical {
+    /// The canonical form of a GET (or of a HEAD, which shares its answers) on `route`.
+    ///
+    /// It holds the rule, the decoded path, `Origin` (services answer it without saying `Vary`), and the parameters
+    /// that matter: sorted by name, repeated and similar names in their order, case folded where the rule says so.
+    #[must_use]
+    pub fn new(route: &Route, target: &Target<'_>, headers: &HeaderMap) -> Self {
+        let matters = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| !is_ignored(parameter, names));
+        let mut parameters: Vec<_> = target.parameters.iter().filter(|parameter| matters(parameter)).collect();
+        // Stable: whatever some program might take for one name stays in its order.
+        parameters.sort_by(|a, b| spelling(a.name()).cmp(spelling(b.name())));
+        let origins = || headers.get_all(ORIGIN).iter();
+        // Exactly as much as is needed: the bytes are then shared without being copied again.
+        let of_parameters: usize = parameters.iter().map(|p| 9 + p.name().len() + p.value().map_or(0, <[u8]>::len)).sum();
+        let of_origins: usize = origins().map(|origin| 5 + origin.len()).sum();
+        let mut out = Vec::with_capacity(9 + route.name.len() + target.path.len() + of_origins + of_parameters);
+        field(&mut out, route.name.as_bytes());
+        field(&mut out, target.path.as_bytes());
+        out.push(0);
+        for origin in origins() {
+            out.push(1);
+            field(&mut out, origin.as_bytes());
+        }
+        for parameter in parameters {
+            out.push(if parameter.value().is_some() { 3 } else { 2 });
+            field(&mut out, parameter.name());
+            let start = out.len();
+            field(&mut out, parameter.value().unwrap_or_default());
+            if route.fold_case.iter().any(|name| parameter.is(name)) {
+                out[start + 4..].make_ascii_uppercase();
+            }
+        }
+        debug_assert_eq!(out.len(), out.capacity(), "counted above");
+        Self(Bytes::from(out))
+    }
+
+    /// The canonical form of this request for those who sent the same values in the fields that the answer varies by.
+    #[must_use]
+    pub fn variant(&self, fields: &[HeaderName], headers: &HeaderMap) -> Self {
+        let mut out = self.0.to_vec();
+        out.push(4);
+        out.extend_from_slice(&vary::selection(fields, headers));
+        Self(Bytes::from(out))
+    }
+
+    /// The canonical form of this request for those who prefer a language to all others.
+    #[must_use]
+    pub fn language(&self, language: &str) -> Self {
+        let mut out = self.0.to_vec();
+        out.push(5);
+        field(&mut out, language.as_bytes());
+        Self(Bytes::from(out))
+    }
+
+    /// SHA-256 in lower-case hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut text = String::with_capacity(64);
+        hex(&Sha256::digest(&self.0), &mut text);
+        text
+    }
+}
+
+/// Whether a parameter is left out of the key because it is none of those that `matter`. It goes to the backend all the
+/// same, so it must be certain that no program takes it, or a part of it, for one that matters: it and its value are
+/// plain, and its name is not another spelling of such a one.
+fn is_ignored(parameter: &Parameter<'_>, matter: &[String]) -> bool {
+    let plain = |text: &[u8]| text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:,/".contains(byte));
+    let alike = |other: &String| spelling(parameter.name()).eq(spelling(other.as_bytes()));
+    plain(parameter.name()) && plain(parameter.value().unwrap_or_default()) && !matter.iter().any(alike)
+}
+
+/// What a parameter's name comes to for the laxest of programs: blind to case and to leading spaces, one sign as good as
+/// another, an index in brackets no part of it.
+fn spelling(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let bare = name.split(|&byte| byte == b'[').next().unwrap_or_default().trim_ascii_start();
+    bare.iter().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' })
+}
+
+fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+    // A target has at most 8 KiB and a header 64 KiB, so 32 bits hold every length.
+    out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// A key with everything that stores and operators need of it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// What equality means.
+    pub canonical: Canonical,
+    /// The readable part, from the rule's template: what operators' patterns are matched with.
+    pub readable: String,
+    /// What an entry under this key is tagged with.
+    pub tags: Vec<String>,
+}
+
+impl Key {
+    /// The key of a request on `route`.
+    #[must_use]
+    pub fn new(route: &Route, target: &Target<'_>, canonical: Canonical) -> Self {
+        let value = |name: &str| {
+            let text = target.text(name)?;
+            let fold = route.fold_case.iter().any(|folded| folded == name);
+            Some(if fold { text.to_ascii_uppercase().into() } else { text })
+        };
+        let tags = route.tags.iter().map(|tag| tag.render(value)).collect();
+        Self { canonical, readable: route.key.render(value), tags }
+    }
+
+    /// The name in Redis, at most [`MAX_NAME`] bytes: `namespace:readable:sha256`.
+    #[must_use]
+    pub fn name(&self, namespace: &str) -> String {
+        let digest = self.canonical.digest();
+        let room = MAX_NAME.saturating_sub(namespace.len() + digest.len() + 2);
+        let mut end = self.readable.len().min(room);
+        while !self.readable.is_char_boundary(end) {
+            end -= 1;
+        }
+        format!("{namespace}:{}:{digest}", &self.readable[..end])
+    }
+
+    /// The key of the variant that `headers` select.
+    #[must_use]
+    pub fn variant(&self, fields: &[HeaderName], headers: &HeaderMap) -> Self {
+        Self { canonical: self.canonical.variant(fields, headers), ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::tests::routes;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn key(route: &Route, target: &str) -> Key {
+        let target = Target::parse(target).unwrap();
+        Key::new(route, &target, Canonical::new(route, &target, &HeaderMap::new()))
+    }
+
+    fn all() -> Route {
+        routes("[[route]]\nname='r'\npath='/*'\nkey='k:{a}'\n").remove(0)
+    }
+
+    #[test]
+    fn order_of_different_names_and_encoding_do_not_matter() {
+        let route = all();
+        let same = |a, b| key(&route, a).canonical == key(&route, b).canonical;
+        assert!(same("/x?a=1&b=2", "/x?b=2&a=1"));
+        assert!(same("/x?a=1&&b=2&", "/x?a=%31&b=2"));
+        assert!(!same("/x?a=1&a=2", "/x?a=2&a=1"));
+        assert!(!same("/x?a=1", "/x?A=1"));
+        assert!(!same("/x?a=1&A=2", "/x?A=2&a=1"));
+        assert!(!same("/x?a=1&a[]=2", "/x?a[]=2&a=1"));
+        assert!(!same("/x?a=b", "/x?a=B"));
+        assert!(!same("/x?a", "/x?a="));
+        assert!(!same("/x?a=1%26b=2", "/x?a=1&b=2"));
+        assert!(!same("/x?a%3D1", "/x?a=1"));
+    }
+
+    #[test]
+    fn only_what_the_rule_declares_is_folded_or_dropped() {
+        let route = routes("[[route]]\nname='r'\npath='/x'\nquery=['a','b']\nfold_case=['a']\nkey='k:{a}:{b}'\ntags=['s:{a}']\n").remove(0);
+        let (one, two) = (key(&route, "/x?a=btc&b=q&junk=1"), key(&route, "/x?junk=2&b=q&a=BTC"));
+        assert_eq!(one.canonical, two.canonical);
+        assert_eq!((one.readable.as_str(), &one.tags[..]), ("k:BTC:q", &["s:BTC".to_owned()][..]));
+        assert_ne!(one.canonical, key(&route, "/x?a=btc&b=Q").canonical);
+    }
+
+    #[test]
+    fn no_ignored_parameter_can_be_taken_for_one_that_matters() {
+        let route = routes("[[route]]\nname='r'\npath='/x'\nquery=['start_time']\n").remove(0);
+        let clean = key(&route, "/x?start_time=1").canonical;
+        for harmless in ["&utm_source=a-b.c", "&start=2", "&t=10:30", "&_", "&start_times=2"] {
+            assert_eq!(clean, key(&route, &format!("/x?start_time=1{harmless}")).canonical, "{harmless}");
+        }
+        for cloaked in [
+            "&utm=1;start_time=2",
+            "&utm=1%26start_time=2",
+            "&utm;start_time=2",
+            "&Start_Time=2",
+            "&start.time=2",
+            "&start-time=2",
+            "&start_time[]=2",
+            "&start_time%00=2",
+            "&utm=1%3Bstart_time%3D2",
+            "&start_time=2",
+            "&%20start_time=2",
+        ] {
+            let target = format!("/x?start_time=1{cloaked}");
+            let same = Target::parse(&target).is_ok_and(|target| Canonical::new(&route, &target, &HeaderMap::new()) == clean);
+            assert!(!same, "{cloaked}");
+        }
+    }
+
+    #[test]
+    fn names_are_bounded_and_end_in_the_hash() {
+        let route = all();
+        let long = key(&route, &format!("/x?a={}", "%C3%A9".repeat(400)));
+        let name = long.name("sluice");
+        assert!(name.len() <= MAX_NAME && name.starts_with("sluice:k:%C3%A9"), "{name}");
+        assert!(name.ends_with(&long.canonical.digest()));
+    }
+
+    #[test]
+    fn origins_and_variants_are_kept_apart() {
+        let route = all();
+        let target = Target::parse("/x").unwrap();
+        let with = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ORIGIN, HeaderValue::from_static(value));
+            headers
+        };
+        let plain = Canonical::new(&route, &target, &HeaderMap::new());
+        assert_ne!(plain, Canonical::new(&route, &target, &with("a")));
+        assert_ne!(Canonical::new(&route, &target, &with("b")), Canonical::new(&route, &target, &with("a")));
+        assert_ne!(plain.variant(&[ORIGIN], &with("a")), plain.variant(&[ORIGIN], &with("b")));
+    }
+
+    proptest! {
+        /// Two parameter lists share a key only if they are equal up to the order of different names.
+        #[test]
+        fn distinct_requests_never_share_a_key(
+            one in proptest::collection::vec(("[ab]{0,2}", "[ab&=+%;é]{0,3}"), 0..4),
+            two in proptest::collection::vec(("[ab]{0,2}", "[ab&=+%;é]{0,3}"), 0..4),
+        ) {
+            let route = all();
+            let target = |pairs: &[(String, String)]| {
+                let mut query = String::new();
+                for (name, value) in pairs {
+                    let mut encoded = String::new();
+                    crate::config::template::escape(value, &mut encoded);
+                    query.push_str(&format!("{name}={}&", encoded.replace('+', "%2B")));
+                }
+                format!("/x?{query}")
+            };
+            let sorted = |pairs: &[(String, String)]| { let mut all = pairs.to_vec(); all.sort_by(|a, b| a.0.cmp(&b.0)); all };
+            let equal = key(&route, &target(&one)).canonical == key(&route, &target(&two)).canonical;
+            prop_assert_eq!(equal, sorted(&one) == sorted(&two));
+        }
+    }
+}

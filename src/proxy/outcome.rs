@@ -1,0 +1,311 @@
+//! What became of a request: one value that feeds `Cache-Status` (RFC 9211), the metric label, the span and the
+//! access log, so that they never disagree.
+
+use std::io::{Cursor, Write as _};
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use crate::request::refusal::Refusal;
+use crate::upstream::BackendError;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered from the cache, fresh for this much longer.
+    Hit(Duration),
+    /// Answered from the cache although it went stale this long ago.
+    Stale(Duration, StaleWhy),
+    /// Answered by the backend through the cache.
+    Fetched(Fetched),
+    /// Passed to the backend without the cache.
+    Pass(PassWhy),
+    /// Refused before anything was asked.
+    Refused(Refusal),
+    /// The backend failed and there was nothing to serve instead.
+    Failed(Failure),
+    /// Answered by Sluice itself: `/health` and the like.
+    Local,
+}
+
+/// Why a stale answer was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleWhy {
+    /// It is being refreshed meanwhile (RFC 5861 §3).
+    Revalidating,
+    /// The backend failed just now (RFC 5861 §4).
+    Error(Failure),
+    /// The backend failed lately and is being left alone.
+    LeftAlone,
+}
+
+/// An answer of the backend's that went through the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Why the cache could not answer.
+    pub why: FetchWhy,
+    /// Whether the answer is being stored.
+    pub stored: bool,
+    /// Whether this request waited for another's answer.
+    pub collapsed: bool,
+}
+
+/// Why the cache could not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchWhy {
+    /// Nothing is stored under this key.
+    UriMiss,
+    /// Something is, but for other request headers.
+    VaryMiss,
+    /// What is stored is too old.
+    Stale,
+    /// What is stored would do, but the client asked for more.
+    Request,
+}
+
+/// Why a request went past the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassWhy {
+    /// A method that the rule does not cache.
+    Method,
+    /// No rule matches.
+    NoRule,
+    /// The rule says `cache = false`.
+    Rule,
+    /// The request carries `Authorization`.
+    Authorization,
+    /// A path whose meaning is doubtful: it is forwarded verbatim and never cached.
+    DoubtfulPath,
+    /// This address was found uncacheable lately, so it does not queue.
+    Uncacheable,
+    /// A body came with a method that has none.
+    Body,
+    /// The one who fetched took too long, so this request went by itself.
+    WaitedTooLong,
+    /// The client asked that the answer be kept nowhere.
+    NoStore,
+    /// The client asked for a part of what is not stored.
+    Part,
+}
+
+/// How the backend failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It did not take the connection.
+    Connect,
+    /// It broke the connection off.
+    Reset,
+    /// It took too long.
+    Timeout,
+    /// It spoke something else than HTTP.
+    Invalid,
+    /// Its body ended early.
+    Truncated,
+    /// It answered 500, 502, 503 or 504.
+    Status(u16),
+    /// Too many requests are on their way to it.
+    Overloaded,
+    /// The task that fetched died.
+    Lost,
+}
+
+impl Outcome {
+    /// The metric label.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        Self::LABELS[self.index()]
+    }
+
+    /// Every label, in the order of [`Outcome::index`].
+    pub const LABELS: [&'static str; 8] = ["hit", "stale", "miss", "collapsed", "pass", "refused", "failed", "local"];
+
+    /// A small number for tables kept by outcome.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        match self {
+            Self::Hit(_) => 0,
+            Self::Stale(..) => 1,
+            Self::Fetched(Fetched { collapsed: false, .. }) => 2,
+            Self::Fetched(_) => 3,
+            Self::Pass(_) => 4,
+            Self::Refused(_) => 5,
+            Self::Failed(_) => 6,
+            Self::Local => 7,
+        }
+    }
+
+    /// Whether the access log calls it an error: failed, refused, or served stale for a failure.
+    #[must_use]
+    pub const fn is_trouble(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Failed(_) | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::LeftAlone))
+    }
+
+    /// The reason, for the log and the `detail` parameter; empty where the outcome says it all.
+    #[must_use]
+    pub const fn detail(&self) -> &'static str {
+        match self {
+            Self::Hit(_) | Self::Fetched(_) | Self::Local => "",
+            Self::Stale(_, why) => why.detail(),
+            Self::Pass(why) => why.detail(),
+            Self::Refused(why) => why.row().detail,
+            Self::Failed(why) => why.detail(),
+        }
+    }
+
+    /// The `Cache-Status` field (RFC 9211 §2).
+    #[must_use]
+    pub fn cache_status(&self) -> HeaderValue {
+        // On the stack, so that a hit pays for one allocation and not for two.
+        let mut buffer = [0; 128];
+        let mut text = Cursor::new(&mut buffer[..]);
+        let written = match self {
+            Self::Hit(left) => return hit_status(left.as_secs()),
+            Self::Stale(by, why) => write!(text, "sluice; hit; ttl=-{}; detail={}", by.as_secs(), why.detail()),
+            Self::Fetched(fetched) => {
+                let why = match fetched.why {
+                    FetchWhy::UriMiss => "uri-miss",
+                    FetchWhy::VaryMiss => "vary-miss",
+                    FetchWhy::Stale => "stale",
+                    FetchWhy::Request => "request",
+                };
+                let stored = if fetched.stored { "; stored" } else { "" };
+                write!(text, "sluice; fwd={why}{stored}{}", if fetched.collapsed { "; collapsed" } else { "" })
+            }
+            Self::Pass(PassWhy::Method) => write!(text, "sluice; fwd=method"),
+            Self::Pass(why) => write!(text, "sluice; fwd=bypass; detail={}", why.detail()),
+            Self::Refused(why) => write!(text, "sluice; fwd=bypass; detail={}", why.row().detail),
+            Self::Failed(why) => write!(text, "sluice; fwd=miss; detail={}", why.detail()),
+            Self::Local => write!(text, "sluice; fwd=bypass; detail=local"),
+        };
+        debug_assert!(written.is_ok(), "the longest of these has under 128 bytes");
+        let length = usize::try_from(text.position()).unwrap_or(0);
+        HeaderValue::from_bytes(&buffer[..length]).unwrap_or_else(|_| HeaderValue::from_static("sluice"))
+    }
+}
+
+/// `sluice; hit; ttl=N`, which every hit carries, without the machinery of formatting.
+fn hit_status(left: u64) -> HeaderValue {
+    const PREFIX: &[u8] = b"sluice; hit; ttl=";
+    const DIGITS: usize = 20;
+    let mut text = [0; PREFIX.len() + DIGITS];
+    let (mut at, mut rest) = (text.len(), left);
+    loop {
+        at -= 1;
+        text[at] = b"0123456789"[usize::try_from(rest % 10).unwrap_or(0)];
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    let start = at - PREFIX.len();
+    text[start..at].copy_from_slice(PREFIX);
+    HeaderValue::from_bytes(&text[start..]).unwrap_or_else(|_| HeaderValue::from_static("sluice; hit"))
+}
+
+impl StaleWhy {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Revalidating => "stale-while-revalidate",
+            Self::LeftAlone => "stale-if-error-backend-left-alone",
+            Self::Error(failure) => match failure {
+                Failure::Connect => "stale-if-error-connect",
+                Failure::Reset => "stale-if-error-reset",
+                Failure::Timeout => "stale-if-error-timeout",
+                Failure::Invalid => "stale-if-error-invalid",
+                Failure::Truncated => "stale-if-error-truncated",
+                Failure::Status(500) => "stale-if-error-500",
+                Failure::Status(502) => "stale-if-error-502",
+                Failure::Status(503) => "stale-if-error-503",
+                Failure::Status(_) => "stale-if-error-504",
+                Failure::Overloaded => "stale-if-error-overloaded",
+                Failure::Lost => "stale-if-error-lost",
+            },
+        }
+    }
+}
+
+impl PassWhy {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::NoRule => "no-rule",
+            Self::Rule => "rule",
+            Self::Authorization => "authorization",
+            Self::DoubtfulPath => "doubtful-path",
+            Self::Uncacheable => "uncacheable",
+            Self::Body => "request-body",
+            Self::WaitedTooLong => "waited-too-long",
+            Self::NoStore => "no-store",
+            Self::Part => "part",
+        }
+    }
+}
+
+impl Failure {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Connect => "backend-connect",
+            Self::Reset => "backend-reset",
+            Self::Timeout => "backend-timeout",
+            Self::Invalid => "backend-invalid",
+            Self::Truncated => "backend-truncated",
+            Self::Status(_) => "backend-status",
+            Self::Overloaded => "backend-overloaded",
+            Self::Lost => "fetch-lost",
+        }
+    }
+
+    /// The status and the sentence for the client: the one place where an error becomes a status.
+    #[must_use]
+    pub const fn answer(self) -> (u16, &'static str) {
+        match self {
+            Self::Connect => (502, "The backend could not be reached"),
+            Self::Reset => (502, "The backend closed the connection before it answered"),
+            Self::Invalid => (502, "The backend's answer could not be understood"),
+            Self::Truncated => (502, "The backend's answer ended early"),
+            Self::Status(_) => (502, "The backend failed"),
+            Self::Timeout => (504, "The backend did not answer in time"),
+            Self::Overloaded => (503, "The backend is busy; try again shortly"),
+            Self::Lost => (502, "The request to the backend was lost"),
+        }
+    }
+}
+
+impl From<&BackendError> for Failure {
+    fn from(error: &BackendError) -> Self {
+        match error {
+            BackendError::Connect(_) => Self::Connect,
+            BackendError::Reset(_) => Self::Reset,
+            BackendError::Timeout(_) => Self::Timeout,
+            BackendError::Invalid(_) => Self::Invalid,
+            BackendError::Overloaded => Self::Overloaded,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cache_status_says_what_the_interface_promises() {
+        let s = Duration::from_secs;
+        let fetched = |why, stored, collapsed| Outcome::Fetched(Fetched { why, stored, collapsed });
+        for (outcome, text) in [
+            (Outcome::Hit(s(42)), "sluice; hit; ttl=42"),
+            (Outcome::Hit(s(0)), "sluice; hit; ttl=0"),
+            (Outcome::Hit(s(u64::MAX)), "sluice; hit; ttl=18446744073709551615"),
+            (Outcome::Stale(s(3), StaleWhy::Revalidating), "sluice; hit; ttl=-3; detail=stale-while-revalidate"),
+            (Outcome::Stale(s(3), StaleWhy::Error(Failure::Status(503))), "sluice; hit; ttl=-3; detail=stale-if-error-503"),
+            (fetched(FetchWhy::UriMiss, true, false), "sluice; fwd=uri-miss; stored"),
+            (fetched(FetchWhy::UriMiss, true, true), "sluice; fwd=uri-miss; stored; collapsed"),
+            (fetched(FetchWhy::Stale, false, false), "sluice; fwd=stale"),
+            (Outcome::Pass(PassWhy::Method), "sluice; fwd=method"),
+            (Outcome::Pass(PassWhy::Authorization), "sluice; fwd=bypass; detail=authorization"),
+            (Outcome::Failed(Failure::Timeout), "sluice; fwd=miss; detail=backend-timeout"),
+        ] {
+            assert_eq!(outcome.cache_status(), text);
+            assert_eq!(outcome.label(), Outcome::LABELS[outcome.index()]);
+        }
+    }
+}

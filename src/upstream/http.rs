@@ -1,0 +1,127 @@
+//! An existing API over HTTP/1.1, through a pool of kept-alive connections.
+
+use std::time::Duration;
+
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use http_body_util::BodyExt;
+use hyper::rt::Executor;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error};
+use hyper_util::rt::TokioTimer;
+use tokio::runtime::Handle;
+
+use super::{AbortOnDrop, Answering, Backend, BackendError};
+use crate::body::{self, Stream};
+use crate::request::interim::Interim;
+
+/// Python servers close a connection after five idle seconds; it is not used for longer than this, so that few
+/// requests meet one that is just being closed.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// An API over HTTP.
+pub struct HttpBackend {
+    client: Client<HttpConnector, Stream>,
+    runtime: Handle,
+    authority: Authority,
+    host: HeaderValue,
+}
+
+/// Spawns on the background runtime: a pooled connection must outlive the listener thread that asked for it first.
+#[derive(Clone)]
+struct On(Handle);
+
+impl<F> Executor<F> for On
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+impl HttpBackend {
+    /// A client for the API at `authority`, which is told that it is `host`. Connections live on `runtime`.
+    #[must_use]
+    pub fn new(authority: &Authority, host: &Authority, connect_timeout: Duration, runtime: Handle) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(connect_timeout));
+        connector.set_nodelay(true);
+        connector.set_keepalive(Some(Duration::from_secs(15)));
+        let client = Client::builder(On(runtime.clone()))
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(64)
+            .http1_max_headers(200)
+            .build(connector);
+        let host = HeaderValue::from_str(host.as_str()).unwrap_or_else(|_| HeaderValue::from_static("localhost"));
+        Self { client, runtime, authority: authority.clone(), host }
+    }
+}
+
+impl Backend for HttpBackend {
+    fn call(&self, request: Request<Stream>) -> Answering {
+        let (mut parts, body) = request.into_parts();
+        let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(target).build();
+        let uri = match uri {
+            Ok(uri) => uri,
+            Err(error) => return Box::pin(std::future::ready(Err(BackendError::Invalid(error.into())))),
+        };
+        parts.uri = uri;
+        parts.version = Version::HTTP_11;
+        parts.headers.insert(HOST, self.host.clone());
+        // A request without a body that can be repeated is repeated once if a kept-alive connection turns out to be
+        // closed: the backend may have closed it while the request was on its way.
+        let again = (matches!(parts.method, Method::GET | Method::HEAD) && http_body::Body::is_end_stream(&body))
+            .then(|| Request::from_parts(parts.clone(), body::empty()));
+        let client = self.client.clone();
+        let interim = parts.extensions.remove::<Interim>();
+        let mut request = Request::from_parts(parts, body);
+        if let Some(interim) = interim {
+            hyper::ext::on_informational(&mut request, move |answer| interim.send(answer.status(), answer.headers()));
+        }
+        let work = async move {
+            match (client.request(request).await, again) {
+                (Err(error), Some(again)) if was_closed(&error) => client.request(again).await,
+                (answer, _) => answer,
+            }
+        };
+        // On the background runtime, with its reactor; given up when the caller is.
+        let task = AbortOnDrop(self.runtime.spawn(work));
+        Box::pin(async move {
+            let answer = task.await.map_err(|error| BackendError::Reset(error.into()))?;
+            let answer: Response<_> = answer.map_err(classify)?;
+            if answer.status().is_informational() {
+                return Err(BackendError::Invalid("it switched protocols, which nobody asked for".into()));
+            }
+            Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
+        })
+    }
+}
+
+/// The hyper error beneath a client error.
+fn beneath(error: &Error) -> Option<&hyper::Error> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+/// Whether the connection was closed with nothing of an answer on it.
+fn was_closed(error: &Error) -> bool {
+    beneath(error).is_some_and(|error| error.is_incomplete_message() || error.is_canceled() || reset_beneath(error))
+}
+
+fn reset_beneath(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe))
+}
+
+fn classify(error: Error) -> BackendError {
+    if error.is_connect() {
+        return BackendError::Connect(error.into());
+    }
+    if beneath(&error).is_some_and(|error| error.is_parse() || error.is_parse_too_large()) {
+        return BackendError::Invalid(error.into());
+    }
+    BackendError::Reset(error.into())
+}
