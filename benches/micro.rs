@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use divan::{Bencher, black_box};
 use http::{HeaderMap, StatusCode};
-use sluice::cache::entry::{Answer, Content, Entry};
+use sluice::cache::codec;
+use sluice::cache::entry::{Content, Entry, StoredResponse};
 use sluice::cache::key::{Canonical, Key};
 use sluice::cache::memory::Memory;
-use sluice::cache::{Store, codec};
+use sluice::cache::store::Store;
 use sluice::clock::Wall;
 use sluice::config::route::{Route, select};
 use sluice::http::encoding::Coding;
 use sluice::http::freshness::Lifetimes;
 use sluice::proxy::decide::decide;
 use sluice::request::target::Target;
-use sluice::telemetry::Metrics;
+use sluice::telemetry::metrics::Metrics;
 
 const TARGET: &str = "/api/liquidations?symbol=BTCUSDT&timeframe=1h&start_timestamp=1735700000000&end_timestamp=1735720000000";
 
@@ -37,9 +38,10 @@ fn entry(size: usize) -> (Key, Arc<Entry>) {
     let key = Key::new(route, &target, Canonical::new(route, &target, &HeaderMap::new()));
     let mut fields = HeaderMap::new();
     fields.insert("content-type", "application/json".parse().expect("a value"));
-    let answer = Answer::new(StatusCode::OK, fields, Coding::Identity, Coding::Identity, vec![b'x'; size].into());
-    let lives = Lifetimes { fresh: Duration::from_secs(60), ..Lifetimes::default() };
-    let entry = Arc::new(Entry::new(&key, Wall::from_millis(1_000_000), 0, lives, Content::Answer(answer)));
+    let response = StoredResponse::new(StatusCode::OK, fields, Coding::Identity, Coding::Identity, vec![b'x'; size].into());
+    let lifetimes = Lifetimes { fresh: Duration::from_secs(60), ..Lifetimes::default() };
+    let entry =
+        Arc::new(Entry::new(&key, Wall::from_millis(1_000_000), Wall::from_millis(1_000_000), 0, lifetimes, Content::Response(response)));
     (key, entry)
 }
 
@@ -62,7 +64,7 @@ fn key_name(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn decide_hit(bencher: Bencher<'_, '_>) {
     let (_, entry) = entry(1);
-    bencher.bench_local(|| decide(Some((entry.stored_at, entry.lives)), black_box(Wall::from_millis(1_000_500)), false));
+    bencher.bench_local(|| decide(Ok((entry.stored_at, entry.lifetimes)), black_box(Wall::from_millis(1_000_500)), || false));
 }
 
 #[divan::bench(args = [223, 14_000])]

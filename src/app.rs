@@ -11,24 +11,27 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::admin::own::Local;
+use crate::admin::own::Endpoints;
 use crate::admin::own::health::Health;
 use crate::admin::token::Token;
 use crate::admin::{self, AdminState};
 use crate::api::mysql::Mysql;
 use crate::api::sample::Sample;
 use crate::api::{AUTHORITY, Api};
-use crate::cache::Store;
+use crate::body::BoxError;
+use crate::cache::Cache;
 use crate::cache::memory::Memory;
 use crate::cache::redis::RedisStore;
 use crate::cache::seal::Sealer;
+use crate::cache::store::Store;
 use crate::cache::tiered::Tiered;
 use crate::config::{BackendKind, Config};
 use crate::fetch::{Fetcher, Settings};
-use crate::front::listener::{self, Door};
+use crate::front::connection_limits::ConnectionLimits;
+use crate::front::listener;
 use crate::proxy::Proxy;
 use crate::proxy::warm::Warmer;
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Metrics;
 use crate::upstream::http::HttpBackend;
 use crate::upstream::{Backend, Upstream};
 
@@ -38,7 +41,7 @@ pub struct StartError {
     /// What was being done.
     pub doing: String,
     /// Why it failed.
-    pub cause: crate::body::BoxError,
+    pub cause: BoxError,
 }
 
 impl std::fmt::Display for StartError {
@@ -53,34 +56,29 @@ impl std::error::Error for StartError {
     }
 }
 
-fn while_doing<E: Into<crate::body::BoxError>>(doing: impl Into<String>) -> impl FnOnce(E) -> StartError {
+fn while_doing<E: Into<BoxError>>(doing: impl Into<String>) -> impl FnOnce(E) -> StartError {
     |cause| StartError { doing: doing.into(), cause: cause.into() }
 }
 
-/// The proxy that a configuration describes. Its background work runs on the current runtime.
+/// What a configuration describes, built and not serving yet.
+pub struct Parts {
+    /// The proxy.
+    pub proxy: Arc<Proxy>,
+    /// What Sluice answers itself.
+    pub endpoints: Arc<Endpoints>,
+}
+
+/// Builds all parts. Their background work runs on the current runtime.
 ///
 /// # Errors
 /// The sample orders cannot be read, or a part refuses its configuration.
-pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
+pub fn build(config: &Config) -> Result<Parts, StartError> {
     let names: Vec<String> = config.routes.iter().map(|route| route.name.clone()).collect();
     let metrics = Arc::new(Metrics::new(&names).map_err(while_doing("making the metrics"))?);
-    let store = store(config, &metrics)?;
     let runtime = Handle::current();
-    let (backend, authorities): (Box<dyn Backend>, _) = match &config.backend.kind {
-        BackendKind::Http { authority, host, connect_timeout } => {
-            let backend = HttpBackend::new(authority, host, *connect_timeout, runtime.clone());
-            (Box::new(backend), vec![authority.clone(), host.clone()])
-        }
-        BackendKind::Mysql(mysql) => {
-            let orders = Mysql::start(mysql, Arc::clone(&metrics)).map_err(while_doing("making the pool of [mysql]"))?;
-            (Box::new(Api::new(orders, runtime.clone())), vec![Authority::from_static(AUTHORITY)])
-        }
-        BackendKind::Sample { orders, delay } => {
-            let sample = Sample::load(orders.as_deref(), *delay).map_err(while_doing("reading the orders of [sample]"))?;
-            (Box::new(Api::new(sample, runtime.clone())), vec![Authority::from_static(AUTHORITY)])
-        }
-    };
-    let timeout = patience(config);
+    let cache = Cache::new(store(config, &metrics)?, runtime.clone(), Arc::clone(&metrics));
+    let (backend, authorities) = backend(config, &runtime, &metrics)?;
+    let timeout = head_timeout(config);
     let upstream = Arc::new(Upstream::new(backend, config.backend.max_in_flight, timeout, Arc::clone(&metrics)));
     let settings = Settings {
         max_object: config.cache.max_object,
@@ -90,20 +88,21 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
         waiters: config.limits.waiters,
         wait_timeout: config.limits.wait_timeout,
     };
-    // A redirect to the public name is nobody's doing either.
-    let own = authorities.iter().chain(config.public_url.as_ref().map(|public| &public.authority)).cloned().collect();
-    let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&store), settings, own, runtime.clone(), Arc::clone(&metrics));
-    Ok(Arc::new_cyclic(|proxy| Proxy {
+    // A redirect to the public name was not made up by a client either.
+    let known = authorities.iter().chain(config.public_url.as_ref().map(|public| &public.authority)).cloned().collect();
+    let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&cache), settings, known, runtime.clone(), Arc::clone(&metrics));
+    let endpoints = Arc::new(Endpoints {
+        token: Token(config.admin.token.clone()),
+        warmer: Warmer { targets: config.warm.clone(), runtime },
+        health: Health::default(),
+        native: config.backend.is_native(),
+    });
+    let proxy = Arc::new(Proxy {
         routes: config.routes.clone(),
-        store,
+        cache,
         fetcher,
         upstream,
-        local: Local {
-            token: Token(config.admin.token.clone()),
-            warm: Warmer { proxy: proxy.clone(), targets: config.warm.clone(), runtime: runtime.clone() },
-            health: Health::default(),
-            native: config.backend.is_native(),
-        },
+        own: Arc::clone(&endpoints) as _,
         metrics,
         limits: config.limits.clone(),
         public: config.public_url.clone(),
@@ -113,12 +112,32 @@ pub fn build(config: &Config) -> Result<Arc<Proxy>, StartError> {
         body_timeout: config.backend.body_timeout,
         max_object: config.cache.max_object,
         access: config.log.access,
-    }))
+    });
+    Ok(Parts { proxy, endpoints })
 }
 
-/// How long the backend may take to the head of its answer. The native API keeps its own time and says 504 itself, so
+/// What answers, and the names by which it may call itself.
+fn backend(config: &Config, runtime: &Handle, metrics: &Arc<Metrics>) -> Result<(Box<dyn Backend>, Vec<Authority>), StartError> {
+    let native = || vec![Authority::from_static(AUTHORITY)];
+    Ok(match &config.backend.kind {
+        BackendKind::Http { authority, host, connect_timeout } => {
+            let backend = HttpBackend::new(authority, host, *connect_timeout, runtime.clone());
+            (Box::new(backend), vec![authority.clone(), host.clone()])
+        }
+        BackendKind::Mysql(mysql) => {
+            let orders = Mysql::start(mysql, Arc::clone(metrics)).map_err(while_doing("making the pool of [mysql]"))?;
+            (Box::new(Api::new(orders, runtime.clone())), native())
+        }
+        BackendKind::Sample { orders, delay } => {
+            let sample = Sample::load(orders.as_deref(), *delay).map_err(while_doing("reading the orders of [sample]"))?;
+            (Box::new(Api::new(sample, runtime.clone())), native())
+        }
+    })
+}
+
+/// How long the upstream may take to the head of its response. The native API keeps its own time and says 504 itself, so
 /// it is given a little more than its longest query, the wait for a connection included.
-fn patience(config: &Config) -> Duration {
+fn head_timeout(config: &Config) -> Duration {
     match &config.backend.kind {
         BackendKind::Mysql(mysql) => {
             let longest = mysql.query_timeout.max(mysql.long_query_timeout);
@@ -173,21 +192,21 @@ pub fn start(config: &Config) -> Result<Running, StartError> {
     let bind = |address: SocketAddr, key: &str| listener::bind(address).map_err(while_doing(format!("listening on {address} ({key})")));
     let main = bind(config.listen, "listen")?;
     let admin = bind(config.admin.listen, "admin.listen")?;
-    let proxy = build(config)?;
+    let Parts { proxy, endpoints } = build(config)?;
     let (stop, stopped) = watch::channel(false);
     let local = |listener: &std::net::TcpListener| listener.local_addr().map_err(while_doing("asking for the bound address"));
     let (address, admin_address) = (local(&main)?, local(&admin)?);
-    let state = AdminState::new(Arc::clone(&proxy), config);
+    let state = AdminState::new(Arc::clone(&proxy), endpoints, config);
     let admin = TcpListener::from_std(admin).map_err(while_doing("starting the admin listener"))?;
     tokio::spawn(admin::serve(admin, state, wait(stopped.clone())));
-    let door = Door::new(config.limits.clone(), proxy.metrics.connections.clone(), proxy.metrics.connections_refused.clone());
+    let limits = ConnectionLimits::new(config.limits.clone(), proxy.metrics.connections.clone(), proxy.metrics.connections_refused.clone());
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut threads = Vec::with_capacity(cores);
     for core in 0..cores {
         let listener = main.try_clone().map_err(while_doing("sharing the listener"))?;
-        let (proxy, door, stopped) = (Arc::clone(&proxy), door.clone(), stopped.clone());
+        let (proxy, limits, stopped) = (Arc::clone(&proxy), limits.clone(), stopped.clone());
         let thread = thread::Builder::new().name(format!("serve-{core}")).spawn(move || {
-            if let Err(error) = serve(listener, &proxy, door, stopped) {
+            if let Err(error) = serve(listener, &proxy, limits, stopped) {
                 tracing::error!(%error, "a serving thread could not start");
             }
         });
@@ -197,7 +216,7 @@ pub fn start(config: &Config) -> Result<Running, StartError> {
 }
 
 /// One serving thread: a runtime of its own, so that a hit never leaves its core.
-fn serve(listener: std::net::TcpListener, proxy: &Arc<Proxy>, door: Door, stopped: watch::Receiver<bool>) -> io::Result<()> {
+fn serve(listener: std::net::TcpListener, proxy: &Arc<Proxy>, limits: ConnectionLimits, stopped: watch::Receiver<bool>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
@@ -206,7 +225,7 @@ fn serve(listener: std::net::TcpListener, proxy: &Arc<Proxy>, door: Door, stoppe
             let proxy = Arc::clone(&proxy);
             async move { proxy.handle(request, arrival).await }
         };
-        listener::run(listener, door, answer, wait(stopped)).await;
+        listener::run(listener, limits, answer, wait(stopped)).await;
         Ok(())
     })
 }

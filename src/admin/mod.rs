@@ -10,6 +10,7 @@
 //! | `POST /purge?pattern=\|symbol=\|tag=[&soft=]` | holders of the admin token         |
 //! | `POST /warm`                                  | holders of the admin token         |
 
+pub mod explain;
 pub mod own;
 mod purge;
 mod stats;
@@ -25,11 +26,14 @@ use tokio::net::TcpListener;
 use crate::body::Reply;
 use crate::clock::Wall;
 use crate::config::Config;
-use crate::front::listener::{self, Arrival, Door, RequestBody};
-use crate::proxy::Proxy;
-use crate::proxy::explain::Explainer;
-use crate::proxy::respond;
+use crate::front::body::RequestBody;
+use crate::front::connection_limits::ConnectionLimits;
+use crate::front::listener;
+use crate::proxy::{Proxy, errors};
+use crate::request::Arrival;
 use crate::request::target::Target;
+use explain::Explainer;
+use own::Endpoints;
 
 /// Connections that the admin listener takes at one time.
 const CONNECTIONS: usize = 64;
@@ -37,14 +41,15 @@ const CONNECTIONS: usize = 64;
 /// What the admin listener works with.
 pub struct AdminState {
     proxy: Arc<Proxy>,
+    endpoints: Arc<Endpoints>,
     explainer: Explainer,
 }
 
 impl AdminState {
     /// For this proxy.
     #[must_use]
-    pub fn new(proxy: Arc<Proxy>, config: &Config) -> Arc<Self> {
-        Arc::new(Self { proxy, explainer: Explainer::new(config) })
+    pub fn new(proxy: Arc<Proxy>, endpoints: Arc<Endpoints>, config: &Config) -> Arc<Self> {
+        Arc::new(Self { proxy, endpoints, explainer: Explainer::new(config) })
     }
 }
 
@@ -57,12 +62,12 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl
         let state = Arc::clone(&state);
         async move {
             match arrival.refused {
-                Some(refusal) => respond::refused(refusal),
+                Some(refusal) => errors::refused(refusal),
                 None => state.answer(&request).await,
             }
         }
     };
-    listener::run(listener, Door::unseen(limits), answer, shutdown).await;
+    listener::run(listener, ConnectionLimits::uncounted(limits), answer, shutdown).await;
 }
 
 impl AdminState {
@@ -70,39 +75,39 @@ impl AdminState {
         let text = request.uri().path_and_query().map_or("/", |target| target.as_str());
         let target = match Target::parse(text) {
             Ok(target) => target,
-            Err(refusal) => return respond::refused(refusal),
+            Err(refusal) => return errors::refused(refusal),
         };
         let wanted = match &*target.path {
             "/livez" | "/readyz" | "/metrics" | "/stats" | "/explain" => Method::GET,
             "/purge" | "/warm" => Method::POST,
-            _ => return respond::json(404, r#"{"detail":"Not Found"}"#),
+            _ => return errors::json(404, r#"{"detail":"Not Found"}"#),
         };
         if request.method() != wanted && !(wanted == Method::GET && request.method() == Method::HEAD) {
-            return respond::wrong_method(if wanted == Method::GET { "GET" } else { "POST" });
+            return errors::wrong_method(if wanted == Method::GET { "GET" } else { "POST" });
         }
         if wanted == Method::POST
-            && let Err(refusal) = self.proxy.local.token.authorize(request.headers())
+            && let Err(refusal) = self.endpoints.token.authorize(request.headers())
         {
-            return respond::refused(refusal);
+            return errors::refused(refusal);
         }
         match &*target.path {
             "/livez" => text_page(200, "ok\n"),
             "/readyz" => self.readyz(),
             "/metrics" => page(200, "text/plain; version=0.0.4", self.proxy.metrics.render()),
-            "/stats" => respond::json(200, stats::page(&self.proxy)),
+            "/stats" => errors::json(200, stats::page(&self.proxy)),
             "/explain" => self.explain(&target, request.headers()),
-            "/purge" => purge::post(&self.proxy.fetcher, &target).await,
-            _ => respond::json(200, format!(r#"{{"warming":{}}}"#, self.proxy.local.warm.start())),
+            "/purge" => purge::post(&self.proxy.cache, &target).await,
+            _ => errors::json(200, format!(r#"{{"warming":{}}}"#, self.endpoints.warmer.start(&self.proxy))),
         }
     }
 
     /// Ready while the backend or the cache can answer.
     fn readyz(&self) -> Response<Reply> {
-        if !self.proxy.fetcher.backend_rests() {
+        if !self.proxy.fetcher.failing().upstream() {
             return text_page(200, "ready\n");
         }
-        let tiers = self.proxy.store.report();
-        let holds = |tier: &crate::cache::Tier| tier.up && tier.entries != Some(0);
+        let tiers = self.proxy.cache.store().report();
+        let holds = |tier: &crate::cache::store::Tier| tier.up && tier.entries != Some(0);
         if tiers.iter().any(holds) {
             return text_page(200, "ready: the backend fails, what is stored is served\n");
         }
@@ -115,7 +120,7 @@ impl AdminState {
 
     fn explain(&self, target: &Target<'_>, headers: &HeaderMap) -> Response<Reply> {
         let Some(asked) = target.text("target") else {
-            return respond::json(400, r#"{"detail":"Say what to explain: /explain?target=/api/symbols, percent-encoded"}"#);
+            return errors::json(400, r#"{"detail":"Say what to explain: /explain?target=/api/symbols, percent-encoded"}"#);
         };
         let mut headers = headers.clone();
         headers.remove(AUTHORIZATION);
@@ -128,7 +133,7 @@ fn text_page(status: u16, text: impl Into<Bytes>) -> Response<Reply> {
 }
 
 fn page(status: u16, kind: &'static str, body: impl Into<Bytes>) -> Response<Reply> {
-    let mut response = respond::json(status, body);
+    let mut response = errors::json(status, body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::cache::Tier;
+use crate::cache::store::Tier;
 use crate::config::route::Route;
 use crate::proxy::Proxy;
-use crate::proxy::outcome::Outcome;
+use crate::telemetry::metrics::OutcomeLabel;
 
 #[derive(Serialize)]
 struct Stats<'a> {
@@ -56,28 +56,28 @@ struct Breakers {
 #[must_use]
 pub fn page(proxy: &Proxy) -> String {
     let rows = proxy.routes.iter().map(|route| (route.name.as_str(), Some(route))).chain([("none", None)]);
-    let mut total = [(0, 0.0); Outcome::LABELS.len()];
+    let mut total = [(0, 0.0); OutcomeLabel::ALL.len()];
     let mut routes = BTreeMap::new();
     for (row, (name, route)) in rows.enumerate() {
-        let mut of_route = [(0, 0.0); Outcome::LABELS.len()];
-        for (outcome, cell) in of_route.iter_mut().enumerate() {
+        let mut of_route = [(0, 0.0); OutcomeLabel::ALL.len()];
+        for (outcome, (cell, sum)) in OutcomeLabel::ALL.into_iter().zip(of_route.iter_mut().zip(&mut total)) {
             *cell = proxy.metrics.requests_of(row, outcome);
-            total[outcome].0 += cell.0;
-            total[outcome].1 += cell.1;
+            sum.0 += cell.0;
+            sum.1 += cell.1;
         }
-        let ttl_seconds = route.filter(|route| route.cache).map(|route: &Route| route.grant.ttl.as_secs());
+        let ttl_seconds = route.filter(|route| route.cache).map(|route: &Route| route.policy.ttl.as_secs());
         routes.insert(name, RouteStats { counts: counts(&of_route), ttl_seconds });
     }
-    let tiers = proxy.store.report();
+    let tiers = proxy.cache.store().report();
     let state = |up: bool| if up { "closed" } else { "open" };
     let redis = tiers.iter().find(|tier| tier.tier == "redis").map_or("not configured", |tier| state(tier.up));
     let stats = Stats {
         version: env!("CARGO_PKG_VERSION"),
         total: counts(&total),
         routes,
-        keys: proxy.store.families(),
+        keys: proxy.cache.store().keys_by_prefix(),
         tiers,
-        breakers: Breakers { backend: state(!proxy.fetcher.backend_rests()), redis },
+        breakers: Breakers { backend: state(!proxy.fetcher.failing().upstream()), redis },
         inflight: proxy.metrics.inflight.get(),
         connections: proxy.metrics.connections.get(),
         purged: proxy.metrics.purged.get(),
@@ -86,7 +86,7 @@ pub fn page(proxy: &Proxy) -> String {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "ratios and means")]
-fn counts(of: &[(u64, f64); Outcome::LABELS.len()]) -> Counts {
+fn counts(of: &[(u64, f64); OutcomeLabel::ALL.len()]) -> Counts {
     let [hits, stale, misses, collapsed, passed, refused, failed, _local] = of.map(|(count, _)| count);
     let cacheable = hits + stale + misses + collapsed;
     let round = |value: f64| (value * 1e4).round() / 1e4;
@@ -101,7 +101,7 @@ fn counts(of: &[(u64, f64); Outcome::LABELS.len()]) -> Counts {
         refused,
         failed,
         hit_ratio: (cacheable > 0).then(|| round((hits + stale) as f64 / cacheable as f64)),
-        mean_hit_ms: mean(of[0]),
-        mean_miss_ms: mean(of[2]),
+        mean_hit_ms: mean(of[OutcomeLabel::Hit as usize]),
+        mean_miss_ms: mean(of[OutcomeLabel::Miss as usize]),
     }
 }

@@ -4,7 +4,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 
-use crate::config::Secret;
+use crate::config::secret::Secret;
 use crate::request::refusal::Refusal;
 
 /// The admin token, if there is one.

@@ -2,11 +2,11 @@
 
 use http::Response;
 
+use super::answer::{ApiError, json};
 use super::json::{Style, push, write_order};
 use super::orders::{Order, Orders, Page, Span};
 use super::params::{Params, span};
 use super::schema::{Invalid, LiquidationOrders, Refusal};
-use super::{ApiError, json};
 use crate::body::Stream;
 use crate::request::target::Target;
 

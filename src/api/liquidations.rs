@@ -2,12 +2,12 @@
 
 use http::Response;
 
+use super::answer::{ApiError, json};
 use super::decimal::write_f64;
 use super::json::{Style, push, write_text};
 use super::orders::Orders;
 use super::params::{Params, span};
 use super::schema::{Invalid, LiquidationBucket, Refusal};
-use super::{ApiError, json};
 use crate::body::Stream;
 use crate::request::target::Target;
 use crate::request::timestamp;

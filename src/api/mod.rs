@@ -8,6 +8,7 @@
 //! GET /health                          what the database says of itself (the rest of it is the proxy's)
 //! ```
 
+pub mod answer;
 pub mod decimal;
 pub mod json;
 pub mod liquidation_orders;
@@ -24,17 +25,17 @@ pub mod texts;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER, VARY};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, LOCATION};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use serde::Serialize;
 use tokio::runtime::Handle;
 
 use crate::body::{self, Stream};
 use crate::http::encoding::{accepts_gzip, gzip};
 use crate::request::target::Target;
-use crate::upstream::{AbortOnDrop, Answering, Backend, BackendError};
-use orders::{Orders, OrdersError};
+use crate::upstream::{AbortOnDrop, Backend, BackendError, ResponseFuture};
+use answer::{detail, json, refuse, set_gzip};
+use orders::Orders;
 
 /// Answers the API from orders.
 pub struct Api<O> {
@@ -49,32 +50,8 @@ impl<O: Orders> Api<O> {
     }
 }
 
-/// Why an endpoint did not answer 200.
-#[derive(Debug)]
-pub enum ApiError {
-    /// 422, with everything that is wrong with the parameters.
-    Invalid(Vec<params::Fault>),
-    /// 400, with a sentence.
-    BadRequest(&'static str),
-    /// 404, with a sentence.
-    NotFound(&'static str),
-    /// 503 or 504.
-    Orders(OrdersError),
-}
-
-impl From<OrdersError> for ApiError {
-    fn from(error: OrdersError) -> Self {
-        Self::Orders(error)
-    }
-}
-
-#[derive(Serialize)]
-struct Detail<T> {
-    detail: T,
-}
-
 impl<O: Orders> Backend for Api<O> {
-    fn call(&self, request: Request<Stream>) -> Answering {
+    fn call(&self, request: Request<Stream>) -> ResponseFuture {
         let orders = Arc::clone(&self.orders);
         let request = request.map(drop);
         let answering = AbortOnDrop(self.runtime.spawn(async move { answer(&*orders, &request).await }));
@@ -124,46 +101,12 @@ async fn packed(answer: Response<Stream>) -> Response<Stream> {
     let body = match packing.await {
         Ok((packed, plain)) if packed.is_empty() => plain,
         Ok((packed, _)) => {
-            says_gzip(&mut head.headers);
+            set_gzip(&mut head.headers);
             packed
         }
         Err(_) => Bytes::new(),
     };
     Response::from_parts(head, body::full(body))
-}
-
-fn says_gzip(headers: &mut HeaderMap) {
-    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-}
-
-fn refuse(error: ApiError) -> Response<Stream> {
-    match error {
-        ApiError::Invalid(faults) => detail(StatusCode::UNPROCESSABLE_ENTITY, faults),
-        ApiError::BadRequest(sentence) => detail(StatusCode::BAD_REQUEST, sentence),
-        ApiError::NotFound(sentence) => detail(StatusCode::NOT_FOUND, sentence),
-        ApiError::Orders(error) => {
-            tracing::warn!(%error, "a question to the database was not answered");
-            let status = match error {
-                OrdersError::TooSlow(_) => StatusCode::GATEWAY_TIMEOUT,
-                OrdersError::Unavailable(_) | OrdersError::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            let mut response = detail(status, sentence(&error));
-            if matches!(error, OrdersError::Busy) {
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            }
-            response
-        }
-    }
-}
-
-/// What clients are told of trouble with the database; its causes are for the log.
-fn sentence(error: &OrdersError) -> String {
-    match error {
-        OrdersError::Unavailable(_) => "Database service unavailable".to_owned(),
-        OrdersError::TooSlow(limit) => format!("Query timeout after {} seconds", limit.as_secs_f64()),
-        OrdersError::Busy => "Too many queries are waiting for the database".to_owned(),
-    }
 }
 
 /// The database's part of `/health`, which the proxy asks for.
@@ -190,19 +133,6 @@ fn without_slash(request: &Request<()>, path: &str) -> Response<Stream> {
     if let Ok(location) = HeaderValue::from_str(&format!("http://{AUTHORITY}{}{query}", path.trim_end_matches('/'))) {
         response.headers_mut().insert(LOCATION, location);
     }
-    response
-}
-
-fn detail(status: StatusCode, detail: impl Serialize) -> Response<Stream> {
-    // A struct of strings always serialises.
-    let mut response = json(serde_json::to_string(&Detail { detail }).unwrap_or_default());
-    *response.status_mut() = status;
-    response
-}
-
-fn json(text: String) -> Response<Stream> {
-    let mut response = Response::new(body::full(Bytes::from(text)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::ApiError;
+use super::answer::ApiError;
 use super::orders::Span;
 use crate::request::target::Target;
 use crate::request::timestamp;

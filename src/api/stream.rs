@@ -16,15 +16,15 @@ use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 
+use super::answer::{ApiError, sentence, set_gzip};
 use super::json::{Style, write_order, write_text};
 use super::liquidation_orders::BAD_TIMES;
 use super::orders::{Batches, Orders, OrdersError};
 use super::params::{Params, span};
 use super::schema::{Invalid, Refusal};
-use super::{ApiError, says_gzip, sentence};
-use crate::body::{BoxError, Broken, Stream};
-use crate::proxy::outcome::Failure;
+use crate::body::{BoxError, Stream};
 use crate::request::target::Target;
+use crate::upstream::failure::{BrokenBody, Failure};
 
 /// The largest `batch_size`. It has no effect but is checked.
 pub const LARGEST_BATCH: i64 = 5000;
@@ -73,7 +73,7 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>, gzip: bool) -> Resu
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     if gzip {
-        says_gzip(headers);
+        set_gzip(headers);
     }
     headers.insert(CONTENT_DISPOSITION, disposition(&format!("liquidation_orders_{symbol}_{from}_{to}.jsonl")));
     Ok(response)
@@ -180,7 +180,7 @@ impl Body for Lines {
             }
             Some(Failing::Sent(error)) => {
                 tracing::warn!(%error, "a stream of orders was broken off");
-                return Poll::Ready(Some(Err(Box::new(Broken(Failure::Truncated)))));
+                return Poll::Ready(Some(Err(Box::new(BrokenBody(Failure::Truncated)))));
             }
             None => {}
         }

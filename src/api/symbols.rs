@@ -2,10 +2,10 @@
 
 use http::Response;
 
+use super::answer::{ApiError, json};
 use super::json::{Style, write_text};
 use super::orders::Orders;
 use super::schema::Refusal;
-use super::{ApiError, json};
 use crate::body::Stream;
 
 /// A JSON array of symbols.

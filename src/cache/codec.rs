@@ -11,14 +11,17 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::entry::{Answer, Content, Entry};
+use super::entry::{Checked, Content, Entry, StoredResponse};
 use crate::clock::{Wall, millis};
 use crate::http::encoding::Coding;
 use crate::http::freshness::Lifetimes;
 
 const MAGIC: &[u8; 4] = b"SLUC";
-/// Raised whenever the payload changes, so that instances of different versions never misread each other.
-const VERSION: u8 = 2;
+/// Raised whenever the payload changes, so that instances of different versions never misread each other. The version
+/// before is still read, so that an upgrade does not begin with an empty cache.
+const VERSION: u8 = 3;
+/// The version before, whose entries do not say when they were asked for.
+const PREVIOUS: u8 = 2;
 const HEAD: usize = 4 + 1 + 8 + 8;
 
 /// Why bytes are not an entry.
@@ -61,24 +64,25 @@ pub fn encode(entry: &Entry) -> Bytes {
     put(&mut out, entry.readable.as_bytes());
     put_count(&mut out, entry.tags.len());
     entry.tags.iter().for_each(|tag| put(&mut out, tag.as_bytes()));
+    out.put_u64_le(entry.asked_at.as_millis());
     out.put_u64_le(entry.stored_at.as_millis());
     out.put_u32_le(entry.age_when_stored);
-    let Lifetimes { fresh, stale_while_revalidate, stale_if_error, validatable } = entry.lives;
-    for life in [fresh, stale_while_revalidate, stale_if_error, validatable] {
-        out.put_u64_le(millis(life));
+    let Lifetimes { fresh, stale_while_revalidate, stale_if_error, validatable } = entry.lifetimes;
+    for span in [fresh, stale_while_revalidate, stale_if_error, validatable] {
+        out.put_u64_le(millis(span));
     }
     match &entry.content {
-        Content::Answer(answer) => {
+        Content::Response(response) => {
             out.put_u8(0);
-            out.put_u16_le(answer.status.as_u16());
-            out.put_u8(coding_number(answer.coding));
-            out.put_u8(coding_number(answer.sent_coding));
-            put_count(&mut out, answer.fields.len());
-            for (name, value) in &answer.fields {
+            out.put_u16_le(response.status.as_u16());
+            out.put_u8(coding_number(response.coding));
+            out.put_u8(coding_number(response.sent_coding));
+            put_count(&mut out, response.fields.len());
+            for (name, value) in &response.fields {
                 put(&mut out, name.as_str().as_bytes());
                 put(&mut out, value.as_bytes());
             }
-            put(&mut out, &answer.body);
+            put(&mut out, &response.body);
         }
         Content::Varies(names) => {
             out.put_u8(1);
@@ -111,7 +115,8 @@ pub fn decode(mut bytes: Bytes) -> Result<Entry, DecodeError> {
         return Err(DecodeError::Magic);
     }
     bytes.advance(4);
-    if bytes.get_u8() != VERSION {
+    let version = bytes.get_u8();
+    if version != VERSION && version != PREVIOUS {
         return Err(DecodeError::Version);
     }
     let (length, checksum) = (bytes.get_u64_le(), bytes.get_u64_le());
@@ -121,26 +126,28 @@ pub fn decode(mut bytes: Bytes) -> Result<Entry, DecodeError> {
     if checksum != xxh3_64(&bytes) {
         return Err(DecodeError::Checksum);
     }
-    payload(&mut bytes).filter(|_| bytes.is_empty()).ok_or(DecodeError::Content)
+    payload(&mut bytes, version).filter(|_| bytes.is_empty()).ok_or(DecodeError::Content)
 }
 
-fn payload(bytes: &mut Bytes) -> Option<Entry> {
+fn payload(bytes: &mut Bytes, version: u8) -> Option<Entry> {
     let canonical = take(bytes)?;
     let readable = take_text(bytes)?;
     let tags = (0..take_count(bytes)?).map(|_| take_text(bytes)).collect::<Option<_>>()?;
-    let stored_at = Wall::from_millis(bytes.try_get_u64_le().ok()?);
+    let asked_at = if version == PREVIOUS { None } else { Some(take_moment(bytes)?) };
+    let stored_at = take_moment(bytes)?;
+    let asked_at = asked_at.unwrap_or(stored_at);
     let age_when_stored = bytes.try_get_u32_le().ok()?;
-    let mut life = || bytes.try_get_u64_le().ok().map(Duration::from_millis);
-    let lives = Lifetimes { fresh: life()?, stale_while_revalidate: life()?, stale_if_error: life()?, validatable: life()? };
+    let mut span = || bytes.try_get_u64_le().ok().map(Duration::from_millis);
+    let lifetimes = Lifetimes { fresh: span()?, stale_while_revalidate: span()?, stale_if_error: span()?, validatable: span()? };
     let content = match bytes.try_get_u8().ok()? {
-        0 => Content::Answer(take_answer(bytes)?),
+        0 => Content::Response(take_response(bytes)?),
         1 => Content::Varies((0..take_count(bytes)?).map(|_| take_name(bytes)).collect::<Option<_>>()?),
         _ => return None,
     };
-    Some(Entry { canonical, readable, tags, stored_at, age_when_stored, lives, content })
+    Some(Entry { canonical, readable, tags, asked_at, stored_at, age_when_stored, lifetimes, content, checked: Checked::default() })
 }
 
-fn take_answer(bytes: &mut Bytes) -> Option<Answer> {
+fn take_response(bytes: &mut Bytes) -> Option<StoredResponse> {
     let status = StatusCode::from_u16(bytes.try_get_u16_le().ok()?).ok()?;
     let coding = take_coding(bytes)?;
     let sent_coding = take_coding(bytes)?;
@@ -150,7 +157,7 @@ fn take_answer(bytes: &mut Bytes) -> Option<Answer> {
         let name = take_name(bytes)?;
         fields.try_append(name, HeaderValue::from_maybe_shared(take(bytes)?).ok()?).ok()?;
     }
-    Some(Answer::new(status, fields, coding, sent_coding, take(bytes)?))
+    Some(StoredResponse::new(status, fields, coding, sent_coding, take(bytes)?))
 }
 
 const fn coding_number(coding: Coding) -> u8 {
@@ -168,6 +175,11 @@ fn take_coding(bytes: &mut Bytes) -> Option<Coding> {
         2 => Some(Coding::Opaque),
         _ => None,
     }
+}
+
+/// A moment of wall time.
+fn take_moment(bytes: &mut Bytes) -> Option<Wall> {
+    bytes.try_get_u64_le().ok().map(Wall::from_millis)
 }
 
 fn take_name(bytes: &mut Bytes) -> Option<HeaderName> {
@@ -199,15 +211,17 @@ pub(crate) mod tests {
         fields.append("content-type", HeaderValue::from_static("application/json"));
         fields.append("x-a", HeaderValue::from_str(value).unwrap());
         fields.append("x-a", HeaderValue::from_static("2"));
-        let answer = Answer::new(StatusCode::OK, fields, Coding::Identity, Coding::Gzip, Bytes::copy_from_slice(body));
+        let response = StoredResponse::new(StatusCode::OK, fields, Coding::Identity, Coding::Gzip, Bytes::copy_from_slice(body));
         Entry {
             canonical: Bytes::from_static(b"canonical"),
             readable: "liq:é".into(),
             tags: tags.to_vec(),
+            asked_at: Wall::from_millis(1_735_689_600_100),
             stored_at: Wall::from_millis(1_735_689_600_123),
             age_when_stored: 7,
-            lives: Lifetimes { fresh: Duration::from_millis(5), ..Lifetimes::default() },
-            content: Content::Answer(answer),
+            lifetimes: Lifetimes { fresh: Duration::from_millis(5), ..Lifetimes::default() },
+            content: Content::Response(response),
+            checked: Checked::default(),
         }
     }
 
@@ -215,6 +229,20 @@ pub(crate) mod tests {
     fn a_variant_marker_reads_back() {
         let marker = Entry { content: Content::Varies(vec![http::header::ORIGIN]), ..entry(b"", &[], "x") };
         assert_eq!(decode(encode(&marker)), Ok(marker));
+    }
+
+    #[test]
+    fn entries_of_the_version_before_are_read_as_asked_for_when_they_were_stored() {
+        let new = entry(b"body", &["t".into()], "x");
+        let mut bytes = encode(&new).to_vec();
+        let moment = new.asked_at.as_millis().to_le_bytes();
+        let at = bytes.windows(8).position(|window| window == moment).unwrap();
+        bytes.drain(at..at + 8);
+        bytes[4] = PREVIOUS;
+        let (length, checksum) = ((bytes.len() - HEAD) as u64, xxh3_64(&bytes[HEAD..]));
+        bytes[5..13].copy_from_slice(&length.to_le_bytes());
+        bytes[13..21].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(decode(bytes.into()), Ok(Entry { asked_at: new.stored_at, ..new }));
     }
 
     #[test]
@@ -247,10 +275,10 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn hostile_payloads_with_a_true_checksum_are_read_calmly(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn hostile_payloads_with_a_true_checksum_are_read_calmly(payload in proptest::collection::vec(any::<u8>(), 0..200), version in PREVIOUS..=VERSION) {
             let mut bytes = BytesMut::new();
             bytes.put_slice(MAGIC);
-            bytes.put_u8(VERSION);
+            bytes.put_u8(version);
             bytes.put_u64_le(payload.len() as u64);
             bytes.put_u64_le(xxh3_64(&payload));
             bytes.put_slice(&payload);

@@ -1,55 +1,62 @@
-//! What is kept under a key.
+//! What is stored under a key.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use crate::cache::key::Key;
+use super::key::{Canonical, Key};
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
 use crate::http::encoding::Coding;
 use crate::http::freshness::Lifetimes;
 
-/// What is kept under a key, with everything that is needed to judge it.
+/// What is stored under a key, with everything that is needed to judge it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The canonical request that it answers; compared when it is read.
+    /// The canonical request that it answers; compared when it is read from Redis.
     pub canonical: Bytes,
     /// The readable part of its key.
     pub readable: String,
     /// Its tags.
     pub tags: Vec<String>,
+    /// When the upstream was asked for it, by the clock of [`Voids`](super::void::Voids): whatever was voided since, this is
+    /// not to be used.
+    pub asked_at: Wall,
     /// When it was stored.
     pub stored_at: Wall,
-    /// How old it already was then, in seconds (`Age` of the backend's answer).
+    /// How old it already was then, in seconds (`Age` of the upstream's response).
     pub age_when_stored: u32,
-    /// How long it lives from then.
-    pub lives: Lifetimes,
-    /// The answer, or where to look for it.
+    /// How long it may be used from then.
+    pub lifetimes: Lifetimes,
+    /// The response, or where to look for it.
     pub content: Content,
+    /// The newest void that it was held against.
+    pub checked: Checked,
 }
 
-/// The answer, or where to look for it.
+/// The response, or where to look for it.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "nearly every entry is an answer, and a hit should not follow one pointer more")]
+#[allow(clippy::large_enum_variant, reason = "nearly every entry is a response, and a hit should not follow one pointer more")]
 pub enum Content {
-    /// An answer.
-    Answer(Answer),
-    /// The answer varies by these request fields: look under the key's variant.
+    /// A response.
+    Response(StoredResponse),
+    /// The response varies by these request fields: look under the key's variant (RFC 9111 §4.1).
     Varies(Vec<HeaderName>),
 }
 
-/// A stored answer, ready to send.
+/// A stored response, ready to be sent.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
+pub struct StoredResponse {
     /// Its status.
     pub status: StatusCode,
-    /// End-to-end fields as the backend sent them, with `Via` and an `ETag`; without `Content-Encoding`,
+    /// End-to-end fields as the upstream sent them, with `Via` and an `ETag`; without `Content-Encoding`,
     /// unless the coding is opaque.
     pub fields: HeaderMap,
     /// The coding of `body`.
     pub coding: Coding,
-    /// The coding in which the backend sent it; its `ETag` is strong for that one alone.
+    /// The coding in which the upstream sent it; its `ETag` is strong for that one alone.
     pub sent_coding: Coding,
     /// The bytes, coded.
     pub body: Bytes,
@@ -61,8 +68,8 @@ pub struct Answer {
     ready_plain: HeaderMap,
 }
 
-impl Answer {
-    /// Makes an answer and the header fields of both its forms.
+impl StoredResponse {
+    /// A stored response with the fields of both its forms, coded and plain.
     #[must_use]
     pub fn new(status: StatusCode, mut fields: HeaderMap, coding: Coding, sent_coding: Coding, body: Bytes) -> Self {
         if coding != Coding::Opaque {
@@ -89,7 +96,7 @@ impl Answer {
         Self { status, coding, sent_coding, body, plain: None, ready_coded, ready_plain, fields }
     }
 
-    /// The same answer with its identity bytes at hand too.
+    /// The same response with its identity bytes at hand too.
     #[must_use]
     pub fn with_plain(&self, plain: Bytes) -> Self {
         Self { plain: Some(plain), ..self.clone() }
@@ -104,6 +111,36 @@ impl Answer {
             (Coding::Gzip, Some(plain)) => (&self.ready_plain, Form::Ready(plain)),
             (Coding::Gzip, None) => (&self.ready_plain, Form::Inflate(&self.body)),
         }
+    }
+}
+
+/// The newest void that an entry was held against, so that nobody holds it against the same ones again. It belongs to this
+/// process: it is no part of what two entries are compared by, and is not written to Redis.
+#[derive(Debug, Default)]
+pub struct Checked(AtomicU64);
+
+impl Checked {
+    /// Whether the entry was held against every void up to `newest`.
+    #[must_use]
+    pub fn covers(&self, newest: Wall) -> bool {
+        self.0.load(Ordering::Relaxed) >= newest.as_millis()
+    }
+
+    /// Notes that it was.
+    pub fn note(&self, newest: Wall) {
+        self.0.fetch_max(newest.as_millis(), Ordering::Relaxed);
+    }
+}
+
+impl Clone for Checked {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+impl PartialEq for Checked {
+    fn eq(&self, _: &Self) -> bool {
+        true
     }
 }
 
@@ -131,16 +168,24 @@ pub fn vary_by_encoding(headers: &mut HeaderMap) {
 impl Entry {
     /// An entry under `key`.
     #[must_use]
-    pub fn new(key: &Key, stored_at: Wall, age_when_stored: u32, lives: Lifetimes, content: Content) -> Self {
+    pub fn new(key: &Key, asked_at: Wall, stored_at: Wall, age_when_stored: u32, lifetimes: Lifetimes, content: Content) -> Self {
         Self {
             canonical: key.canonical.0.clone(),
             readable: key.readable.clone(),
             tags: key.tags.clone(),
+            asked_at,
             stored_at,
             age_when_stored,
-            lives,
+            lifetimes,
             content,
+            checked: Checked::default(),
         }
+    }
+
+    /// The key that it is stored under.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Key { canonical: Canonical(self.canonical.clone()), readable: self.readable.clone(), tags: self.tags.clone() }
     }
 
     /// About how many bytes it takes in memory: its parts, and the allocator's and the map's share.
@@ -150,9 +195,9 @@ impl Entry {
         const FIELD: usize = 120;
         let fields = |map: &HeaderMap| map.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
         let content = match &self.content {
-            Content::Answer(answer) => {
-                let forms = if answer.coding == Coding::Gzip { 3 } else { 2 };
-                answer.body.len() + answer.plain.as_ref().map_or(0, Bytes::len) + fields(&answer.fields) * forms
+            Content::Response(response) => {
+                let forms = if response.coding == Coding::Gzip { 3 } else { 2 };
+                response.body.len() + response.plain.as_ref().map_or(0, Bytes::len) + fields(&response.fields) * forms
             }
             Content::Varies(names) => names.len() * FIELD,
         };
@@ -166,22 +211,23 @@ impl Entry {
         u64::from(self.age_when_stored).saturating_add(now.since(self.stored_at).as_secs())
     }
 
-    /// Whether it may be served at `now` if the backend fails.
+    /// Whether it may be served at `now` if the upstream fails (RFC 5861 §4).
     #[must_use]
-    pub fn may_stand_in(&self, now: Wall) -> bool {
-        now.since(self.stored_at) < self.lives.fresh.saturating_add(self.lives.stale_if_error)
+    pub fn may_replace_errors(&self, now: Wall) -> bool {
+        now.since(self.stored_at) < self.lifetimes.fresh.saturating_add(self.lifetimes.stale_if_error)
     }
 
-    /// What the backend is asked whether it still holds: its own validators (RFC 9111 §4.3.1). Empty if it gave none.
+    /// The conditions of a request that validates it, from the upstream's own validators (RFC 9111 §4.3.1). Empty if it has
+    /// none.
     #[must_use]
     pub fn conditions(&self) -> HeaderMap {
         let mut conditions = HeaderMap::new();
-        if let Content::Answer(answer) = &self.content
-            && !self.lives.validatable.is_zero()
+        if let Content::Response(response) = &self.content
+            && !self.lifetimes.validatable.is_zero()
         {
             let fields = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
             for (validator, condition) in fields {
-                if let Some(value) = answer.fields.get(validator) {
+                if let Some(value) = response.fields.get(validator) {
                     conditions.insert(condition, value.clone());
                 }
             }
@@ -189,18 +235,18 @@ impl Entry {
         conditions
     }
 
-    /// The same entry, no longer fresh, with its stale lives counted from `now`.
+    /// The same entry, stale from `now` on, as if it was asked for after `asked_at`.
     #[must_use]
-    pub fn expired(&self, now: Wall) -> Self {
+    pub fn expired(&self, now: Wall, asked_at: Wall) -> Self {
         let age = u32::try_from(self.age(now)).unwrap_or(u32::MAX);
-        let left = self.lives.kept().saturating_sub(now.since(self.stored_at));
-        let lives = Lifetimes {
+        let left = self.lifetimes.kept().saturating_sub(now.since(self.stored_at));
+        let lifetimes = Lifetimes {
             fresh: std::time::Duration::ZERO,
-            stale_while_revalidate: self.lives.stale_while_revalidate.min(left),
-            stale_if_error: self.lives.stale_if_error.min(left),
-            validatable: self.lives.validatable.min(left),
+            stale_while_revalidate: self.lifetimes.stale_while_revalidate.min(left),
+            stale_if_error: self.lifetimes.stale_if_error.min(left),
+            validatable: self.lifetimes.validatable.min(left),
         };
-        Self { stored_at: now, age_when_stored: age, lives, ..self.clone() }
+        Self { asked_at, stored_at: now, age_when_stored: age, lifetimes, ..self.clone() }
     }
 }
 
@@ -212,9 +258,9 @@ mod tests {
     fn a_recoded_form_has_a_weak_tag_and_varies() {
         let mut fields = HeaderMap::new();
         fields.insert(ETAG, HeaderValue::from_static("\"x\""));
-        let answer = Answer::new(StatusCode::OK, fields, Coding::Gzip, Coding::Identity, Bytes::from_static(b"z"));
-        let (coded, _) = answer.form(true);
-        let (plain, form) = answer.form(false);
+        let response = StoredResponse::new(StatusCode::OK, fields, Coding::Gzip, Coding::Identity, Bytes::from_static(b"z"));
+        let (coded, _) = response.form(true);
+        let (plain, form) = response.form(false);
         assert_eq!((&coded[ETAG], &plain[ETAG]), (&HeaderValue::from_static("W/\"x\""), &HeaderValue::from_static("\"x\"")));
         assert_eq!((coded[VARY].as_bytes(), plain[VARY].as_bytes()), (&b"Accept-Encoding"[..], &b"Accept-Encoding"[..]));
         assert_eq!(coded[CONTENT_ENCODING], "gzip");

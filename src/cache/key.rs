@@ -57,7 +57,7 @@ impl Canonical {
         Self(Bytes::from(out))
     }
 
-    /// The canonical form of this request for those who sent the same values in the fields that the answer varies by.
+    /// The canonical form of this request for requests with the same values in the fields that the response varies by.
     #[must_use]
     pub fn variant(&self, fields: &[HeaderName], headers: &HeaderMap) -> Self {
         let mut out = self.0.to_vec();
@@ -93,7 +93,7 @@ fn is_ignored(parameter: &Parameter<'_>, matter: &[String]) -> bool {
     plain(parameter.name()) && plain(parameter.value().unwrap_or_default()) && !matter.iter().any(alike)
 }
 
-/// What a parameter's name comes to for the laxest of programs: blind to case and to leading spaces, one sign as good as
+/// What a parameter's name is to the most lenient of programs: blind to case and to leading spaces, one sign as good as
 /// another, an index in brackets no part of it.
 fn spelling(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let bare = name.split(|&byte| byte == b'[').next().unwrap_or_default().trim_ascii_start();

@@ -1,4 +1,4 @@
-//! The in-process tier: bounded by bytes, with quick_cache's scan-resistant eviction (S3-FIFO with a ghost queue).
+//! The tier in memory: bounded in bytes, with quick_cache's scan-resistant eviction (S3-FIFO with a ghost queue).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,15 +8,17 @@ use foldhash::fast::RandomState;
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 
-use super::{Entry, Pending, Selection, Store, Tier};
-use crate::cache::key::{Canonical, Key};
+use super::entry::Entry;
+use super::key::{Canonical, Key};
+use super::store::{Store, StoreFuture, Tier};
+use super::void::Purge;
 use crate::clock::Wall;
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Metrics;
 
-/// Families of keys that statistics tell apart.
-const MAX_FAMILIES: usize = 100;
+/// Prefixes of keys that statistics tell apart.
+const MAX_PREFIXES: usize = 100;
 
-/// Keeps entries in this process.
+/// Stores entries in this process.
 pub struct Memory {
     cache: Cache<Bytes, Arc<Entry>, Weight, RandomState, Evictions>,
     metrics: Arc<Metrics>,
@@ -31,7 +33,7 @@ impl Weighter<Bytes, Arc<Entry>> for Weight {
     }
 }
 
-/// Counts what leaves for want of room.
+/// Counts what is evicted for want of room.
 #[derive(Clone)]
 struct Evictions(prometheus::IntCounter);
 
@@ -62,37 +64,37 @@ impl Memory {
         Ok(Self { cache, metrics })
     }
 
-    fn gauge(&self) {
+    fn update_gauges(&self) {
         self.metrics.memory_bytes.set(i64::try_from(self.cache.weight()).unwrap_or(i64::MAX));
         self.metrics.memory_entries.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
     }
 
-    /// Keeps an entry, at once.
+    /// Stores an entry, at once.
     pub fn insert(&self, entry: Arc<Entry>) {
         self.cache.insert(entry.canonical.clone(), entry);
-        self.gauge();
+        self.update_gauges();
     }
 
-    /// Drops an entry that has outlived all its lives.
-    fn drop_dead(&self, canonical: &Canonical) {
+    /// Removes an entry whose lifetimes are all over.
+    fn remove_expired(&self, canonical: &Canonical) {
         if self.cache.remove(&canonical.0).is_some() {
             self.metrics.evictions.with_label_values(&["expired"]).inc();
-            self.gauge();
+            self.update_gauges();
         }
     }
 
-    /// Removes or expires what is selected, at once.
-    pub fn purge_now(&self, what: &Selection, soft: bool, now: Wall) -> usize {
-        let meant: Vec<_> = self.cache.iter().filter(|(_, entry)| what.matches(&entry.readable, &entry.tags)).collect();
-        for (canonical, entry) in &meant {
+    /// Removes what a purge concerns or makes it stale, at once.
+    pub fn purge_now(&self, purge: &Purge) -> usize {
+        let concerned: Vec<_> = self.cache.iter().filter(|(_, entry)| purge.what.matches(&entry.readable, &entry.tags)).collect();
+        for (canonical, entry) in &concerned {
             // Only the very entry that was selected: a fresh one that took its place meanwhile stays.
             let removed = self.cache.remove_if(canonical, |current| Arc::ptr_eq(current, entry));
-            if soft && removed.is_some() {
-                self.cache.insert(canonical.clone(), Arc::new(entry.expired(now)));
+            if purge.soft && removed.is_some() {
+                self.cache.insert(canonical.clone(), Arc::new(purge.expire(entry)));
             }
         }
-        self.gauge();
-        meant.len()
+        self.update_gauges();
+        concerned.len()
     }
 }
 
@@ -101,40 +103,43 @@ impl Store for Memory {
         self.cache.get(&canonical.0)
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> Pending<'a, Option<Arc<Entry>>> {
+    fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Option<Arc<Entry>>> {
         let found = self.peek(&key.canonical);
         let now = Wall::now();
-        if found.as_ref().is_some_and(|entry| now.since(entry.stored_at) >= entry.lives.kept()) {
-            self.drop_dead(&key.canonical);
+        if found.as_ref().is_some_and(|entry| now.since(entry.stored_at) >= entry.lifetimes.kept()) {
+            self.remove_expired(&key.canonical);
             return Box::pin(std::future::ready(None));
         }
         Box::pin(std::future::ready(found))
     }
 
-    fn put<'a>(&'a self, _: &'a Key, entry: Arc<Entry>) -> Pending<'a, ()> {
+    fn put<'a>(&'a self, _: &'a Key, entry: Arc<Entry>) -> StoreFuture<'a, ()> {
         self.insert(entry);
         Box::pin(std::future::ready(()))
     }
 
-    fn improve(&self, entry: Arc<Entry>) {
-        // Not over a newer entry, and not if it was purged meanwhile.
-        let same = |current: &Arc<Entry>| current.stored_at == entry.stored_at;
-        if self.cache.peek(&entry.canonical).as_ref().is_some_and(same) {
-            let replaced = self.cache.replace(entry.canonical.clone(), entry, true);
-            if replaced.is_ok() {
-                self.gauge();
+    fn replace(&self, entry: &Arc<Entry>, other: Option<Arc<Entry>>) {
+        let is_same = |current: &Arc<Entry>| Arc::ptr_eq(current, entry);
+        let changed = match other {
+            Some(other) => {
+                self.cache.peek(&entry.canonical).as_ref().is_some_and(is_same)
+                    && self.cache.replace(entry.canonical.clone(), other, true).is_ok()
             }
+            None => self.cache.remove_if(&entry.canonical, is_same).is_some(),
+        };
+        if changed {
+            self.update_gauges();
         }
     }
 
-    fn remove<'a>(&'a self, key: &'a Key) -> Pending<'a, ()> {
+    fn remove<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, ()> {
         self.cache.remove(&key.canonical.0);
-        self.gauge();
+        self.update_gauges();
         Box::pin(std::future::ready(()))
     }
 
-    fn purge<'a>(&'a self, what: &'a Selection, soft: bool) -> Pending<'a, usize> {
-        Box::pin(std::future::ready(self.purge_now(what, soft, Wall::now())))
+    fn purge<'a>(&'a self, purge: &'a Purge) -> StoreFuture<'a, usize> {
+        Box::pin(std::future::ready(self.purge_now(purge)))
     }
 
     fn report(&self) -> Vec<Tier> {
@@ -147,17 +152,17 @@ impl Store for Memory {
         }]
     }
 
-    fn families(&self) -> BTreeMap<String, u64> {
-        let mut families = BTreeMap::new();
+    fn keys_by_prefix(&self) -> BTreeMap<String, u64> {
+        let mut prefixes = BTreeMap::new();
         for (_, entry) in self.cache.iter() {
-            let family = entry.readable.split(':').next().unwrap_or_default();
-            if let Some(count) = families.get_mut(family) {
+            let prefix = entry.readable.split(':').next().unwrap_or_default();
+            if let Some(count) = prefixes.get_mut(prefix) {
                 *count += 1;
-            } else if families.len() < MAX_FAMILIES {
-                families.insert(family.to_owned(), 1);
+            } else if prefixes.len() < MAX_PREFIXES {
+                prefixes.insert(prefix.to_owned(), 1);
             }
         }
-        families
+        prefixes
     }
 
     fn is_up(&self) -> bool {
@@ -169,6 +174,7 @@ impl Store for Memory {
 mod tests {
     use super::*;
     use crate::cache::codec::tests::entry;
+    use crate::cache::void::Selection;
 
     fn memory(bytes: u64) -> Memory {
         Memory::new(bytes, 1 << 20, Arc::new(Metrics::new(&[]).unwrap())).unwrap()
@@ -208,13 +214,27 @@ mod tests {
     }
 
     #[test]
+    fn only_the_very_entry_is_replaced() {
+        let memory = memory(1 << 20);
+        let (old, new, other) = (numbered(1, 10), numbered(1, 20), numbered(1, 30));
+        memory.insert(Arc::clone(&new));
+        memory.replace(&old, None);
+        memory.replace(&old, Some(Arc::clone(&other)));
+        assert!(Arc::ptr_eq(&memory.peek(&canonical(1)).unwrap(), &new));
+        memory.replace(&new, Some(Arc::clone(&other)));
+        assert!(Arc::ptr_eq(&memory.peek(&canonical(1)).unwrap(), &other));
+        memory.replace(&other, None);
+        assert!(memory.peek(&canonical(1)).is_none());
+    }
+
+    #[test]
     fn purges_take_what_they_name() {
         let memory = memory(1 << 20);
         (0..4).for_each(|number| memory.insert(numbered(number, 10)));
-        let now = Wall::from_millis(1_735_689_600_124);
-        assert_eq!(memory.purge_now(&Selection::Tag("t0".into()), true, now), 2);
-        assert_eq!(memory.peek(&canonical(0)).unwrap().lives.fresh, std::time::Duration::ZERO);
-        assert_eq!(memory.purge_now(&Selection::Pattern("k:1".into()), false, now), 1);
+        let purge = |what, soft| Purge { what, soft, at: Wall::from_millis(1_735_689_600_124) };
+        assert_eq!(memory.purge_now(&purge(Selection::Tag("t0".into()), true)), 2);
+        assert_eq!(memory.peek(&canonical(0)).unwrap().lifetimes.fresh, std::time::Duration::ZERO);
+        assert_eq!(memory.purge_now(&purge(Selection::Pattern("k:1".into()), false)), 1);
         assert!(memory.peek(&canonical(1)).is_none() && memory.peek(&canonical(3)).is_some());
     }
 }

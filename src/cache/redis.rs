@@ -15,13 +15,16 @@ use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::codec;
+use super::entry::Entry;
+use super::key::{Canonical, Key};
 use super::seal::{SealError, Sealer};
-use super::{Entry, Pending, Selection, Store, Tier, codec};
+use super::store::{Store, StoreFuture, Tier};
+use super::void::{Purge, Selection, glob};
 use crate::breaker::{Backoff, Breaker, Gate};
-use crate::cache::key::{Canonical, Key};
 use crate::clock::{Wall, millis};
 use crate::config::RedisUrl;
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// Connections: the first writes, so that a large object on its way out delays no read; the others read in turn.
 const CONNECTIONS: usize = 3;
@@ -30,13 +33,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a failing Redis is left alone between attempts. Recovery is seen within the longest.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(2), tolerated: 0 };
 /// How long writes pause after Redis refused one (full, read-only): reads go on.
-const WRITE_PAUSE: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(10), tolerated: 0 };
+const WRITE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(10), tolerated: 0 };
 /// A write may take this many times as long as a read: no client waits for it.
-const WRITE_PATIENCE: u32 = 10;
+const WRITE_FACTOR: u32 = 10;
 /// Keys a `SCAN` call looks at.
 const SCAN_COUNT: usize = 500;
 
-/// Keeps entries in Redis.
+/// Stores entries in Redis.
 pub struct RedisStore {
     link: Arc<Link>,
     namespace: String,
@@ -46,7 +49,7 @@ pub struct RedisStore {
     metrics: Arc<Metrics>,
 }
 
-/// The connections, and the task that mends them.
+/// The connections, and what the task that makes them anew needs.
 struct Link {
     client: Client,
     connections: ArcSwapOption<Vec<MultiplexedConnection>>,
@@ -55,8 +58,8 @@ struct Link {
     metrics: Arc<Metrics>,
 }
 
-/// Why a call brought nothing.
-enum Miss {
+/// Why a call to Redis brought nothing.
+enum RedisFailure {
     /// Redis is being left alone.
     Down,
     /// Redis did not answer in time.
@@ -84,20 +87,20 @@ impl RedisStore {
             broken: Notify::new(),
             metrics: Arc::clone(&metrics),
         });
-        tokio::spawn(Arc::clone(&link).mend());
-        Ok(Self { link, namespace: namespace.to_owned(), read_timeout, writes: Breaker::new(WRITE_PAUSE), sealer, metrics })
+        tokio::spawn(Arc::clone(&link).keep_connected());
+        Ok(Self { link, namespace: namespace.to_owned(), read_timeout, writes: Breaker::new(WRITE_BACKOFF), sealer, metrics })
     }
 
     /// Runs a command, mostly a write, within a deadline.
-    async fn call(&self, command: &Cmd) -> Result<Value, Miss> {
-        let (mut connection, set) = self.link.pick(true).ok_or(Miss::Down)?;
+    async fn call(&self, command: &Cmd) -> Result<Value, RedisFailure> {
+        let (mut connection, set) = self.link.pick(true).ok_or(RedisFailure::Down)?;
         let answering = async { connection.send_packed_command(command).await.and_then(Value::extract_error) };
-        self.within("write", self.read_timeout * WRITE_PATIENCE, &set, answering).await
+        self.within("write", self.read_timeout * WRITE_FACTOR, &set, answering).await
     }
 
     /// The bytes under a name and how long Redis will keep them (`None`: for ever), in one round trip.
-    async fn fetch(&self, name: &str) -> Result<(Value, Option<Duration>), Miss> {
-        let (mut connection, set) = self.link.pick(false).ok_or(Miss::Down)?;
+    async fn fetch(&self, name: &str) -> Result<(Value, Option<Duration>), RedisFailure> {
+        let (mut connection, set) = self.link.pick(false).ok_or(RedisFailure::Down)?;
         let mut pair = redis::pipe();
         pair.get(name).pttl(name);
         let answering = async {
@@ -117,15 +120,15 @@ impl RedisStore {
         &self,
         op: &str,
         deadline: Duration,
-        set: &Set,
+        set: &ConnectionSet,
         answering: impl Future<Output = Result<T, RedisError>>,
-    ) -> Result<T, Miss> {
+    ) -> Result<T, RedisFailure> {
         let started = Instant::now();
         let answer = timeout(deadline, answering).await;
         self.metrics.store_seconds.with_label_values(&["redis", op]).observe(started.elapsed().as_secs_f64());
-        let answer = answer.map_err(|_| Miss::Timeout).and_then(|answer| answer.map_err(Miss::Error));
-        if let Err(miss) = &answer {
-            let (kind, fatal) = judge(miss);
+        let answer = answer.map_err(|_| RedisFailure::Timeout).and_then(|answer| answer.map_err(RedisFailure::Error));
+        if let Err(failure) = &answer {
+            let (kind, fatal) = classify(failure);
             self.count(op, kind);
             if fatal {
                 self.link.take_down(set, kind);
@@ -145,7 +148,7 @@ impl RedisStore {
             Ok(mut entry) if entry.canonical == key.canonical.0 => {
                 // Whoever shortens its life in Redis shortens it in memory too.
                 if let Some(left) = left {
-                    entry.lives = entry.lives.ending_within(Wall::now().since(entry.stored_at), left);
+                    entry.lifetimes = entry.lifetimes.ending_within(Wall::now().since(entry.stored_at), left);
                 }
                 Some(Arc::new(entry))
             }
@@ -181,7 +184,7 @@ impl RedisStore {
     }
 
     async fn write(&self, key: &Key, entry: &Entry) {
-        let left = entry.lives.kept().saturating_sub(Wall::now().since(entry.stored_at));
+        let left = entry.lifetimes.kept().saturating_sub(Wall::now().since(entry.stored_at));
         if left.is_zero() || self.link.connections.load().is_none() || self.writes.enter() == Gate::Open {
             return;
         }
@@ -195,7 +198,7 @@ impl RedisStore {
                     tracing::info!("Redis takes writes again");
                 }
             }
-            Err(Miss::Error(error)) if refuses_writes(&error) => {
+            Err(RedisFailure::Error(error)) if refuses_writes(&error) => {
                 if let Some(span) = self.writes.failed() {
                     tracing::warn!(%error, pause = ?span, "Redis refuses writes; answers are kept in memory alone meanwhile");
                 }
@@ -205,7 +208,7 @@ impl RedisStore {
     }
 
     /// Walks the namespace with `SCAN`. A Redis that fails half-way ends the walk.
-    async fn purge_all(&self, what: &Selection, soft: bool) -> usize {
+    async fn purge_all(&self, purge: &Purge) -> usize {
         let (mut cursor, mut purged) = (0_u64, 0);
         let pattern = format!("{}:*", glob_escape(&self.namespace));
         loop {
@@ -214,7 +217,7 @@ impl RedisStore {
             let Ok(page) = self.call(&scan).await else { return purged };
             let Ok((next, names)) = redis::from_redis_value::<(u64, Vec<Vec<u8>>)>(page) else { return purged };
             for name in names {
-                purged += usize::from(self.purge_one(&name, what, soft).await);
+                purged += usize::from(self.purge_one(&name, purge).await);
             }
             cursor = next;
             if cursor == 0 {
@@ -223,21 +226,21 @@ impl RedisStore {
         }
     }
 
-    async fn purge_one(&self, name: &[u8], what: &Selection, soft: bool) -> bool {
+    async fn purge_one(&self, name: &[u8], purge: &Purge) -> bool {
         // The readable part stands in the name, so most keys need not be read; tags and soft purges need the entry.
-        if let (Selection::Pattern(pattern), false) = (what, soft) {
+        if let (Selection::Pattern(pattern), false) = (&purge.what, purge.soft) {
             let readable = name.get(self.namespace.len() + 1..name.len().saturating_sub(65)).unwrap_or_default();
-            return super::glob(pattern.as_bytes(), readable) && self.delete(name).await;
+            return glob(pattern.as_bytes(), readable) && self.delete(name).await;
         }
         let Ok(Value::BulkString(bytes)) = self.call(redis::cmd("GET").arg(name)).await else { return false };
         let Ok(entry) = self.unpack(name, bytes) else { return false };
-        if !what.matches(&entry.readable, &entry.tags) {
+        if !purge.what.matches(&entry.readable, &entry.tags) {
             return false;
         }
-        if !soft {
+        if !purge.soft {
             return self.delete(name).await;
         }
-        let Some(stale) = self.pack(name, &entry.expired(Wall::now())) else { return false };
+        let Some(stale) = self.pack(name, &purge.expire(&entry)) else { return false };
         let mut command = redis::cmd("SET");
         command.arg(name).arg(&stale[..]).arg("XX").arg("KEEPTTL");
         self.call(&command).await.is_ok()
@@ -252,15 +255,15 @@ fn glob_escape(text: &str) -> String {
     text.chars().flat_map(|c| matches!(c, '*' | '?' | '[' | ']' | '\\').then_some('\\').into_iter().chain([c])).collect()
 }
 
-/// The metric label of a miss, and whether the connection is to be given up.
-fn judge(miss: &Miss) -> (&'static str, bool) {
-    match miss {
-        Miss::Down => ("down", false),
-        Miss::Timeout => ("timeout", true),
-        Miss::Error(error) if refuses_writes(error) => ("refused_write", false),
-        Miss::Error(error) if error.is_io_error() || error.is_connection_dropped() => ("connection", true),
-        Miss::Error(error) if error.kind() == ErrorKind::Parse => ("protocol", true),
-        Miss::Error(_) => ("refused", true),
+/// The metric label of a failure, and whether the connection is to be given up.
+fn classify(failure: &RedisFailure) -> (&'static str, bool) {
+    match failure {
+        RedisFailure::Down => ("down", false),
+        RedisFailure::Timeout => ("timeout", true),
+        RedisFailure::Error(error) if refuses_writes(error) => ("refused_write", false),
+        RedisFailure::Error(error) if error.is_io_error() || error.is_connection_dropped() => ("connection", true),
+        RedisFailure::Error(error) if error.kind() == ErrorKind::Parse => ("protocol", true),
+        RedisFailure::Error(_) => ("refused", true),
     }
 }
 
@@ -269,17 +272,18 @@ fn refuses_writes(error: &RedisError) -> bool {
     matches!(error.code(), Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS"))
 }
 
-type Set = Arc<Vec<MultiplexedConnection>>;
+/// The connections that were made together.
+type ConnectionSet = Arc<Vec<MultiplexedConnection>>;
 
 impl Link {
-    fn pick(&self, write: bool) -> Option<(MultiplexedConnection, Set)> {
+    fn pick(&self, write: bool) -> Option<(MultiplexedConnection, ConnectionSet)> {
         let set = self.connections.load_full()?;
         let turn = if write { 0 } else { 1 + self.next.fetch_add(1, Ordering::Relaxed) % (set.len() - 1) };
         Some((set[turn].clone(), set))
     }
 
     /// Takes Redis out of the way, unless others did or it was mended since.
-    fn take_down(&self, set: &Set, kind: &str) {
+    fn take_down(&self, set: &ConnectionSet, kind: &str) {
         let previous = self.connections.compare_and_swap(set, None);
         if previous.as_ref().is_some_and(|current| Arc::ptr_eq(current, set)) {
             self.metrics.breaker_open.with_label_values(&["redis"]).set(1);
@@ -289,7 +293,7 @@ impl Link {
     }
 
     /// Connects, and connects again whenever the connections broke, for as long as the program runs.
-    async fn mend(self: Arc<Self>) {
+    async fn keep_connected(self: Arc<Self>) {
         let mut failures = 0;
         loop {
             match timeout(CONNECT_TIMEOUT * 2, self.connect()).await {
@@ -305,15 +309,15 @@ impl Link {
                         continue;
                     }
                 }
-                Ok(Err(error)) => self.tell(failures, &error.to_string()),
-                Err(_) => self.tell(failures, "no answer in time"),
+                Ok(Err(error)) => self.report_failure(failures, &error.to_string()),
+                Err(_) => self.report_failure(failures, "no answer in time"),
             }
             failures += 1;
             sleep(RECONNECT.after(failures)).await;
         }
     }
 
-    fn tell(&self, failures: u32, error: &str) {
+    fn report_failure(&self, failures: u32, error: &str) {
         self.metrics.breaker_open.with_label_values(&["redis"]).set(1);
         self.metrics.store_errors.with_label_values(&["redis", "connect", "failed"]).inc();
         if failures == 0 {
@@ -343,35 +347,35 @@ impl Store for RedisStore {
         None
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> Pending<'a, Option<Arc<Entry>>> {
+    fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Option<Arc<Entry>>> {
         Box::pin(self.read(key))
     }
 
-    fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> Pending<'a, ()> {
+    fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> StoreFuture<'a, ()> {
         Box::pin(async move { self.write(key, &entry).await })
     }
 
-    fn improve(&self, _: Arc<Entry>) {}
+    fn replace(&self, _: &Arc<Entry>, _: Option<Arc<Entry>>) {}
 
-    fn remove<'a>(&'a self, key: &'a Key) -> Pending<'a, ()> {
+    fn remove<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             self.delete(key.name(&self.namespace).as_bytes()).await;
         })
     }
 
-    fn purge<'a>(&'a self, what: &'a Selection, soft: bool) -> Pending<'a, usize> {
-        Box::pin(self.purge_all(what, soft))
+    fn purge<'a>(&'a self, purge: &'a Purge) -> StoreFuture<'a, usize> {
+        Box::pin(self.purge_all(purge))
     }
 
     fn report(&self) -> Vec<Tier> {
         vec![Tier { tier: "redis", up: self.is_up(), entries: None, bytes: None, capacity: None }]
     }
 
-    fn families(&self) -> BTreeMap<String, u64> {
+    fn keys_by_prefix(&self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
 
-    fn shared_facts(&self) -> Pending<'_, Option<BTreeMap<String, String>>> {
+    fn server_info(&self) -> StoreFuture<'_, Option<BTreeMap<String, String>>> {
         Box::pin(async {
             let info = self.call(&redis::cmd("INFO")).await.ok()?;
             let text: String = redis::from_redis_value(info).ok()?;

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::entry::Entry;
+use super::key::{Canonical, Key};
 use super::memory::Memory;
-use super::{Entry, Pending, Selection, Store, Tier};
-use crate::cache::key::{Canonical, Key};
+use super::store::{Store, StoreFuture, Tier};
+use super::void::Purge;
 
 /// Memory in front of a slower store.
 ///
-/// An entry carries the moment it was stored and its lives, so what is read from below lives in memory no longer than
-/// it would have lived there.
+/// An entry carries the moment it was stored and its lifetimes, so what is read from below lives in memory no longer than it
+/// would have lived there.
 pub struct Tiered<S> {
     memory: Memory,
     below: S,
@@ -28,7 +30,7 @@ impl<S: Store> Store for Tiered<S> {
         self.memory.peek(canonical)
     }
 
-    fn get<'a>(&'a self, key: &'a Key) -> Pending<'a, Option<Arc<Entry>>> {
+    fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Option<Arc<Entry>>> {
         Box::pin(async move {
             if let Some(found) = self.memory.get(key).await {
                 return Some(found);
@@ -39,26 +41,26 @@ impl<S: Store> Store for Tiered<S> {
         })
     }
 
-    fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> Pending<'a, ()> {
+    fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> StoreFuture<'a, ()> {
         self.memory.insert(Arc::clone(&entry));
         self.below.put(key, entry)
     }
 
-    fn improve(&self, entry: Arc<Entry>) {
-        self.memory.improve(entry);
+    fn replace(&self, entry: &Arc<Entry>, other: Option<Arc<Entry>>) {
+        self.memory.replace(entry, other);
     }
 
-    fn remove<'a>(&'a self, key: &'a Key) -> Pending<'a, ()> {
-        // Memory at once: what it reads back from below meanwhile is told by its age.
+    fn remove<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, ()> {
+        // Memory at once. What is read back from below meanwhile is void: that is noticed when it is read.
         drop(self.memory.remove(key));
         self.below.remove(key)
     }
 
-    fn purge<'a>(&'a self, what: &'a Selection, soft: bool) -> Pending<'a, usize> {
+    fn purge<'a>(&'a self, purge: &'a Purge) -> StoreFuture<'a, usize> {
         Box::pin(async move {
             // Below first: what memory reads back meanwhile is then purged from memory too.
-            let below = self.below.purge(what, soft).await;
-            let above = self.memory.purge(what, soft).await;
+            let below = self.below.purge(purge).await;
+            let above = self.memory.purge(purge).await;
             below.max(above)
         })
     }
@@ -67,12 +69,12 @@ impl<S: Store> Store for Tiered<S> {
         self.memory.report().into_iter().chain(self.below.report()).collect()
     }
 
-    fn families(&self) -> BTreeMap<String, u64> {
-        self.memory.families()
+    fn keys_by_prefix(&self) -> BTreeMap<String, u64> {
+        self.memory.keys_by_prefix()
     }
 
-    fn shared_facts(&self) -> Pending<'_, Option<BTreeMap<String, String>>> {
-        self.below.shared_facts()
+    fn server_info(&self) -> StoreFuture<'_, Option<BTreeMap<String, String>>> {
+        self.below.server_info()
     }
 
     fn is_up(&self) -> bool {

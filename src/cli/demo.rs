@@ -10,6 +10,7 @@ use clap::Args;
 use super::{ListenOptions, complain, say};
 use crate::config::{self, Config};
 use crate::proxy::Proxy;
+use crate::telemetry::metrics::OutcomeLabel;
 
 /// How to show it.
 #[derive(Args)]
@@ -41,7 +42,7 @@ pub fn run(options: &Options) -> ExitCode {
         return ExitCode::from(super::NO);
     };
     options.listen.apply(&mut config);
-    let _logging = crate::telemetry::log(&config.log);
+    let _logging = crate::telemetry::log::start(&config.log);
     super::serve::run_until_told(&config, |running| {
         let (address, admin) = (running.address, running.admin);
         say(format_args!(
@@ -64,8 +65,14 @@ async fn live(proxy: Arc<Proxy>) {
     let mut ticks = tokio::time::interval(TICK);
     loop {
         ticks.tick().await;
-        let count = |outcome| (0..=proxy.metrics.none_row()).map(|row| proxy.metrics.requests_of(row, outcome).0).sum::<u64>();
-        let line = format!("hits {}   misses {}   collapsed {}   stale {}   passed {}", count(0), count(2), count(3), count(1), count(4));
+        let counted = [
+            ("hits", OutcomeLabel::Hit),
+            ("misses", OutcomeLabel::Miss),
+            ("collapsed", OutcomeLabel::Collapsed),
+            ("stale", OutcomeLabel::Stale),
+            ("passed", OutcomeLabel::Pass),
+        ];
+        let line = counted.map(|(word, outcome)| format!("{word} {}", proxy.metrics.requests_with(outcome))).join("   ");
         if line == last {
             continue;
         }

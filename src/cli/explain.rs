@@ -6,8 +6,8 @@ use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{FileOption, NO, load, say};
+use crate::admin::explain::Explainer;
 use crate::clock::Wall;
-use crate::proxy::explain::Explainer;
 
 /// What to explain.
 #[derive(Args)]

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{FileOption, ListenOptions, UNREACHED, complain, load, say};
 use crate::app::{self, Running};
 use crate::config::Config;
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// How to serve.
 #[derive(Args, Clone)]
@@ -26,7 +26,7 @@ pub fn run(options: &Options) -> ExitCode {
         Err(code) => return code,
     };
     options.listen.apply(&mut config);
-    let _logging = telemetry::log(&config.log);
+    let _logging = log::start(&config.log);
     run_until_told(&config, |_| std::future::pending())
 }
 

@@ -11,12 +11,14 @@ use toml::de::DeTable;
 
 use super::env::Lookup;
 use super::reader::{Problem, Reader, Section};
+use super::route::{History, PathPattern, Route};
+use super::secret::{Secret, SecretKey};
+use super::settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Tls};
+use super::template::Template;
 use super::units::{duration, size};
-use super::{Access, Admin, Backend, BackendKind, Cache, Config, Limits, Log, Mysql, PublicUrl, RedisUrl, Secret, Tls};
-use crate::cache::seal::SecretKey;
-use crate::config::route::{History, PathPattern, Route};
-use crate::config::template::Template;
-use crate::http::freshness::Grant;
+use crate::http::freshness::FreshnessPolicy;
+use crate::request::client::PublicUrl;
+use crate::request::target::Target;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -55,7 +57,7 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let mut warm = top.table("warm", "[warm]");
     let targets = warm.strings("targets").unwrap_or_default();
     for target in &targets {
-        if crate::request::target::Target::parse(target).is_err() {
+        if Target::parse(target).is_err() {
             warm.error("targets", format!("'{target}' is not a path such as /api/symbols"));
         }
     }
@@ -238,7 +240,7 @@ fn mysql(section: &mut Section<'_, '_>, used: bool, connect_timeout: Duration) -
     used.then_some(config)
 }
 
-fn cache(mut section: Section<'_, '_>) -> Cache {
+fn cache(mut section: Section<'_, '_>) -> CacheSettings {
     let memory = section.parsed("memory", size).unwrap_or(256 << 20);
     let password = section.string("redis_password").filter(|password| !password.is_empty());
     let redis = section.parsed("redis", |text| if text.is_empty() { Ok(None) } else { redis_url(text, password).map(Some) }).flatten();
@@ -270,7 +272,15 @@ fn cache(mut section: Section<'_, '_>) -> Cache {
     }
     section.finish();
     let encryption = current.map(|current| (current, previous));
-    Cache { encryption, memory, redis, namespace: namespace.unwrap_or_else(|| "sluice".into()), max_object, compress_above, redis_timeout }
+    CacheSettings {
+        encryption,
+        memory,
+        redis,
+        namespace: namespace.unwrap_or_else(|| "sluice".into()),
+        max_object,
+        compress_above,
+        redis_timeout,
+    }
 }
 
 fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
@@ -292,7 +302,7 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
     let methods = methods(&mut section, cache);
     let with = section.strings("with").unwrap_or_default();
     let without = section.strings("without").unwrap_or_default();
-    let grant = Grant {
+    let policy = FreshnessPolicy {
         ttl: section.parsed("ttl", duration).unwrap_or_default(),
         negative_ttl: section.parsed("negative_ttl", duration).unwrap_or_default(),
         stale_while_revalidate: section.parsed("stale_while_revalidate", duration).unwrap_or_default(),
@@ -303,8 +313,8 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         authorized: false,
     };
     let authorization = section.choice("authorization", &[("bypass", false), ("respect", true)]).unwrap_or(false);
-    let by_language = section.choice("language", &[("exact", false), ("prefer", true)]).unwrap_or(false);
-    let by_parts = section.choice("parts", &[("whole", false), ("complete", true)]).unwrap_or(false);
+    let match_language = section.choice("language", &[("exact", false), ("prefer", true)]).unwrap_or(false);
+    let complete_ranges = section.choice("parts", &[("whole", false), ("complete", true)]).unwrap_or(false);
     let client_directives = section.choice("client_directives", &[("ignore", false), ("respect", true)]).unwrap_or(false);
     let query = section.strings("query");
     let fold_case = section.strings("fold_case").unwrap_or_default();
@@ -343,11 +353,11 @@ fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
         with,
         without,
         cache,
-        authorization,
+        share_authorized: authorization,
         client_directives,
-        by_language,
-        by_parts,
-        grant,
+        match_language,
+        complete_ranges,
+        policy,
         key,
         query,
         fold_case,

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use http::Method;
 
+use super::template::Template;
 use crate::clock::{Wall, millis};
-use crate::config::template::Template;
-use crate::http::freshness::Grant;
-use crate::proxy::decide::Rule;
+use crate::http::freshness::FreshnessPolicy;
 use crate::request::target::Target;
 use crate::request::timestamp;
 
@@ -28,16 +27,17 @@ pub struct Route {
     pub without: Vec<String>,
     /// `false`: requests pass through.
     pub cache: bool,
-    /// Whether answers to requests with `Authorization` may be shared where they say so.
-    pub authorization: bool,
-    /// Whether an answer in a language is also for those who prefer that language.
-    pub by_language: bool,
-    /// Whether a `Range` is sent on where nothing is stored, and the beginning that comes so remembered.
-    pub by_parts: bool,
-    /// Whether what clients ask of caches (`Cache-Control` of requests) is heeded.
+    /// Whether responses to requests with `Authorization` may be shared where they say so (`authorization = "respect"`).
+    pub share_authorized: bool,
+    /// Whether a response in a language is also for those who prefer that language (`language = "prefer"`).
+    pub match_language: bool,
+    /// Whether a `Range` is sent on where nothing is stored, and the beginning that comes so is completed later
+    /// (`parts = "complete"`).
+    pub complete_ranges: bool,
+    /// Whether `Cache-Control` of requests counts (`client_directives = "respect"`).
     pub client_directives: bool,
-    /// The lives it grants.
-    pub grant: Grant,
+    /// How long it lets responses live.
+    pub policy: FreshnessPolicy,
     /// The readable part of the key.
     pub key: Template,
     /// The parameters that matter; `None`: all.
@@ -100,32 +100,34 @@ impl Route {
             && !self.without.iter().any(|name| target.has(name))
     }
 
-    /// What bears on whether the cache has a say.
+    /// Whether the rule caches responses to a method. HEAD is answered from what is stored for GET if `head_as_get`.
     #[must_use]
-    pub fn rule(&self, head_as_get: bool) -> Rule<'_> {
-        Rule { cache: self.cache, methods: &self.methods, head_as_get, authorization: self.authorization }
+    pub fn caches(&self, method: &Method, head_as_get: bool) -> bool {
+        // Responses to POST may be stored for GET, but each POST itself goes to the upstream.
+        let named = *method != Method::POST && self.methods.contains(method);
+        named || (head_as_get && method == Method::HEAD && self.methods.contains(&Method::GET))
     }
 
-    /// Whether an answer to this method, which is passed on, may say something about what is stored for GET.
+    /// Whether the response to this method, which is passed on, may store or update what answers GET.
     #[must_use]
-    pub fn learns_from(&self, method: &Method) -> bool {
+    pub fn updates_from(&self, method: &Method) -> bool {
         let named = self.methods.contains(method) || *method == Method::HEAD;
         self.cache && named && matches!(*method, Method::HEAD | Method::POST) && self.methods.contains(&Method::GET)
     }
 
-    /// The lives that this rule grants an answer to `target`, asked for at `now`.
+    /// How long the rule lets a response for `target` live that is asked for at `now`.
     #[must_use]
-    pub fn grant(&self, target: &Target<'_>, now: Wall) -> Grant {
+    pub fn policy_for(&self, target: &Target<'_>, now: Wall) -> FreshnessPolicy {
         match &self.history {
-            Some(history) if history.applies(target, now) => Grant { ttl: history.ttl, ..self.grant },
-            _ => self.grant,
+            Some(history) if history.applies(target, now) => FreshnessPolicy { ttl: history.ttl, ..self.policy },
+            _ => self.policy,
         }
     }
 }
 
 impl History {
-    /// Whether the target asks about a span that ended long enough before `now`. A moment that cannot be read is not
-    /// in the past.
+    /// Whether the target asks about a span that ended long enough before `now`. A time that cannot be read is not in the
+    /// past.
     #[must_use]
     pub fn applies(&self, target: &Target<'_>, now: Wall) -> bool {
         let Some(end) = target.text(&self.parameter).and_then(|text| timestamp::parse(&text)) else { return false };

@@ -1,8 +1,8 @@
-//! Single-flight: for each key one fetch at a time, however many ask.
+//! Collapsed forwarding: for each key one fetch at a time, however many ask.
 //!
-//! The one who finds no flight under its key gets the [`Lead`] and hands it to a task of its own; everyone, that one
-//! included, then follows the [`Flight`]. A lead that is dropped without having said how it ended releases its
-//! followers with [`Failure::Lost`]. Followers learn whether the answer may be shared before they get any of it.
+//! Whoever finds no fetch under its key gets the [`Leader`] and hands it to a task of its own; everyone, that one included,
+//! is then a [`Follower`]. A leader that is dropped without having said how it ended releases its followers with
+//! [`Failure::Lost`]. Followers learn whether the response may be shared before they get any of it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,105 +11,105 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::fill::Fill;
 use crate::cache::key::Canonical;
-use crate::fetch::fill::Fill;
-use crate::proxy::outcome::Failure;
+use crate::upstream::failure::Failure;
 
-/// Where a fetch stands.
+/// How far a fetch is.
 #[derive(Clone)]
-pub enum Phase {
-    /// The backend has not answered yet.
+pub enum Progress {
+    /// The upstream has not answered yet.
     Pending,
-    /// It answered, and the answer is for everyone who waits.
+    /// It answered, and the response is for everyone who waits.
     Shared(Arc<Fill>),
-    /// It answered, and the answer belongs to the request that caused it.
+    /// It answered, and the response is for the request alone that caused it.
     Unshared,
     /// It did not answer.
     Failed(Failure),
 }
 
 /// All fetches under way.
-pub struct Flights {
-    map: Mutex<HashMap<Bytes, Arc<Flight>>>,
-    max_waiters: usize,
+pub struct Collapse {
+    fetches: Mutex<HashMap<Bytes, Arc<Fetch>>>,
+    max_followers: usize,
 }
 
 /// One fetch under way.
-pub struct Flight {
-    phase: watch::Sender<Phase>,
-    waiters: AtomicUsize,
+struct Fetch {
+    progress: watch::Sender<Progress>,
+    followers: AtomicUsize,
 }
 
-/// What a request gets that asks to join.
+/// What a request gets that asks for a key.
 pub enum Join {
     /// It is the first: it must start the fetch, and may follow it.
-    First(Lead, Follower),
+    Lead(Leader, Follower),
     /// A fetch is under way.
     Follow(Follower),
     /// A fetch is under way, and too many wait for it.
     Full,
 }
 
-impl Flights {
-    /// No fetch under way; at most `max_waiters` may wait for each.
+impl Collapse {
+    /// No fetch under way; at most `max_followers` may wait for each.
     #[must_use]
-    pub fn new(max_waiters: usize) -> Arc<Self> {
-        Arc::new(Self { map: Mutex::default(), max_waiters })
+    pub fn new(max_followers: usize) -> Arc<Self> {
+        Arc::new(Self { fetches: Mutex::default(), max_followers })
     }
 
-    fn map(&self) -> MutexGuard<'_, HashMap<Bytes, Arc<Flight>>> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    fn fetches(&self) -> MutexGuard<'_, HashMap<Bytes, Arc<Fetch>>> {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Joins the fetch under a key, or begins one.
     #[must_use]
     pub fn join(self: &Arc<Self>, canonical: &Canonical) -> Join {
-        let mut map = self.map();
-        if let Some(flight) = map.get(&canonical.0) {
-            if flight.waiters.fetch_add(1, Ordering::Relaxed) >= self.max_waiters {
-                flight.waiters.fetch_sub(1, Ordering::Relaxed);
+        let mut fetches = self.fetches();
+        if let Some(fetch) = fetches.get(&canonical.0) {
+            if fetch.followers.fetch_add(1, Ordering::Relaxed) >= self.max_followers {
+                fetch.followers.fetch_sub(1, Ordering::Relaxed);
                 return Join::Full;
             }
-            return Join::Follow(Follower(Arc::clone(flight)));
+            return Join::Follow(Follower(Arc::clone(fetch)));
         }
-        let flight = Arc::new(Flight { phase: watch::Sender::new(Phase::Pending), waiters: AtomicUsize::new(1) });
-        map.insert(canonical.0.clone(), Arc::clone(&flight));
-        let lead = Lead { flights: Arc::clone(self), canonical: canonical.0.clone(), flight: Arc::clone(&flight) };
-        Join::First(lead, Follower(flight))
+        let fetch = Arc::new(Fetch { progress: watch::Sender::new(Progress::Pending), followers: AtomicUsize::new(1) });
+        fetches.insert(canonical.0.clone(), Arc::clone(&fetch));
+        let leader = Leader { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
+        Join::Lead(leader, Follower(fetch))
     }
 }
 
 /// The duty to fetch. While it lives, no second fetch begins under its key.
-pub struct Lead {
-    flights: Arc<Flights>,
+pub struct Leader {
+    collapse: Arc<Collapse>,
     canonical: Bytes,
-    flight: Arc<Flight>,
+    fetch: Arc<Fetch>,
 }
 
-impl Lead {
-    /// The answer is for everyone who waits.
+impl Leader {
+    /// The response is for everyone who waits.
     pub fn share(&self, fill: Arc<Fill>) {
-        self.flight.phase.send_replace(Phase::Shared(fill));
+        self.fetch.progress.send_replace(Progress::Shared(fill));
     }
 
-    /// The answer is not to be shared; from now on, others fetch for themselves.
+    /// The response is not to be shared; from now on, others ask for themselves.
     pub fn unshare(self) {
-        self.flight.phase.send_replace(Phase::Unshared);
+        self.fetch.progress.send_replace(Progress::Unshared);
     }
 
-    /// There is no answer.
+    /// There is no response.
     pub fn fail(self, failure: Failure) {
-        self.flight.phase.send_replace(Phase::Failed(failure));
+        self.fetch.progress.send_replace(Progress::Failed(failure));
     }
 }
 
-impl Drop for Lead {
+impl Drop for Leader {
     fn drop(&mut self) {
-        self.flights.map().remove(&self.canonical);
-        self.flight.phase.send_if_modified(|phase| {
-            let lost = matches!(phase, Phase::Pending);
+        self.collapse.fetches().remove(&self.canonical);
+        self.fetch.progress.send_if_modified(|progress| {
+            let lost = matches!(progress, Progress::Pending);
             if lost {
-                *phase = Phase::Failed(Failure::Lost);
+                *progress = Progress::Failed(Failure::Lost);
             }
             lost
         });
@@ -117,23 +117,23 @@ impl Drop for Lead {
 }
 
 /// One who waits for a fetch.
-pub struct Follower(Arc<Flight>);
+pub struct Follower(Arc<Fetch>);
 
 impl Follower {
-    /// How the fetch ended, or that its answer can be read. The caller sets the deadline.
-    pub async fn outcome(&self) -> Phase {
-        let mut phase = self.0.phase.subscribe();
-        // The sender lives in the flight that we hold, so this fails never; were it to, the fetch would be lost.
-        match phase.wait_for(|phase| !matches!(phase, Phase::Pending)).await {
-            Ok(phase) => phase.clone(),
-            Err(_) => Phase::Failed(Failure::Lost),
+    /// How the fetch ended, or that its response can be read. The caller sets the deadline.
+    pub async fn outcome(&self) -> Progress {
+        let mut progress = self.0.progress.subscribe();
+        // The sender is held by the fetch, which we hold: this never fails. Were it to, the fetch would be lost.
+        match progress.wait_for(|progress| !matches!(progress, Progress::Pending)).await {
+            Ok(progress) => progress.clone(),
+            Err(_) => Progress::Failed(Failure::Lost),
         }
     }
 }
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, Ordering::Relaxed);
+        self.0.followers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -145,15 +145,15 @@ mod tests {
         Canonical(Bytes::from_static(b"k"))
     }
 
-    fn first(flights: &Arc<Flights>) -> (Lead, Follower) {
-        match flights.join(&key()) {
-            Join::First(lead, follower) => (lead, follower),
+    fn first(collapse: &Arc<Collapse>) -> (Leader, Follower) {
+        match collapse.join(&key()) {
+            Join::Lead(leader, follower) => (leader, follower),
             _ => panic!("not the first"),
         }
     }
 
-    fn follow(flights: &Arc<Flights>) -> Follower {
-        match flights.join(&key()) {
+    fn follow(collapse: &Arc<Collapse>) -> Follower {
+        match collapse.join(&key()) {
             Join::Follow(follower) => follower,
             _ => panic!("not a follower"),
         }
@@ -161,54 +161,54 @@ mod tests {
 
     #[tokio::test]
     async fn one_leads_and_the_others_follow_to_one_end() {
-        let flights = Flights::new(10);
-        let (lead, one) = first(&flights);
-        let other = follow(&flights);
-        lead.fail(Failure::Timeout);
-        assert!(matches!(one.outcome().await, Phase::Failed(Failure::Timeout)));
-        assert!(matches!(other.outcome().await, Phase::Failed(Failure::Timeout)));
-        first(&flights);
+        let collapse = Collapse::new(10);
+        let (leader, one) = first(&collapse);
+        let other = follow(&collapse);
+        leader.fail(Failure::Timeout);
+        assert!(matches!(one.outcome().await, Progress::Failed(Failure::Timeout)));
+        assert!(matches!(other.outcome().await, Progress::Failed(Failure::Timeout)));
+        first(&collapse);
     }
 
     #[tokio::test]
     async fn a_leader_that_is_dropped_releases_its_followers() {
-        let flights = Flights::new(10);
-        let (lead, _) = first(&flights);
-        let follower = follow(&flights);
-        drop(lead);
-        assert!(matches!(follower.outcome().await, Phase::Failed(Failure::Lost)));
-        assert!(flights.map().is_empty());
+        let collapse = Collapse::new(10);
+        let (leader, _) = first(&collapse);
+        let follower = follow(&collapse);
+        drop(leader);
+        assert!(matches!(follower.outcome().await, Progress::Failed(Failure::Lost)));
+        assert!(collapse.fetches().is_empty());
     }
 
     #[tokio::test]
     async fn a_leader_that_panics_releases_its_followers() {
-        let flights = Flights::new(10);
-        let (lead, follower) = first(&flights);
+        let collapse = Collapse::new(10);
+        let (leader, follower) = first(&collapse);
         let task = tokio::spawn(async move {
-            let _lead = lead;
+            let _leader = leader;
             panic!("as leaders may");
         });
-        assert!(matches!(follower.outcome().await, Phase::Failed(Failure::Lost)));
+        assert!(matches!(follower.outcome().await, Progress::Failed(Failure::Lost)));
         assert!(task.await.is_err());
     }
 
     #[tokio::test]
     async fn all_followers_may_leave_and_the_fetch_goes_on() {
-        let flights = Flights::new(10);
-        let (lead, follower) = first(&flights);
+        let collapse = Collapse::new(10);
+        let (leader, follower) = first(&collapse);
         drop(follower);
-        let late = follow(&flights);
-        lead.unshare();
-        assert!(matches!(late.outcome().await, Phase::Unshared));
+        let late = follow(&collapse);
+        leader.unshare();
+        assert!(matches!(late.outcome().await, Progress::Unshared));
     }
 
     #[test]
     fn only_so_many_wait_and_those_who_leave_make_room() {
-        let flights = Flights::new(2);
-        let (_lead, _first) = first(&flights);
-        let second = follow(&flights);
-        assert!(matches!(flights.join(&key()), Join::Full));
+        let collapse = Collapse::new(2);
+        let (_leader, _first) = first(&collapse);
+        let second = follow(&collapse);
+        assert!(matches!(collapse.join(&key()), Join::Full));
         drop(second);
-        follow(&flights);
+        follow(&collapse);
     }
 }

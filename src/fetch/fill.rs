@@ -17,18 +17,19 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::body::{BoxError, Broken, Stream};
-use crate::cache::Entry;
+use crate::body::{BoxError, Stream};
+use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
-use crate::proxy::outcome::Failure;
-use crate::telemetry::Metrics;
+
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::failure::{BrokenBody, Failure};
 
 /// How long a body that cannot be stored waits for its first reader.
 const FIRST_READER: Duration = Duration::from_secs(2);
 /// How far the writer may be ahead of the slowest reader once the body is too large to store.
 const WINDOW: usize = 256 << 10;
 
-/// The head of the answer whose body fills, and what is known of it.
+/// The head of the response whose body fills, and what is known of it.
 #[derive(Debug)]
 pub struct Head {
     /// Its status.
@@ -187,7 +188,7 @@ impl Fill {
         self.state().end.and_then(Result::err)
     }
 
-    /// Says what was made of the body.
+    /// Says what was made of the body: the entry that was stored, or nothing.
     pub fn settle(&self, entry: Option<Arc<Entry>>) {
         self.state().settled = Some(entry);
         self.ended.notify_waiters();
@@ -244,10 +245,10 @@ impl Drop for Fill {
     }
 }
 
-/// The one who fills. Dropped without an end, the body counts as broken off.
+/// Fills the body. Dropped without having said how it ended, the body counts as broken off.
 pub struct Writer(Arc<Fill>);
 
-/// No one reads any more and it cannot be stored either.
+/// Nobody reads any more, and the body cannot be stored either.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Abandoned;
 
@@ -255,7 +256,7 @@ impl Writer {
     /// Adds bytes; once the body only passes by, waits until the slowest reader is near.
     ///
     /// # Errors
-    /// [`Abandoned`] if the bytes are of use to no one.
+    /// [`Abandoned`] if the bytes are of use to nobody.
     pub async fn push(&self, chunk: Bytes) -> Result<(), Abandoned> {
         if chunk.is_empty() {
             return Ok(());
@@ -291,9 +292,9 @@ impl Writer {
                     return Err(Abandoned);
                 }
             }
-            // The one who asked is about to read, unless it left before there was anything to read.
-            let patience = if fill.state().next_reader == 0 { FIRST_READER } else { Duration::MAX };
-            if timeout(patience, room).await.is_err() {
+            // The client that asked is about to read, unless it left before there was anything to read.
+            let deadline = if fill.state().next_reader == 0 { FIRST_READER } else { Duration::MAX };
+            if timeout(deadline, room).await.is_err() {
                 return Err(Abandoned);
             }
         }
@@ -355,7 +356,7 @@ impl Body for Reader {
         }
         match state.end {
             Some(Ok(())) => Poll::Ready(None),
-            Some(Err(failure)) => Poll::Ready(Some(Err(Box::new(Broken(failure))))),
+            Some(Err(failure)) => Poll::Ready(Some(Err(Box::new(BrokenBody(failure))))),
             None => {
                 reader.waker = Some(cx.waker().clone());
                 Poll::Pending

@@ -1,8 +1,8 @@
-//! What answers to other methods teach the cache about GET: a POST's answer that is the representation of its own address
-//! (RFC 9110 §9.3.3), and a HEAD's fields (RFC 9111 §4.3.5).
+//! What responses to other methods say about the stored response to GET: a POST's that is the representation of its own target
+//! URI (RFC 9110 §9.3.3) is stored, and a HEAD's fields freshen or invalidate what is stored (RFC 9111 §4.3.5).
 //!
-//! Both come from requests that were passed on, and only from those in which nothing could have changed the answer that
-//! a GET would not have said too ([`forward::is_plain`]).
+//! Both come from requests that were passed, and only from those that said nothing beyond what the key holds
+//! ([`is_fully_keyed`](crate::upstream::request_fields::is_fully_keyed)).
 
 use std::sync::Arc;
 
@@ -13,68 +13,68 @@ use http_body_util::BodyExt;
 
 use super::{Fetcher, Job};
 use crate::body::Stream;
-use crate::cache::entry::{Answer, Content, Entry};
-use crate::cache::key::{Canonical, Key};
+use crate::cache::entry::{Content, Entry, StoredResponse};
 use crate::clock::Wall;
 use crate::http::conditional::validates;
 use crate::http::encoding::Coding;
 use crate::http::freshness::{Verdict, verdict};
 use crate::http::vary::Vary;
-use crate::upstream::forward;
+use crate::upstream::response_fields;
 
-/// Whether the answer to a POST is the representation of the address that it was sent to.
+/// Whether the response to a POST is the representation of the target that it was sent to.
 #[must_use]
-pub fn names_itself(status: StatusCode, fields: &HeaderMap, path_and_query: &str) -> bool {
+pub fn represents_its_target(status: StatusCode, fields: &HeaderMap, path_and_query: &str) -> bool {
     let mut locations = fields.get_all(CONTENT_LOCATION).iter();
     let (first, second) = (locations.next(), locations.next());
     status == StatusCode::OK && second.is_none() && first.is_some_and(|location| location == path_and_query)
 }
 
 impl Fetcher {
-    /// Keeps an answer as if it had been fetched, while whoever asked reads it, if it may be kept.
+    /// Stores a response as if it had been fetched, if it may be stored, while whoever asked reads it.
     #[must_use]
-    pub fn adopt(self: &Arc<Self>, job: Job, mut answer: Response<Stream>) -> Response<Stream> {
-        forward::clean_answer(answer.headers_mut());
-        let (Vary::Fields(names), Verdict::Store(lives), Coding::Identity | Coding::Gzip) =
-            (Vary::of(answer.headers()), verdict(&job.grant, answer.status(), answer.headers(), Wall::now()), Coding::of(answer.headers()))
-        else {
-            return answer;
+    pub fn store_passing(self: &Arc<Self>, job: Job, mut response: Response<Stream>) -> Response<Stream> {
+        response_fields::clean(response.headers_mut());
+        let (Vary::Fields(names), Verdict::Store(lifetimes), Coding::Identity | Coding::Gzip) = (
+            Vary::of(response.headers()),
+            verdict(&job.policy, response.status(), response.headers(), Wall::now()),
+            Coding::of(response.headers()),
+        ) else {
+            return response;
         };
-        let (head, body) = answer.into_parts();
+        let (head, body) = response.into_parts();
         let (fill, writer) = self.start_fill(&job, head, names, body.size_hint().exact(), true);
-        // Nobody has read yet, so the first byte is there.
+        // Nobody has read yet, so the first byte is still there.
         let reading = fill.reader().map_or_else(crate::body::empty, BodyExt::boxed_unsync);
         let response = fill.head.response(reading);
         let fetcher = Arc::clone(self);
-        self.runtime.spawn(async move { fetcher.pump(&job, None, &fill, writer, body, Some(lives)).await });
+        self.runtime.spawn(async move { fetcher.transfer(&job, None, &fill, writer, body, Some(lifetimes)).await });
         response
     }
 
-    /// A HEAD was answered with these fields: what is stored for GET is as it was and gets them, or it is not fresh any
-    /// more.
-    pub async fn heard(self: Arc<Self>, job: Job, entry: Arc<Entry>, told: HeaderMap) {
-        let Content::Answer(answer) = &entry.content else { return };
-        if !is_the_same(&told, answer) {
-            let key = Key { canonical: Canonical(entry.canonical.clone()), readable: entry.readable.clone(), tags: entry.tags.clone() };
-            return self.store.put(&key, Arc::new(entry.expired(Wall::now()))).await;
+    /// A HEAD was answered with these fields. What is stored for GET gets them if it is still the same, and is stale if not.
+    pub async fn update_from_head(self: Arc<Self>, job: Job, entry: Arc<Entry>, head: HeaderMap) {
+        let Content::Response(response) = &entry.content else { return };
+        if !is_the_same(&head, response) {
+            let stale = Arc::new(entry.expired(Wall::now(), job.asked_at));
+            return self.cache.put(&entry.key(), stale, &job.target_uri).await;
         }
-        if let Some(revived) = self.revive(&entry, &told).await {
-            drop(self.adopt(job, revived));
+        if let Some(fresh) = self.freshen(&entry, &head).await {
+            drop(self.store_passing(job, fresh));
         }
     }
 }
 
-/// Whether the answer to a HEAD has the validators and the length of what is stored, as far as it says them.
-fn is_the_same(told: &HeaderMap, answer: &Answer) -> bool {
-    let modified = told.get(LAST_MODIFIED).is_none_or(|date| answer.fields.get(LAST_MODIFIED) == Some(date));
-    let coding = match Coding::of(told) {
-        Coding::Identity if told.contains_key(CONTENT_ENCODING) => None,
+/// Whether the response to a HEAD has the validators and the length of what is stored, as far as it says them.
+fn is_the_same(head: &HeaderMap, stored: &StoredResponse) -> bool {
+    let modified = head.get(LAST_MODIFIED).is_none_or(|date| stored.fields.get(LAST_MODIFIED) == Some(date));
+    let coding = match Coding::of(head) {
+        Coding::Identity if head.contains_key(CONTENT_ENCODING) => None,
         coding => Some(coding),
     };
     // The length is that of the coded bytes; of others it is not known.
-    let stored = (coding == Some(answer.coding) && answer.coding == answer.sent_coding).then_some(answer.body.len());
-    let length = told.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    validates(told, &answer.fields) && modified && (length.is_none() || stored.is_none() || length == stored)
+    let known = (coding == Some(stored.coding) && stored.coding == stored.sent_coding).then_some(stored.body.len());
+    let length = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    validates(head, &stored.fields) && modified && (length.is_none() || known.is_none() || length == known)
 }
 
 #[cfg(test)]
@@ -88,16 +88,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_very_address_is_its_own() {
-        let of = |location| names_itself(StatusCode::OK, &fields(&[("content-location", location)]), "/a?b");
+    fn only_the_very_target_counts() {
+        let of = |location| represents_its_target(StatusCode::OK, &fields(&[("content-location", location)]), "/a?b");
         assert!(of("/a?b") && !of("/a") && !of("/a?B") && !of("http://h/a?b"));
-        assert!(!names_itself(StatusCode::CREATED, &fields(&[("content-location", "/a?b")]), "/a?b"));
+        assert!(!represents_its_target(StatusCode::CREATED, &fields(&[("content-location", "/a?b")]), "/a?b"));
     }
 
     #[test]
     fn a_head_tells_whether_the_stored_answer_is_still_the_same() {
         let stored = fields(&[("etag", "\"a\""), ("last-modified", "then")]);
-        let answer = Answer::new(StatusCode::OK, stored, Coding::Identity, Coding::Identity, Bytes::from_static(b"hello"));
+        let response = StoredResponse::new(StatusCode::OK, stored, Coding::Identity, Coding::Identity, Bytes::from_static(b"hello"));
         for (told, same) in [
             (fields(&[]), true),
             (fields(&[("etag", "\"a\""), ("content-length", "5")]), true),
@@ -106,7 +106,7 @@ mod tests {
             (fields(&[("content-length", "6")]), false),
             (fields(&[("content-length", "6"), ("content-encoding", "gzip")]), true),
         ] {
-            assert_eq!(is_the_same(&told, &answer), same, "{told:?}");
+            assert_eq!(is_the_same(&told, &response), same, "{told:?}");
         }
     }
 }

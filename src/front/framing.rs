@@ -50,7 +50,7 @@ enum State {
     /// Within the trailers: bytes of all, bytes of this line, whether CR was read.
     Trailers { read: usize, line: usize, cr: bool },
     /// HTTP/2, which has frames of its own.
-    Foreign,
+    Http2,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +68,8 @@ struct Partial {
     next: Line,
     /// An empty line stood before the request.
     skipped: bool,
-    /// HTTP/1.0.
-    old: bool,
+    /// The request is HTTP/1.0.
+    http10: bool,
     length: Option<u64>,
     chunked: bool,
 }
@@ -85,7 +85,7 @@ enum Line {
     Field(usize),
 }
 
-const HEAD: State = State::Head(Partial { at: 0, next: Line::Request, skipped: false, old: false, length: None, chunked: false });
+const HEAD: State = State::Head(Partial { at: 0, next: Line::Request, skipped: false, http10: false, length: None, chunked: false });
 const SIZE: State = State::Size { read: 0, size: 0, part: SizePart::Digits };
 
 impl Framing {
@@ -103,8 +103,8 @@ impl Framing {
 
     /// Whether the connection speaks HTTP/2.
     #[must_use]
-    pub const fn is_foreign(&self) -> bool {
-        matches!(self.state, State::Foreign)
+    pub const fn is_http2(&self) -> bool {
+        matches!(self.state, State::Http2)
     }
 
     /// Looks at the next bytes. Returns how many of them may go on, and what follows those.
@@ -113,7 +113,7 @@ impl Framing {
         while at < bytes.len() {
             let rest = &bytes[at..];
             match self.state {
-                State::Foreign => return (bytes.len(), Next::More),
+                State::Http2 => return (bytes.len(), Next::More),
                 State::Head(partial) => match self.head(rest, partial) {
                     Ok(Some(end)) => at += end,
                     Ok(None) => return (at, Next::More),
@@ -156,9 +156,9 @@ impl Framing {
                 // One empty line may stand before a request (RFC 9112 §2.2).
                 Line::Request if line.is_empty() && !partial.skipped => partial.skipped = true,
                 Line::Request if line == b"PRI * HTTP/2.0" && self.heads == 0 && !partial.skipped => partial.next = Line::Preface,
-                Line::Request => (partial.old, partial.next) = (request_line(line)?, Line::Field(0)),
+                Line::Request => (partial.http10, partial.next) = (request_line(line)?, Line::Field(0)),
                 Line::Preface if line.is_empty() => {
-                    self.state = State::Foreign;
+                    self.state = State::Http2;
                     break;
                 }
                 Line::Preface => return Err(Refusal::Version),
@@ -241,7 +241,7 @@ impl Partial {
     const fn body(&self) -> Result<State, Refusal> {
         match (self.length, self.chunked) {
             (Some(_), true) => Err(Refusal::LengthAndCoding),
-            (None, true) if self.old => Err(Refusal::LengthAndCoding),
+            (None, true) if self.http10 => Err(Refusal::LengthAndCoding),
             (None, true) => Ok(SIZE),
             (None | Some(0), false) => Ok(HEAD),
             (Some(length), false) => Ok(State::Sized(length)),

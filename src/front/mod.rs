@@ -1,5 +1,12 @@
-//! Bytes to requests and answers to bytes: listeners, connections, their bounds and deadlines.
+//! Bytes to requests, and responses to bytes: listeners ([`listener`]), how many connections there may be
+//! ([`connection_limits`]), one connection ([`connection`]) with its deadlines ([`deadlines`], [`body`]), and what is checked
+//! of its raw bytes before the HTTP library reads them ([`socket`], [`framing`]).
+//!
+//! Knows bytes, clients and their limits. Knows nothing of what answers: that is a function it is given.
 
+pub mod body;
+pub mod connection;
+pub mod connection_limits;
 pub mod deadlines;
 pub mod framing;
 pub mod listener;

@@ -1,4 +1,5 @@
-//! A client's connection as the HTTP library sees it: its movements noted, its framing checked, interim answers let in.
+//! A client's connection as the HTTP library sees it: its reads and writes noted, its framing checked, interim responses let
+//! in.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,66 +12,66 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::front::deadlines::Pulse;
-use crate::front::framing::{Framing, Next};
-use crate::request::interim::Outbox;
+use super::deadlines::Activity;
+use super::framing::{Framing, Next};
+use crate::request::interim::InterimQueue;
 use crate::request::refusal::Refusal;
 
-/// What stands for a head that is refused: the library reads it, and the request that comes of it is answered with the
-/// refusal. Nothing of what the client sent gets further than here.
-const STAND_IN: &[u8] = b"REFUSED / HTTP/1.1\r\n\r\n";
-/// How many bytes of the rest of a refused connection are read and thrown away, and for how long, so that the answer
-/// reaches a client that is still sending: closing before that would reset the connection.
+/// What the library reads instead of a head that is refused: the request that comes of it is answered with the refusal.
+/// Nothing of what the client sent gets further than here.
+const PLACEHOLDER: &[u8] = b"REFUSED / HTTP/1.1\r\n\r\n";
+/// How many bytes of the rest of a refused connection are read and thrown away, and for how long (RFC 9112 §9.6): closing
+/// while the client is still sending would reset the connection, and the client might lose the answer.
 const LINGER_BYTES: usize = 256 << 10;
 const LINGER: Duration = Duration::from_secs(2);
 
 /// The request of a connection, counted from one, that was refused, and why.
-pub type Refused = Arc<OnceLock<(u64, Refusal)>>;
+pub type RefusedRequest = Arc<OnceLock<(u64, Refusal)>>;
 
 /// A client's connection.
 pub struct Socket {
     stream: TcpStream,
-    pulse: Arc<Pulse>,
-    outbox: Arc<Outbox>,
+    activity: Arc<Activity>,
+    interim: Arc<InterimQueue>,
     framing: Framing,
-    refused: Refused,
-    /// Bytes that came and may not go on yet: the beginning of a head.
+    refused: RefusedRequest,
+    /// Bytes that were read and not handed out: the beginning of a head that is not whole yet, mostly.
     held: BytesMut,
-    /// How many of those may.
-    passed: usize,
+    /// How many of those may be handed out.
+    checked: usize,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl Socket {
     /// A connection whose requests have heads of at most `max_head` bytes. What is refused is said in `refused`.
     #[must_use]
-    pub fn new(stream: TcpStream, pulse: Arc<Pulse>, outbox: Arc<Outbox>, max_head: usize, refused: Refused) -> Self {
-        Self { stream, pulse, outbox, framing: Framing::new(max_head), refused, held: BytesMut::new(), passed: 0, linger: None }
+    pub fn new(stream: TcpStream, activity: Arc<Activity>, interim: Arc<InterimQueue>, max_head: usize, refused: RefusedRequest) -> Self {
+        Self { stream, activity, interim, framing: Framing::new(max_head), refused, held: BytesMut::new(), checked: 0, linger: None }
     }
 
-    /// Hands out bytes that may go on.
+    /// Hands out bytes that were checked.
     fn hand_out(&mut self, buffer: &mut ReadBuf<'_>) {
-        let count = self.passed.min(buffer.remaining());
+        let count = self.checked.min(buffer.remaining());
         buffer.put_slice(&self.held[..count]);
         self.held.advance(count);
-        self.passed -= count;
+        self.checked -= count;
         if self.held.is_empty() {
             // Idle connections hold no memory.
             self.held = BytesMut::new();
         }
     }
 
-    /// Notes a refusal, for the request that the stand-in becomes.
+    /// Notes a refusal for the request that the placeholder becomes.
     fn refuse(&mut self, refusal: Refusal) {
         let _ = self.refused.set((self.framing.heads() + 1, refusal));
-        self.held.truncate(self.passed);
-        self.held.extend_from_slice(STAND_IN);
-        self.passed = self.held.len();
+        self.held.truncate(self.checked);
+        self.held.extend_from_slice(PLACEHOLDER);
+        self.checked = self.held.len();
     }
 
-    /// What comes after inspected bytes; `count` of what is held may go on.
-    fn follow(&mut self, count: usize, next: Next) -> io::Result<()> {
-        self.passed = count;
+    /// Acts on what the framing says of bytes: `count` of those that are held may be handed out.
+    fn apply(&mut self, count: usize, next: Next) -> io::Result<()> {
+        self.checked = count;
         match next {
             Next::More => {}
             Next::Refuse(refusal) => self.refuse(refusal),
@@ -84,7 +85,7 @@ impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            if this.passed > 0 {
+            if this.checked > 0 {
                 this.hand_out(buffer);
                 return Poll::Ready(Ok(()));
             }
@@ -96,18 +97,18 @@ impl AsyncRead for Socket {
                 // Nearly always whole heads come at once: they are looked at where the library wants them.
                 let before = buffer.filled().len();
                 ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-                let came = &buffer.filled()[before..];
-                if came.is_empty() {
+                let read = &buffer.filled()[before..];
+                if read.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                let (count, next) = this.framing.inspect(came);
-                this.pulse.did_read(this.framing.is_foreign());
-                if count == came.len() && next == Next::More {
+                let (count, next) = this.framing.inspect(read);
+                this.activity.did_read(this.framing.is_http2());
+                if count == read.len() && next == Next::More {
                     return Poll::Ready(Ok(()));
                 }
-                this.held.extend_from_slice(&came[count..]);
+                this.held.extend_from_slice(&read[count..]);
                 buffer.set_filled(before + count);
-                this.follow(0, next)?;
+                this.apply(0, next)?;
                 if count > 0 {
                     return Poll::Ready(Ok(()));
                 }
@@ -120,8 +121,8 @@ impl AsyncRead for Socket {
                 }
                 this.held.extend_from_slice(piece.filled());
                 let (count, next) = this.framing.inspect(&this.held);
-                this.pulse.did_read(this.framing.is_foreign());
-                this.follow(count, next)?;
+                this.activity.did_read(this.framing.is_http2());
+                this.apply(count, next)?;
             }
         }
     }
@@ -130,12 +131,12 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.note(polled)
+        self.note_write(polled)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.note(polled)
+        self.note_write(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -145,12 +146,12 @@ impl AsyncWrite for Socket {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         // The library flushes when all that it had to write is written.
-        let emptied = this.outbox.poll_empty(&mut this.stream, cx);
-        if emptied.is_pending() {
-            this.pulse.did_write(Poll::Pending, false);
+        let drained = this.interim.poll_drain(&mut this.stream, cx);
+        if drained.is_pending() {
+            this.activity.did_write(Poll::Pending, false);
             return Poll::Pending;
         }
-        ready!(emptied)?;
+        ready!(drained)?;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 
@@ -177,10 +178,10 @@ impl AsyncWrite for Socket {
 }
 
 impl Socket {
-    fn note(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn note_write(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &polled {
-            Poll::Pending => self.pulse.did_write(Poll::Pending, false),
-            Poll::Ready(Ok(taken)) => self.pulse.did_write(Poll::Ready(*taken), self.framing.is_foreign()),
+            Poll::Pending => self.activity.did_write(Poll::Pending, false),
+            Poll::Ready(Ok(taken)) => self.activity.did_write(Poll::Ready(*taken), self.framing.is_http2()),
             Poll::Ready(Err(_)) => {}
         }
         polled

@@ -12,9 +12,9 @@ use super::headers::{age, http_date};
 use super::vary::Vary;
 use crate::clock::Wall;
 
-/// What a rule grants an answer, before the answer itself has been heard.
+/// How long a rule lets responses live, before the response itself says anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
+pub struct FreshnessPolicy {
     /// Fresh for so long (200, 203, 204). Zero: only what the backend's own headers allow.
     pub ttl: Duration,
     /// Fresh for so long when the answer is 404 or 410.
@@ -33,15 +33,15 @@ pub struct Grant {
     pub authorized: bool,
 }
 
-impl Grant {
-    /// The same grant where only what the backend itself says of freshness counts.
+impl FreshnessPolicy {
+    /// The same policy where only the freshness lifetime that the upstream itself declares counts.
     #[must_use]
-    pub const fn on_the_backends_word(self) -> Self {
+    pub const fn explicit_only(self) -> Self {
         Self { ttl: Duration::ZERO, heuristic: false, respect_origin: true, ..self }
     }
 }
 
-/// The three lives of a stored response, each counted from the moment it was stored or from the end of freshness.
+/// How long a stored response may be used, each span counted from the moment it was stored or from the end of freshness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Fresh for so long from the moment it was stored.
@@ -61,7 +61,7 @@ const VALIDATABLE: Duration = Duration::from_secs(3600);
 const HEURISTIC_CAP: Duration = Duration::from_secs(86_400);
 
 impl Lifetimes {
-    /// The same lives for something that is `age` old and must be gone after `left`.
+    /// The same lifetimes for something that is `age` old and must be gone after `left`.
     #[must_use]
     pub fn ending_within(self, age: Duration, left: Duration) -> Self {
         let total = age.saturating_add(left);
@@ -110,9 +110,9 @@ pub enum Unstorable {
 pub enum Verdict {
     /// Give it to everyone who waits for it, and keep it.
     Store(Lifetimes),
-    /// Give it to the one request that caused it, and keep it: nobody may have it before the backend says that it still
-    /// holds.
-    Keep(Lifetimes),
+    /// Give it to the one request that caused it, and store it to be validated: nobody else may have it before the upstream
+    /// has said that it still holds.
+    StoreForValidation(Lifetimes),
     /// Give it to everyone who waits for it, and forget it.
     Share(Unstorable),
     /// It belongs to the one request that caused it.
@@ -121,14 +121,14 @@ pub enum Verdict {
 
 /// Decides what may be done with a response on a caching rule.
 #[must_use]
-pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall) -> Verdict {
+pub fn verdict(policy: &FreshnessPolicy, status: StatusCode, headers: &HeaderMap, now: Wall) -> Verdict {
     let mut control = CacheControl::of(headers);
-    // RFC 9111 §5.2.2.3: whoever knows what the status means need not heed `no-store`.
+    // RFC 9111 §5.2.2.3: a cache that implements the status's caching rules ignores `no-store`.
     control.no_store &= !(control.must_understand && is_understood(status));
-    if let Some(reason) = never_shared(&control, headers, grant.set_cookie) {
+    if let Some(reason) = never_shared(&control, headers, policy.set_cookie) {
         return Verdict::Private(reason);
     }
-    if grant.authorized && !control.shares_authorized() {
+    if policy.authorized && !control.shares_authorized() {
         return Verdict::Private(Unstorable::Authorized);
     }
     if matches!(status.as_u16(), 100..=199 | 206 | 304 | 401 | 407 | 408 | 421 | 425 | 429) {
@@ -137,10 +137,10 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
     let validatable = if is_validatable(status, headers) { VALIDATABLE } else { Duration::ZERO };
     if control.no_cache {
         // §5.2.2.4: never used without being validated, not even when the backend fails.
-        let lives = Lifetimes { validatable, ..Lifetimes::default() };
-        return if validatable.is_zero() { Verdict::Private(Unstorable::Directive) } else { Verdict::Keep(lives) };
+        let lifetimes = Lifetimes { validatable, ..Lifetimes::default() };
+        return if validatable.is_zero() { Verdict::Private(Unstorable::Directive) } else { Verdict::StoreForValidation(lifetimes) };
     }
-    let declared = if grant.respect_origin { explicit(&control, headers, now) } else { None };
+    let declared = if policy.respect_origin { explicit(&control, headers, now) } else { None };
     // Without a word from the backend, what it answered to others may be coded otherwise.
     if declared.is_none() && Coding::of(headers) == Coding::Opaque {
         return Verdict::Private(Unstorable::Coding);
@@ -148,42 +148,42 @@ pub fn verdict(grant: &Grant, status: StatusCode, headers: &HeaderMap, now: Wall
     let error = status.is_server_error() || (status.is_client_error() && !is_absent(status));
     let fresh = match declared {
         Some(fresh) => fresh,
-        None if grant.heuristic => heuristic(&control, status, headers, now).unwrap_or_else(|| heed_rule(grant, status)),
-        None => heed_rule(grant, status),
+        None if policy.heuristic => heuristic(&control, status, headers, now).unwrap_or_else(|| rule_lifetime(policy, status)),
+        None => rule_lifetime(policy, status),
     };
     // A rule with a `ttl` never keeps an error; one without leaves that to the backend too.
-    if error && (fresh.is_zero() || !grant.ttl.is_zero()) {
+    if error && (fresh.is_zero() || !policy.ttl.is_zero()) {
         // What a client did wrong is its own: those who wait beside it may have done better.
         return if status.is_client_error() { Verdict::Private(Unstorable::Error) } else { Verdict::Share(Unstorable::Error) };
     }
-    let (swr, sie) = stale_lives(grant, &control);
+    let (swr, sie) = stale_lifetimes(policy, &control);
     // An absent thing may appear, and what failed may work, at any moment: they are not served past their short life.
     let (swr, sie) = if error || is_absent(status) { (Duration::ZERO, Duration::ZERO) } else { (swr, sie) };
-    let lives = Lifetimes { fresh, stale_while_revalidate: swr, stale_if_error: sie, validatable };
+    let lifetimes = Lifetimes { fresh, stale_while_revalidate: swr, stale_if_error: sie, validatable };
     if fresh.is_zero() {
         return match status {
             status if is_absent(status) => Verdict::Share(Unstorable::NoFreshness),
             // Not to be served before it was validated, unless the backend itself says for how long.
             _ if !validatable.is_zero() => {
-                let swr = control.stale_while_revalidate.filter(|_| grant.respect_origin).unwrap_or_default();
-                Verdict::Keep(Lifetimes { stale_while_revalidate: swr, ..lives })
+                let swr = control.stale_while_revalidate.filter(|_| policy.respect_origin).unwrap_or_default();
+                Verdict::StoreForValidation(Lifetimes { stale_while_revalidate: swr, ..lifetimes })
             }
             _ => Verdict::Private(Unstorable::NoFreshness),
         };
     }
-    Verdict::Store(lives)
+    Verdict::Store(lifetimes)
 }
 
 /// How long it may be served stale (RFC 5861), unless the backend forbids that (RFC 9111 §4.2.4).
-fn stale_lives(grant: &Grant, control: &CacheControl) -> (Duration, Duration) {
-    let granted = (grant.stale_while_revalidate, grant.stale_if_error);
-    match grant.respect_origin {
-        false => granted,
+fn stale_lifetimes(policy: &FreshnessPolicy, control: &CacheControl) -> (Duration, Duration) {
+    let of_rule = (policy.stale_while_revalidate, policy.stale_if_error);
+    match policy.respect_origin {
+        false => of_rule,
         true if control.must_revalidate => (Duration::ZERO, Duration::ZERO),
         true => {
             // §5.2.2.10: `s-maxage` forbids it as `proxy-revalidate` does, unless the backend itself allows it.
-            let granted = if control.s_maxage.is_some() { (Duration::ZERO, Duration::ZERO) } else { granted };
-            (control.stale_while_revalidate.unwrap_or(granted.0), control.stale_if_error.unwrap_or(granted.1))
+            let of_rule = if control.s_maxage.is_some() { (Duration::ZERO, Duration::ZERO) } else { of_rule };
+            (control.stale_while_revalidate.unwrap_or(of_rule.0), control.stale_if_error.unwrap_or(of_rule.1))
         }
     }
 }
@@ -233,10 +233,10 @@ fn is_absent(status: StatusCode) -> bool {
     matches!(status.as_u16(), 404 | 410)
 }
 
-fn heed_rule(grant: &Grant, status: StatusCode) -> Duration {
+fn rule_lifetime(policy: &FreshnessPolicy, status: StatusCode) -> Duration {
     match status.as_u16() {
-        200 | 203 | 204 => grant.ttl,
-        404 | 410 => grant.negative_ttl,
+        200 | 203 | 204 => policy.ttl,
+        404 | 410 => policy.negative_ttl,
         _ => Duration::ZERO,
     }
 }
@@ -261,7 +261,7 @@ mod tests {
     use http::HeaderValue;
 
     const NOW: Wall = Wall::from_millis(1_735_689_600_000);
-    const GRANT: Grant = Grant {
+    const POLICY: FreshnessPolicy = FreshnessPolicy {
         ttl: Duration::from_secs(300),
         negative_ttl: Duration::from_secs(10),
         stale_while_revalidate: Duration::from_secs(60),
@@ -272,12 +272,12 @@ mod tests {
         authorized: false,
     };
 
-    fn judge(grant: &Grant, status: u16, fields: &[(&'static str, &str)]) -> Verdict {
+    fn judge(policy: &FreshnessPolicy, status: u16, fields: &[(&'static str, &str)]) -> Verdict {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        verdict(grant, StatusCode::from_u16(status).unwrap(), &headers, NOW)
+        verdict(policy, StatusCode::from_u16(status).unwrap(), &headers, NOW)
     }
 
     fn stored(fresh: u64, swr: u64, sie: u64) -> Verdict {
@@ -287,28 +287,28 @@ mod tests {
 
     #[test]
     fn the_rule_speaks_where_the_backend_is_silent() {
-        assert_eq!(judge(&GRANT, 200, &[]), stored(300, 60, 86_400));
-        assert_eq!(judge(&GRANT, 404, &[]), stored(10, 0, 0));
-        assert_eq!(judge(&GRANT, 307, &[]), Verdict::Private(Unstorable::NoFreshness));
+        assert_eq!(judge(&POLICY, 200, &[]), stored(300, 60, 86_400));
+        assert_eq!(judge(&POLICY, 404, &[]), stored(10, 0, 0));
+        assert_eq!(judge(&POLICY, 307, &[]), Verdict::Private(Unstorable::NoFreshness));
     }
 
     #[test]
     fn the_backend_overrides_the_rule_when_it_is_respected() {
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=20")]), stored(20, 60, 86_400));
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=20"), ("age", "5")]), stored(15, 60, 86_400));
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "s-maxage=9, stale-while-revalidate=1, stale-if-error=2")]), stored(9, 1, 2));
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "must-revalidate")]), stored(300, 0, 0));
-        assert_eq!(judge(&GRANT, 200, &[("expires", "Wed, 01 Jan 2025 00:01:00 GMT")]), stored(60, 60, 86_400));
-        assert_eq!(judge(&GRANT, 200, &[("expires", "0")]), Verdict::Private(Unstorable::NoFreshness));
-        assert_eq!(judge(&GRANT, 301, &[("cache-control", "max-age=5")]), stored(5, 60, 86_400));
-        let deaf = Grant { respect_origin: false, ..GRANT };
-        assert_eq!(judge(&deaf, 200, &[("cache-control", "max-age=20, must-revalidate")]), stored(300, 60, 86_400));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "max-age=20")]), stored(20, 60, 86_400));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "max-age=20"), ("age", "5")]), stored(15, 60, 86_400));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "s-maxage=9, stale-while-revalidate=1, stale-if-error=2")]), stored(9, 1, 2));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "must-revalidate")]), stored(300, 0, 0));
+        assert_eq!(judge(&POLICY, 200, &[("expires", "Wed, 01 Jan 2025 00:01:00 GMT")]), stored(60, 60, 86_400));
+        assert_eq!(judge(&POLICY, 200, &[("expires", "0")]), Verdict::Private(Unstorable::NoFreshness));
+        assert_eq!(judge(&POLICY, 301, &[("cache-control", "max-age=5")]), stored(5, 60, 86_400));
+        let ignoring = FreshnessPolicy { respect_origin: false, ..POLICY };
+        assert_eq!(judge(&ignoring, 200, &[("cache-control", "max-age=20, must-revalidate")]), stored(300, 60, 86_400));
     }
 
     #[test]
     fn what_belongs_to_one_client_is_never_shared_whatever_the_rule() {
         for respect_origin in [true, false] {
-            let grant = Grant { respect_origin, ..GRANT };
+            let policy = FreshnessPolicy { respect_origin, ..POLICY };
             for (field, why) in [
                 (("cache-control", "private"), Unstorable::Directive),
                 (("cache-control", "no-store"), Unstorable::Directive),
@@ -317,54 +317,62 @@ mod tests {
                 (("vary", "origin, *"), Unstorable::VaryAny),
                 (("content-encoding", "br"), Unstorable::Coding),
             ] {
-                assert_eq!(judge(&grant, 200, &[field]), Verdict::Private(why), "{field:?}");
-                assert_eq!(judge(&grant, 503, &[field]), Verdict::Private(why), "{field:?}");
+                assert_eq!(judge(&policy, 200, &[field]), Verdict::Private(why), "{field:?}");
+                assert_eq!(judge(&policy, 503, &[field]), Verdict::Private(why), "{field:?}");
             }
         }
     }
 
     #[test]
     fn errors_are_shared_by_those_who_wait_for_the_backend_and_kept_only_where_it_says_so() {
-        let deaf = Grant { respect_origin: false, ..GRANT };
+        let ignoring = FreshnessPolicy { respect_origin: false, ..POLICY };
         for status in [400, 403, 405, 413, 414, 422, 431, 500, 501, 502, 503, 504, 599] {
             let whose = if status < 500 { Verdict::Private(Unstorable::Error) } else { Verdict::Share(Unstorable::Error) };
-            assert_eq!(judge(&GRANT, status, &[]), whose, "{status}");
-            assert_eq!(judge(&deaf, status, &[("cache-control", "max-age=60")]), whose, "{status}");
-            assert_eq!(judge(&GRANT, status, &[("cache-control", "max-age=60")]), whose, "{status}");
-            let headers_alone = Grant { ttl: Duration::ZERO, ..GRANT };
+            assert_eq!(judge(&POLICY, status, &[]), whose, "{status}");
+            assert_eq!(judge(&ignoring, status, &[("cache-control", "max-age=60")]), whose, "{status}");
+            assert_eq!(judge(&POLICY, status, &[("cache-control", "max-age=60")]), whose, "{status}");
+            let headers_alone = FreshnessPolicy { ttl: Duration::ZERO, ..POLICY };
             assert_eq!(judge(&headers_alone, status, &[("cache-control", "max-age=60")]), stored(60, 0, 0), "{status}");
         }
         for status in [206, 304, 401, 429] {
-            assert_eq!(judge(&GRANT, status, &[]), Verdict::Private(Unstorable::Status), "{status}");
+            assert_eq!(judge(&POLICY, status, &[]), Verdict::Private(Unstorable::Status), "{status}");
         }
     }
 
     #[test]
     fn what_must_be_validated_is_kept_for_that_alone() {
         let hour = Lifetimes { validatable: VALIDATABLE, ..Lifetimes::default() };
-        let rule = Grant { ttl: Duration::ZERO, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO, ..GRANT };
+        let rule =
+            FreshnessPolicy { ttl: Duration::ZERO, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO, ..POLICY };
         let tag = ("etag", "\"a\"");
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "no-cache"), tag]), Verdict::Keep(hour));
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "no-cache")]), Verdict::Private(Unstorable::Directive));
-        assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=0"), tag]), Verdict::Keep(hour));
-        assert_eq!(judge(&rule, 200, &[("last-modified", "Wed, 01 Jan 2025 00:00:00 GMT")]), Verdict::Keep(hour));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "no-cache"), tag]), Verdict::StoreForValidation(hour));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "no-cache")]), Verdict::Private(Unstorable::Directive));
+        assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=0"), tag]), Verdict::StoreForValidation(hour));
+        assert_eq!(judge(&rule, 200, &[("last-modified", "Wed, 01 Jan 2025 00:00:00 GMT")]), Verdict::StoreForValidation(hour));
         let s = Duration::from_secs;
         let own = Lifetimes { stale_if_error: s(86_400), ..hour };
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=0"), tag]), Verdict::Keep(own), "the rule's grace is not the backend's");
+        assert_eq!(
+            judge(&POLICY, 200, &[("cache-control", "max-age=0"), tag]),
+            Verdict::StoreForValidation(own),
+            "the rule's grace is not the backend's"
+        );
         let graced = Lifetimes { stale_while_revalidate: s(7), ..own };
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=0, stale-while-revalidate=7"), tag]), Verdict::Keep(graced));
+        assert_eq!(
+            judge(&POLICY, 200, &[("cache-control", "max-age=0, stale-while-revalidate=7"), tag]),
+            Verdict::StoreForValidation(graced)
+        );
         assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=9"), tag]), Verdict::Store(Lifetimes { fresh: s(9), ..hour }));
     }
 
     #[test]
     fn must_understand_and_the_targeted_field() {
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "max-age=9, no-store, must-understand")]), stored(9, 60, 86_400));
-        let unknown = judge(&GRANT, 599, &[("cache-control", "max-age=9, no-store, must-understand")]);
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "max-age=9, no-store, must-understand")]), stored(9, 60, 86_400));
+        let unknown = judge(&POLICY, 599, &[("cache-control", "max-age=9, no-store, must-understand")]);
         assert_eq!(unknown, Verdict::Private(Unstorable::Directive));
-        assert_eq!(judge(&GRANT, 200, &[("cache-control", "no-store"), ("cdn-cache-control", "max-age=9")]), stored(9, 60, 86_400));
-        assert_eq!(judge(&GRANT, 200, &[("cdn-cache-control", "max-age=9"), ("expires", "0")]), stored(9, 60, 86_400));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "no-store"), ("cdn-cache-control", "max-age=9")]), stored(9, 60, 86_400));
+        assert_eq!(judge(&POLICY, 200, &[("cdn-cache-control", "max-age=9"), ("expires", "0")]), stored(9, 60, 86_400));
         let none = judge(
-            &Grant { ttl: Duration::ZERO, ..GRANT },
+            &FreshnessPolicy { ttl: Duration::ZERO, ..POLICY },
             200,
             &[("cdn-cache-control", "foo"), ("expires", "Thu, 01 Jan 2026 00:00:00 GMT")],
         );
@@ -374,24 +382,29 @@ mod tests {
     #[test]
     fn other_codings_are_shared_where_the_backend_says_how_long() {
         let coded = ("content-encoding", "br");
-        assert_eq!(judge(&GRANT, 200, &[coded]), Verdict::Private(Unstorable::Coding));
-        assert_eq!(judge(&GRANT, 200, &[coded, ("cache-control", "max-age=5")]), stored(5, 60, 86_400));
+        assert_eq!(judge(&POLICY, 200, &[coded]), Verdict::Private(Unstorable::Coding));
+        assert_eq!(judge(&POLICY, 200, &[coded, ("cache-control", "max-age=5")]), stored(5, 60, 86_400));
     }
 
     #[test]
     fn answers_to_authorized_requests_are_shared_where_they_say_so() {
-        let grant = Grant { authorized: true, ..GRANT };
-        assert_eq!(judge(&grant, 200, &[("cache-control", "max-age=9")]), Verdict::Private(Unstorable::Authorized));
+        let policy = FreshnessPolicy { authorized: true, ..POLICY };
+        assert_eq!(judge(&policy, 200, &[("cache-control", "max-age=9")]), Verdict::Private(Unstorable::Authorized));
         for directive in ["public", "must-revalidate", "proxy-revalidate", "s-maxage=5"] {
             let control = format!("max-age=9, {directive}");
-            assert!(matches!(judge(&grant, 200, &[("cache-control", &control)]), Verdict::Store(_)), "{directive}");
+            assert!(matches!(judge(&policy, 200, &[("cache-control", &control)]), Verdict::Store(_)), "{directive}");
         }
     }
 
     #[test]
     fn heuristics_are_for_rules_that_ask_for_them() {
-        let guess =
-            Grant { ttl: Duration::ZERO, heuristic: true, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO, ..GRANT };
+        let guess = FreshnessPolicy {
+            ttl: Duration::ZERO,
+            heuristic: true,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            ..POLICY
+        };
         let day_ago = ("last-modified", "Tue, 31 Dec 2024 00:00:00 GMT");
         for status in [203, 204, 404, 405, 410, 414, 501] {
             assert_eq!(judge(&guess, status, &[day_ago]), stored(8640, 0, 0), "{status}");
@@ -400,23 +413,23 @@ mod tests {
             assert!(!matches!(judge(&guess, status, &[day_ago]), Verdict::Store(_)), "{status}");
         }
         assert_eq!(judge(&guess, 599, &[day_ago, ("cache-control", "public")]), stored(8640, 0, 0));
-        assert_eq!(judge(&Grant { heuristic: false, ..guess }, 203, &[day_ago]), Verdict::Private(Unstorable::NoFreshness));
+        assert_eq!(judge(&FreshnessPolicy { heuristic: false, ..guess }, 203, &[day_ago]), Verdict::Private(Unstorable::NoFreshness));
         let old = [("last-modified", "Sat, 01 Jan 2000 00:00:00 GMT")];
         assert_eq!(judge(&guess, 203, &old), stored(86_400, 0, 0));
     }
 
     #[test]
-    fn lives_can_be_cut_short() {
+    fn lifetimes_can_be_cut_short() {
         let s = Duration::from_secs;
-        let lives = Lifetimes { fresh: s(10), stale_while_revalidate: s(5), stale_if_error: s(100), validatable: s(0) };
+        let lifetimes = Lifetimes { fresh: s(10), stale_while_revalidate: s(5), stale_if_error: s(100), validatable: s(0) };
         for (age, left, kept) in [(0, 1000, 110), (4, 20, 24), (4, 1, 5), (50, 10, 60)] {
-            assert_eq!(lives.ending_within(s(age), s(left)).kept(), s(kept), "{age} {left}");
+            assert_eq!(lifetimes.ending_within(s(age), s(left)).kept(), s(kept), "{age} {left}");
         }
     }
 
     #[test]
     fn a_rule_without_ttl_leaves_it_to_the_headers() {
-        let rule = Grant { ttl: Duration::ZERO, ..GRANT };
+        let rule = FreshnessPolicy { ttl: Duration::ZERO, ..POLICY };
         assert_eq!(judge(&rule, 200, &[]), Verdict::Private(Unstorable::NoFreshness));
         assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=3")]), stored(3, 60, 86_400));
     }

@@ -1,179 +1,271 @@
-//! What to do with a request: the whole cache policy of a request on one screen.
+//! What to do with a request: the cache's policy on one screen.
 //!
-//! Two questions, both pure. Before the lookup: may the cache have a say at all ([`admit`])? After it: what does the
-//! entry that was found allow now ([`decide`])?
+//! Three questions, all pure. Before anything is looked up: does the cache have a say ([`admit`])? After it: what does the
+//! stored response that was found allow now ([`decide`]), and what is left of that once the client's own directives count
+//! ([`respect_directives`])?
 
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method};
 
+use super::outcome::{FetchWhy, PassWhy};
+use crate::cache::entry::{Content, Entry};
 use crate::clock::Wall;
+use crate::config::route::Route;
+use crate::http::cache_control::CacheControl;
 use crate::http::freshness::Lifetimes;
-use crate::proxy::outcome::{FetchWhy, PassWhy};
+use crate::http::request_directives::RequestDirectives;
 
-/// What of a rule bears on whether the cache has a say.
+/// What [`admit`] needs of a request.
 #[derive(Clone, Copy, Debug)]
-pub struct Rule<'a> {
-    /// `cache` of the rule.
-    pub cache: bool,
-    /// `methods` of the rule.
-    pub methods: &'a [Method],
-    /// Whether HEAD is answered from GET (`backend.head = "get"`).
+pub struct Admission<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The fields.
+    pub headers: &'a HeaderMap,
+    /// Whether the request has a body, or announces one.
+    pub has_body: bool,
+    /// Whether programs may disagree about what its target means.
+    pub doubtful: bool,
+    /// Whether HEAD is answered from what is stored for GET (`backend.head = "get"`).
     pub head_as_get: bool,
-    /// Whether the backend's answers to requests with `Authorization` may be shared where they say so
-    /// (`authorization = "respect"`).
-    pub authorization: bool,
 }
 
-/// Whether the cache may answer this request, before anything is looked up.
+/// The rule by which the cache may answer a request.
 ///
 /// # Errors
 /// The reason why the request goes past the cache.
-pub fn admit(rule: Option<Rule<'_>>, method: &Method, headers: &HeaderMap, has_body: bool) -> Result<(), PassWhy> {
-    let Some(rule) = rule else { return Err(PassWhy::NoRule) };
-    let head_of_get = rule.head_as_get && method == Method::HEAD && rule.methods.contains(&Method::GET);
-    // What a POST says may teach the cache, but each goes to the backend.
-    if *method == Method::POST || (!rule.methods.contains(method) && !head_of_get) {
+pub fn admit<'r>(route: Option<&'r Route>, request: Admission<'_>) -> Result<&'r Route, PassWhy> {
+    if request.doubtful {
+        return Err(PassWhy::DoubtfulPath);
+    }
+    let route = route.ok_or(PassWhy::NoRule)?;
+    if !route.caches(request.method, request.head_as_get) {
         return Err(PassWhy::Method);
     }
-    if !rule.cache {
+    if !route.cache {
         return Err(PassWhy::Rule);
     }
-    // RFC 9111 §3.5: a shared cache does not answer or store these, but for the exceptions that a rule must allow.
-    if headers.contains_key(AUTHORIZATION) && !rule.authorization {
+    // RFC 9111 §3.5: a shared cache neither answers nor stores these, but for the exceptions that a rule must allow.
+    if request.headers.contains_key(AUTHORIZATION) && !route.share_authorized {
         return Err(PassWhy::Authorization);
     }
-    if has_body {
+    if request.has_body {
         return Err(PassWhy::Body);
     }
-    Ok(())
+    Ok(route)
 }
 
-/// What an entry allows at one moment.
+/// What a stored response allows at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Serve it: it is fresh for this much longer.
     Hit(Duration),
-    /// Serve it although it went stale so long ago, and have it refreshed.
-    StaleAndRefresh(Duration),
-    /// Serve it although it went stale so long ago: the backend failed lately and is left alone. A single request
-    /// tries the backend in the background.
-    StaleLeftAlone(Duration),
-    /// Ask the backend; `fallback` says how long ago the entry went stale that may be served if the backend fails.
+    /// Serve it although it went stale so long ago, and revalidate it in the background (RFC 5861 §3).
+    StaleAndRevalidate(Duration),
+    /// Serve it although it went stale so long ago: the upstream failed lately and is spared. When its breaker allows a
+    /// trial, one request revalidates in the background.
+    StaleWhileFailing(Duration),
+    /// Ask the upstream; `fallback` says how long ago the stored response went stale that may be served if that fails.
     Fetch {
         /// Why.
         why: FetchWhy,
-        /// The age past freshness of an entry that may stand in.
+        /// How long ago it went stale.
         fallback: Option<Duration>,
     },
+    /// Ask the upstream and store nothing: the client says `no-store`.
+    FetchUnstored,
+    /// Do not ask the upstream: the client says `only-if-cached`.
+    OnlyIfCached,
 }
 
-/// Decides for a stored response that lives `lifetimes` from `stored_at`.
+/// How far the clocks of two instances may differ before a response stored in the future is distrusted.
+const MAX_SKEW: Duration = Duration::from_secs(5);
+
+/// Decides for what was found: a response stored at a moment with these lifetimes, or why there is none.
 ///
-/// `backend_rests` says that the backend failed lately and should be spared (see `breaker`).
+/// `upstream_failing` says whether the upstream failed lately and is spared; it is asked only if that matters.
 #[must_use]
-pub fn decide(entry: Option<(Wall, Lifetimes)>, now: Wall, backend_rests: bool) -> Decision {
-    let Some((stored_at, lives)) = entry else {
-        return Decision::Fetch { why: FetchWhy::UriMiss, fallback: None };
+pub fn decide(found: Result<(Wall, Lifetimes), FetchWhy>, now: Wall, upstream_failing: impl FnOnce() -> bool) -> Decision {
+    let (stored_at, lifetimes) = match found {
+        Ok(found) => found,
+        Err(why) => return Decision::Fetch { why, fallback: None },
     };
     let age = now.since(stored_at);
-    // A clock that was set back must not make an entry live longer than it was granted: an entry from the future is
-    // as old as it can be and still be fresh only if it is from the near future, as between instances.
-    if age < lives.fresh && stored_at.since(now) <= MAX_SKEW {
-        return Decision::Hit(lives.fresh.saturating_sub(age));
+    // A clock that was set back must not make a response live longer than it may. Between instances, clocks differ a little.
+    if age < lifetimes.fresh && stored_at.since(now) <= MAX_SKEW {
+        return Decision::Hit(lifetimes.fresh.saturating_sub(age));
     }
-    let by = age.saturating_sub(lives.fresh);
-    let within_error = by < lives.stale_if_error;
-    if by < lives.stale_while_revalidate {
-        return if backend_rests { Decision::StaleLeftAlone(by) } else { Decision::StaleAndRefresh(by) };
+    let by = age.saturating_sub(lifetimes.fresh);
+    let may_replace_errors = by < lifetimes.stale_if_error;
+    if by < lifetimes.stale_while_revalidate {
+        return if upstream_failing() { Decision::StaleWhileFailing(by) } else { Decision::StaleAndRevalidate(by) };
     }
-    if within_error && backend_rests {
-        return Decision::StaleLeftAlone(by);
+    if may_replace_errors && upstream_failing() {
+        return Decision::StaleWhileFailing(by);
     }
-    Decision::Fetch { why: FetchWhy::Stale, fallback: within_error.then_some(by) }
+    Decision::Fetch { why: FetchWhy::Stale, fallback: may_replace_errors.then_some(by) }
 }
 
-/// How far the clocks of two instances may differ before an entry from the future is distrusted.
-const MAX_SKEW: Duration = Duration::from_secs(5);
+/// What is left of a decision about what was found once the client's directives count (RFC 9111 §5.2.1).
+#[must_use]
+pub fn respect_directives(directives: &RequestDirectives, decision: Decision, found: Option<&Entry>, now: Wall) -> Decision {
+    let decision = found.map_or(decision, |entry| restrict(directives, decision, entry, now));
+    match decision {
+        Decision::Fetch { .. } if directives.only_if_cached => Decision::OnlyIfCached,
+        Decision::Fetch { .. } if directives.no_store => Decision::FetchUnstored,
+        _ => decision,
+    }
+}
+
+/// A client may want something fresher than the cache would serve it, or be content with something staler.
+fn restrict(directives: &RequestDirectives, decision: Decision, entry: &Entry, now: Wall) -> Decision {
+    let age = Duration::from_secs(entry.age(now));
+    let stale_by = now.since(entry.stored_at).checked_sub(entry.lifetimes.fresh);
+    let too_old = directives.no_cache || directives.max_age.is_some_and(|most| age > most);
+    let too_short = |left: Duration| directives.min_fresh.is_some_and(|least| left < least);
+    let ask = Decision::Fetch { why: FetchWhy::Request, fallback: None };
+    match (decision, stale_by) {
+        (Decision::Hit(left), _) if too_old || too_short(left) => ask,
+        (Decision::StaleAndRevalidate(_) | Decision::StaleWhileFailing(_), _) if too_old || directives.min_fresh.is_some() => ask,
+        (Decision::Fetch { why: FetchWhy::Stale, .. }, Some(by))
+            if !too_old && directives.max_stale.is_some_and(|most| by <= most) && may_be_stale_on_request(entry) =>
+        {
+            Decision::StaleAndRevalidate(by)
+        }
+        _ => decision,
+    }
+}
+
+/// Whether a client's `max-stale` may make a stale response be served (RFC 9111 §4.2.4).
+fn may_be_stale_on_request(entry: &Entry) -> bool {
+    let Content::Response(response) = &entry.content else { return false };
+    let control = CacheControl::of(&response.fields);
+    // What was stale already when it was stored is staler than its time in the cache says.
+    !(entry.lifetimes.fresh.is_zero() || control.must_revalidate || control.no_cache || control.s_maxage.is_some())
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::codec::tests::entry;
+    use crate::config::tests::routes;
     use http::HeaderValue;
+    use http::header::CACHE_CONTROL;
     use proptest::prelude::*;
 
     const START: Wall = Wall::from_millis(1_000_000_000);
-    const LIVES: Lifetimes = Lifetimes {
+    const LIFETIMES: Lifetimes = Lifetimes {
         fresh: Duration::from_secs(10),
         stale_while_revalidate: Duration::from_secs(5),
         stale_if_error: Duration::from_secs(100),
         validatable: Duration::ZERO,
     };
 
-    fn at(seconds: u64, rests: bool) -> Decision {
-        decide(Some((START, LIVES)), START + Duration::from_secs(seconds), rests)
+    fn at(seconds: u64, failing: bool) -> Decision {
+        decide(Ok((START, LIFETIMES)), START + Duration::from_secs(seconds), || failing)
     }
 
     #[test]
-    fn the_lives_of_an_entry() {
+    fn a_stored_response_is_fresh_then_stale_then_gone() {
         let s = Duration::from_secs;
         let fetch = |fallback| Decision::Fetch { why: FetchWhy::Stale, fallback };
         assert_eq!(at(0, false), Decision::Hit(s(10)));
         assert_eq!(at(9, true), Decision::Hit(s(1)));
-        assert_eq!(at(10, false), Decision::StaleAndRefresh(s(0)));
-        assert_eq!(at(14, false), Decision::StaleAndRefresh(s(4)));
-        assert_eq!(at(14, true), Decision::StaleLeftAlone(s(4)));
+        assert_eq!(at(10, false), Decision::StaleAndRevalidate(s(0)));
+        assert_eq!(at(14, false), Decision::StaleAndRevalidate(s(4)));
+        assert_eq!(at(14, true), Decision::StaleWhileFailing(s(4)));
         assert_eq!(at(15, false), fetch(Some(s(5))));
-        assert_eq!(at(15, true), Decision::StaleLeftAlone(s(5)));
+        assert_eq!(at(15, true), Decision::StaleWhileFailing(s(5)));
         assert_eq!(at(109, false), fetch(Some(s(99))));
         assert_eq!(at(110, true), fetch(None));
-        assert_eq!(decide(None, START, true), Decision::Fetch { why: FetchWhy::UriMiss, fallback: None });
+        for why in [FetchWhy::UriMiss, FetchWhy::VaryMiss] {
+            assert_eq!(decide(Err(why), START, || true), Decision::Fetch { why, fallback: None });
+        }
     }
 
     #[test]
-    fn an_entry_from_the_far_future_is_not_fresh() {
-        let entry = Some((START + Duration::from_secs(60), LIVES));
-        assert!(!matches!(decide(entry, START, false), Decision::Hit(_)));
-        let near = Some((START + Duration::from_secs(2), LIVES));
-        assert_eq!(decide(near, START, false), Decision::Hit(Duration::from_secs(10)));
+    fn a_response_from_the_far_future_is_not_fresh() {
+        let far = Ok((START + Duration::from_secs(60), LIFETIMES));
+        assert!(!matches!(decide(far, START, || false), Decision::Hit(_)));
+        let near = Ok((START + Duration::from_secs(2), LIFETIMES));
+        assert_eq!(decide(near, START, || false), Decision::Hit(Duration::from_secs(10)));
     }
 
     #[test]
     fn only_plain_reads_of_caching_rules_are_admitted() {
-        let methods = [Method::GET];
-        let rule = Rule { cache: true, methods: &methods, head_as_get: true, authorization: false };
-        let none = HeaderMap::new();
-        let mut secret = HeaderMap::new();
-        secret.insert(AUTHORIZATION, HeaderValue::from_static("x"));
-        assert_eq!(admit(Some(rule), &Method::GET, &none, false), Ok(()));
-        assert_eq!(admit(Some(rule), &Method::HEAD, &none, false), Ok(()));
-        assert_eq!(admit(Some(Rule { head_as_get: false, ..rule }), &Method::HEAD, &none, false), Err(PassWhy::Method));
-        assert_eq!(admit(Some(rule), &Method::POST, &none, false), Err(PassWhy::Method));
-        let posts = [Method::GET, Method::POST];
-        assert_eq!(admit(Some(Rule { methods: &posts, ..rule }), &Method::POST, &none, false), Err(PassWhy::Method));
-        assert_eq!(admit(Some(rule), &Method::GET, &secret, false), Err(PassWhy::Authorization));
-        assert_eq!(admit(Some(Rule { authorization: true, ..rule }), &Method::GET, &secret, false), Ok(()));
-        assert_eq!(admit(Some(rule), &Method::GET, &none, true), Err(PassWhy::Body));
-        assert_eq!(admit(Some(Rule { cache: false, ..rule }), &Method::GET, &none, false), Err(PassWhy::Rule));
-        assert_eq!(admit(None, &Method::GET, &none, false), Err(PassWhy::NoRule));
+        let rule = |lines: &str| routes(&format!("[[route]]\nname='r'\npath='/*'\n{lines}\n")).remove(0);
+        let (plain, posts) = (rule(""), rule("methods=['GET','POST']"));
+        let (shares, passes) = (rule("authorization='respect'"), rule("cache=false"));
+        let (none, secret) = (HeaderMap::new(), HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static("x"))]));
+        let get = Admission { method: &Method::GET, headers: &none, has_body: false, doubtful: false, head_as_get: true };
+        let head = Admission { method: &Method::HEAD, ..get };
+        for (route, request, refused) in [
+            (Some(&plain), get, None),
+            (Some(&plain), head, None),
+            (Some(&plain), Admission { head_as_get: false, ..head }, Some(PassWhy::Method)),
+            (Some(&plain), Admission { method: &Method::POST, ..get }, Some(PassWhy::Method)),
+            (Some(&posts), Admission { method: &Method::POST, ..get }, Some(PassWhy::Method)),
+            (Some(&plain), Admission { headers: &secret, ..get }, Some(PassWhy::Authorization)),
+            (Some(&shares), Admission { headers: &secret, ..get }, None),
+            (Some(&plain), Admission { has_body: true, ..get }, Some(PassWhy::Body)),
+            (Some(&passes), get, Some(PassWhy::Rule)),
+            (None, get, Some(PassWhy::NoRule)),
+            (None, Admission { doubtful: true, ..get }, Some(PassWhy::DoubtfulPath)),
+        ] {
+            assert_eq!(admit(route, request).err(), refused, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_clients_directives_change_decisions() {
+        let s = Duration::from_secs;
+        let (hit, stale) = (Decision::Hit(s(10)), Decision::Fetch { why: FetchWhy::Stale, fallback: None });
+        let ask = Decision::Fetch { why: FetchWhy::Request, fallback: None };
+        // Twelve seconds old; stale for nine, in the last cases.
+        let mut stored = entry(b"x", &[], "");
+        (stored.stored_at, stored.age_when_stored) = (START, 0);
+        for (text, fresh, decision, expected) in [
+            ("no-cache", 20, hit, ask),
+            ("max-age=5", 20, hit, ask),
+            ("max-age=20", 20, hit, hit),
+            ("max-age=soon", 20, hit, ask),
+            ("min-fresh=11", 20, hit, ask),
+            ("min-fresh=10", 20, hit, hit),
+            ("foo, only-if-cached", 20, hit, hit),
+            ("min-fresh=1", 11, Decision::StaleAndRevalidate(s(1)), ask),
+            ("max-stale", 3, stale, Decision::StaleAndRevalidate(s(9))),
+            ("max-stale=8", 3, stale, stale),
+            ("max-stale, max-age=5", 3, stale, stale),
+            ("max-stale", 0, stale, stale),
+            ("no-store", 3, stale, Decision::FetchUnstored),
+            ("only-if-cached, no-store", 3, stale, Decision::OnlyIfCached),
+            ("only-if-cached, no-cache", 20, hit, Decision::OnlyIfCached),
+        ] {
+            let headers = HeaderMap::from_iter([(CACHE_CONTROL, HeaderValue::from_static(text))]);
+            stored.lifetimes.fresh = s(fresh);
+            let left = respect_directives(&RequestDirectives::of(&headers), decision, Some(&stored), START + s(12));
+            assert_eq!(left, expected, "{text}, fresh for {fresh} s");
+        }
     }
 
     proptest! {
         #[test]
-        fn nothing_is_served_past_what_it_was_granted(
-            fresh in 0u64..1000, swr in 0u64..1000, sie in 0u64..1000, age in 0u64..4000, rests: bool,
+        fn nothing_is_served_past_its_lifetimes(
+            fresh in 0u64..1000, swr in 0u64..1000, sie in 0u64..1000, age in 0u64..4000, failing: bool,
         ) {
             let s = Duration::from_secs;
-            let lives = Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie), validatable: s(3600) };
-            match decide(Some((START, lives)), START + s(age), rests) {
+            let lifetimes = Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie), validatable: s(3600) };
+            match decide(Ok((START, lifetimes)), START + s(age), || failing) {
                 Decision::Hit(left) => prop_assert_eq!(s(age) + left, s(fresh)),
-                Decision::StaleAndRefresh(by) => prop_assert!(age >= fresh && by < s(swr)),
-                Decision::StaleLeftAlone(by) => prop_assert!(age >= fresh && rests && by < s(swr.max(sie))),
+                Decision::StaleAndRevalidate(by) => prop_assert!(age >= fresh && by < s(swr)),
+                Decision::StaleWhileFailing(by) => prop_assert!(age >= fresh && failing && by < s(swr.max(sie))),
                 Decision::Fetch { fallback, .. } => {
                     prop_assert!(age >= fresh);
                     prop_assert!(fallback.is_none_or(|by| by < s(sie)));
                 }
+                other => prop_assert!(false, "only a client's directives lead to {other:?}"),
             }
         }
     }

@@ -1,5 +1,5 @@
-//! What became of a request: one value that feeds `Cache-Status` (RFC 9211), the metric label, the span and the
-//! access log, so that they never disagree.
+//! What became of a request: one value from which `Cache-Status` (RFC 9211), the metric label and the access log are made, so
+//! that they never disagree.
 
 use std::io::{Cursor, Write as _};
 use std::time::Duration;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::request::refusal::Refusal;
-use crate::upstream::BackendError;
+use crate::telemetry::metrics::OutcomeLabel;
+use crate::upstream::failure::Failure;
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,13 +17,13 @@ pub enum Outcome {
     Hit(Duration),
     /// Answered from the cache although it went stale this long ago.
     Stale(Duration, StaleWhy),
-    /// Answered by the backend through the cache.
+    /// Answered by the upstream through the cache.
     Fetched(Fetched),
-    /// Passed to the backend without the cache.
+    /// Passed to the upstream without the cache.
     Pass(PassWhy),
     /// Refused before anything was asked.
     Refused(Refusal),
-    /// The backend failed and there was nothing to serve instead.
+    /// The upstream failed and there was nothing to serve instead.
     Failed(Failure),
     /// Answered by Sluice itself: `/health` and the like.
     Local,
@@ -31,22 +32,22 @@ pub enum Outcome {
 /// Why a stale answer was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleWhy {
-    /// It is being refreshed meanwhile (RFC 5861 §3).
+    /// It is being revalidated meanwhile (RFC 5861 §3).
     Revalidating,
-    /// The backend failed just now (RFC 5861 §4).
+    /// The upstream failed just now (RFC 5861 §4).
     Error(Failure),
-    /// The backend failed lately and is being left alone.
-    LeftAlone,
+    /// The upstream failed lately and is spared.
+    WhileFailing,
 }
 
-/// An answer of the backend's that went through the cache.
+/// A response of the upstream's that went through the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetched {
     /// Why the cache could not answer.
     pub why: FetchWhy,
-    /// Whether the answer is being stored.
+    /// Whether the response is being stored.
     pub stored: bool,
-    /// Whether this request waited for another's answer.
+    /// Whether another request had begun the fetch (collapsed forwarding).
     pub collapsed: bool,
 }
 
@@ -55,11 +56,11 @@ pub struct Fetched {
 pub enum FetchWhy {
     /// Nothing is stored under this key.
     UriMiss,
-    /// Something is, but for other request headers.
+    /// Something is, but for other request fields.
     VaryMiss,
     /// What is stored is too old.
     Stale,
-    /// What is stored would do, but the client asked for more.
+    /// What is stored could be served, but the request's own directives want more.
     Request,
 }
 
@@ -76,68 +77,38 @@ pub enum PassWhy {
     Authorization,
     /// A path whose meaning is doubtful: it is forwarded verbatim and never cached.
     DoubtfulPath,
-    /// This address was found uncacheable lately, so it does not queue.
+    /// Responses for this key were found uncacheable lately, so requests do not wait for each other.
     Uncacheable,
     /// A body came with a method that has none.
     Body,
-    /// The one who fetched took too long, so this request went by itself.
+    /// The fetch that this request waited for took too long, so it was passed by itself.
     WaitedTooLong,
-    /// The client asked that the answer be kept nowhere.
+    /// The client asked that the response be stored nowhere.
     NoStore,
-    /// The client asked for a part of what is not stored.
+    /// The client asked for a range of what is not stored.
     Part,
 }
 
-/// How the backend failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// It did not take the connection.
-    Connect,
-    /// It broke the connection off.
-    Reset,
-    /// It took too long.
-    Timeout,
-    /// It spoke something else than HTTP.
-    Invalid,
-    /// Its body ended early.
-    Truncated,
-    /// It answered 500, 502, 503 or 504.
-    Status(u16),
-    /// Too many requests are on their way to it.
-    Overloaded,
-    /// The task that fetched died.
-    Lost,
-}
-
 impl Outcome {
-    /// The metric label.
+    /// What metrics call it.
     #[must_use]
-    pub const fn label(&self) -> &'static str {
-        Self::LABELS[self.index()]
-    }
-
-    /// Every label, in the order of [`Outcome::index`].
-    pub const LABELS: [&'static str; 8] = ["hit", "stale", "miss", "collapsed", "pass", "refused", "failed", "local"];
-
-    /// A small number for tables kept by outcome.
-    #[must_use]
-    pub const fn index(&self) -> usize {
+    pub const fn label(&self) -> OutcomeLabel {
         match self {
-            Self::Hit(_) => 0,
-            Self::Stale(..) => 1,
-            Self::Fetched(Fetched { collapsed: false, .. }) => 2,
-            Self::Fetched(_) => 3,
-            Self::Pass(_) => 4,
-            Self::Refused(_) => 5,
-            Self::Failed(_) => 6,
-            Self::Local => 7,
+            Self::Hit(_) => OutcomeLabel::Hit,
+            Self::Stale(..) => OutcomeLabel::Stale,
+            Self::Fetched(Fetched { collapsed: false, .. }) => OutcomeLabel::Miss,
+            Self::Fetched(_) => OutcomeLabel::Collapsed,
+            Self::Pass(_) => OutcomeLabel::Pass,
+            Self::Refused(_) => OutcomeLabel::Refused,
+            Self::Failed(_) => OutcomeLabel::Failed,
+            Self::Local => OutcomeLabel::Local,
         }
     }
 
     /// Whether the access log calls it an error: failed, refused, or served stale for a failure.
     #[must_use]
-    pub const fn is_trouble(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Failed(_) | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::LeftAlone))
+    pub const fn is_error(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Failed(_) | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::WhileFailing))
     }
 
     /// The reason, for the log and the `detail` parameter; empty where the outcome says it all.
@@ -206,7 +177,7 @@ impl StaleWhy {
     const fn detail(self) -> &'static str {
         match self {
             Self::Revalidating => "stale-while-revalidate",
-            Self::LeftAlone => "stale-if-error-backend-left-alone",
+            Self::WhileFailing => "stale-if-error-backend-left-alone",
             Self::Error(failure) => match failure {
                 Failure::Connect => "stale-if-error-connect",
                 Failure::Reset => "stale-if-error-reset",
@@ -241,48 +212,6 @@ impl PassWhy {
     }
 }
 
-impl Failure {
-    const fn detail(self) -> &'static str {
-        match self {
-            Self::Connect => "backend-connect",
-            Self::Reset => "backend-reset",
-            Self::Timeout => "backend-timeout",
-            Self::Invalid => "backend-invalid",
-            Self::Truncated => "backend-truncated",
-            Self::Status(_) => "backend-status",
-            Self::Overloaded => "backend-overloaded",
-            Self::Lost => "fetch-lost",
-        }
-    }
-
-    /// The status and the sentence for the client: the one place where an error becomes a status.
-    #[must_use]
-    pub const fn answer(self) -> (u16, &'static str) {
-        match self {
-            Self::Connect => (502, "The backend could not be reached"),
-            Self::Reset => (502, "The backend closed the connection before it answered"),
-            Self::Invalid => (502, "The backend's answer could not be understood"),
-            Self::Truncated => (502, "The backend's answer ended early"),
-            Self::Status(_) => (502, "The backend failed"),
-            Self::Timeout => (504, "The backend did not answer in time"),
-            Self::Overloaded => (503, "The backend is busy; try again shortly"),
-            Self::Lost => (502, "The request to the backend was lost"),
-        }
-    }
-}
-
-impl From<&BackendError> for Failure {
-    fn from(error: &BackendError) -> Self {
-        match error {
-            BackendError::Connect(_) => Self::Connect,
-            BackendError::Reset(_) => Self::Reset,
-            BackendError::Timeout(_) => Self::Timeout,
-            BackendError::Invalid(_) => Self::Invalid,
-            BackendError::Overloaded => Self::Overloaded,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,7 +234,6 @@ mod tests {
             (Outcome::Failed(Failure::Timeout), "sluice; fwd=miss; detail=backend-timeout"),
         ] {
             assert_eq!(outcome.cache_status(), text);
-            assert_eq!(outcome.label(), Outcome::LABELS[outcome.index()]);
         }
     }
 }

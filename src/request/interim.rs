@@ -1,9 +1,9 @@
-//! Interim answers (1xx, RFC 9110 §15.2) on their way to a client that waits for the final one.
+//! Interim (1xx) responses (RFC 9110 §15.2) on their way to a client that waits for the final one.
 //!
-//! The HTTP library sends only final answers. What the backend says before them is put into the connection's [`Outbox`],
-//! which the connection empties when it flushes: its own buffer is empty then, so nothing is cut in two. A request's
-//! turn ends before its final answer is handed over, and only after all that came for it has left; what comes later is
-//! dropped, so it never reaches the next request's answer.
+//! The HTTP library sends only final responses. What the upstream says before its final one is put into the connection's
+//! [`InterimQueue`], which the connection writes out when it flushes: its own buffer is empty then, so nothing is cut in
+//! two. A request's sender is closed before the final response is handed over, and only after all that was sent has left;
+//! what comes later is dropped, so that it never lands before the next request's response.
 
 use std::io::Write as _;
 use std::pin::Pin;
@@ -16,15 +16,15 @@ use tokio::io::AsyncWrite;
 
 use crate::http::headers::strip_hop_by_hop;
 
-/// More bytes of interim answers than this are not kept for one client.
-const ROOM: usize = 16 << 10;
+/// Bytes of interim responses that may wait for one client; more are dropped.
+const CAPACITY: usize = 16 << 10;
 
-/// Interim answers of one connection.
+/// The interim responses of one connection.
 #[derive(Default)]
-pub struct Outbox {
-    /// Whose turn it is.
+pub struct InterimQueue {
+    /// Raised whenever a sender is opened or closed: only the sender that holds this very number may send.
     turn: AtomicU64,
-    /// Whether there is anything: most connections never see an interim answer.
+    /// Whether anything waits: most connections never see an interim response.
     any: AtomicBool,
     state: Mutex<State>,
 }
@@ -33,29 +33,29 @@ pub struct Outbox {
 struct State {
     bytes: Vec<u8>,
     sent: usize,
-    /// The connection's task.
+    /// The connection's task, which writes what waits.
     task: Option<Waker>,
 }
 
-/// One request's way to the outbox.
+/// By which one request's interim responses are sent.
 #[derive(Clone)]
-pub struct Interim {
-    outbox: Arc<Outbox>,
+pub struct InterimSender {
+    queue: Arc<InterimQueue>,
     turn: u64,
 }
 
-impl Outbox {
-    /// A request's turn begins.
+impl InterimQueue {
+    /// A sender for the request that is answered now.
     #[must_use]
-    pub fn begin(self: &Arc<Self>) -> Interim {
-        Interim { turn: self.turn.fetch_add(1, Ordering::AcqRel) + 1, outbox: Arc::clone(self) }
+    pub fn open(self: &Arc<Self>) -> InterimSender {
+        InterimSender { turn: self.turn.fetch_add(1, Ordering::AcqRel) + 1, queue: Arc::clone(self) }
     }
 
-    /// Writes what there is. Only to be called when the connection's own buffer is empty.
+    /// Writes what waits. Only to be called when the connection's own buffer is empty.
     ///
     /// # Errors
     /// The connection's.
-    pub fn poll_empty<W: AsyncWrite + Unpin>(&self, stream: &mut W, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    pub fn poll_drain<W: AsyncWrite + Unpin>(&self, stream: &mut W, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         if !self.any.load(Ordering::Acquire) {
             return Poll::Ready(Ok(()));
         }
@@ -70,7 +70,7 @@ impl Outbox {
         state.bytes.clear();
         state.sent = 0;
         self.any.store(false, Ordering::Release);
-        // The request may be waiting for this.
+        // The request may be waiting for this to end.
         if let Some(task) = state.task.take() {
             task.wake();
         }
@@ -82,15 +82,15 @@ impl Outbox {
     }
 }
 
-impl Interim {
-    /// The turn ends: nothing more is taken, and what was taken has left.
-    pub async fn end(self) {
-        self.outbox.turn.fetch_add(1, Ordering::AcqRel);
-        if !self.outbox.any.load(Ordering::Acquire) {
+impl InterimSender {
+    /// Ends it: nothing more is taken, and what was taken has left when this returns.
+    pub async fn close(self) {
+        self.queue.turn.fetch_add(1, Ordering::AcqRel);
+        if !self.queue.any.load(Ordering::Acquire) {
             return;
         }
         std::future::poll_fn(|cx| {
-            let mut state = self.outbox.state();
+            let mut state = self.queue.state();
             if state.bytes.is_empty() {
                 return Poll::Ready(());
             }
@@ -100,26 +100,26 @@ impl Interim {
         .await;
     }
 
-    /// Goes along with a request to the backend. To be called within the connection's own task, which is woken by what
+    /// Goes along with a request to the upstream. To be called within the connection's own task, which is woken by what
     /// comes.
-    pub async fn accompany(&self, request: &mut Extensions) {
+    pub async fn attach(&self, request: &mut Extensions) {
         std::future::poll_fn(|cx| {
-            self.outbox.state().task = Some(cx.waker().clone());
+            self.queue.state().task = Some(cx.waker().clone());
             Poll::Ready(())
         })
         .await;
         request.insert(self.clone());
     }
 
-    /// Takes an interim answer, unless it is too late or too much. 100 and 101 are about a connection, not an answer.
+    /// Takes an interim response, unless it is too late or too much. 100 and 101 are about the connection to the upstream.
     pub fn send(&self, status: StatusCode, fields: &HeaderMap) {
         if !(102..200).contains(&status.as_u16()) {
             return;
         }
         let mut fields = fields.clone();
         strip_hop_by_hop(&mut fields);
-        let mut state = self.outbox.state();
-        if self.outbox.turn.load(Ordering::Acquire) != self.turn || state.bytes.len() > ROOM {
+        let mut state = self.queue.state();
+        if self.queue.turn.load(Ordering::Acquire) != self.turn || state.bytes.len() > CAPACITY {
             return;
         }
         // Writing to a Vec does not fail.
@@ -131,7 +131,7 @@ impl Interim {
             state.bytes.extend_from_slice(b"\r\n");
         }
         state.bytes.extend_from_slice(b"\r\n");
-        self.outbox.any.store(true, Ordering::Release);
+        self.queue.any.store(true, Ordering::Release);
         if let Some(task) = state.task.take() {
             task.wake();
         }
@@ -143,39 +143,39 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    async fn emptied(outbox: &Outbox) -> String {
+    async fn drained(queue: &InterimQueue) -> String {
         let mut stream = Vec::new();
-        std::future::poll_fn(|cx| outbox.poll_empty(&mut stream, cx)).await.unwrap();
+        std::future::poll_fn(|cx| queue.poll_drain(&mut stream, cx)).await.unwrap();
         String::from_utf8(stream).unwrap()
     }
 
     #[tokio::test]
-    async fn what_comes_in_time_leaves_and_what_comes_late_does_not() {
-        let outbox = Arc::new(Outbox::default());
-        let (first, mut fields) = (outbox.begin(), HeaderMap::new());
+    async fn what_comes_in_time_is_written_and_what_comes_late_is_dropped() {
+        let queue = Arc::new(InterimQueue::default());
+        let (first, mut fields) = (queue.open(), HeaderMap::new());
         fields.insert("link", HeaderValue::from_static("</a>"));
         fields.insert("connection", HeaderValue::from_static("close"));
         first.send(StatusCode::CONTINUE, &fields);
         first.send(StatusCode::EARLY_HINTS, &fields);
-        assert_eq!(emptied(&outbox).await, "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
-        first.clone().end().await;
+        assert_eq!(drained(&queue).await, "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+        first.clone().close().await;
         first.send(StatusCode::EARLY_HINTS, &fields);
-        let second = outbox.begin();
+        let second = queue.open();
         first.send(StatusCode::EARLY_HINTS, &fields);
-        assert_eq!(emptied(&outbox).await, "");
+        assert_eq!(drained(&queue).await, "");
         second.send(StatusCode::PROCESSING, &HeaderMap::new());
-        assert_eq!(emptied(&outbox).await, "HTTP/1.1 102 Processing\r\n\r\n");
+        assert_eq!(drained(&queue).await, "HTTP/1.1 102 Processing\r\n\r\n");
     }
 
     #[tokio::test]
-    async fn a_turn_does_not_end_before_all_has_left() {
-        let outbox = Arc::new(Outbox::default());
-        let turn = outbox.begin();
-        turn.send(StatusCode::PROCESSING, &HeaderMap::new());
-        let ending = tokio::spawn(turn.end());
+    async fn a_sender_does_not_close_before_all_has_left() {
+        let queue = Arc::new(InterimQueue::default());
+        let sender = queue.open();
+        sender.send(StatusCode::PROCESSING, &HeaderMap::new());
+        let closing = tokio::spawn(sender.close());
         tokio::task::yield_now().await;
-        assert!(!ending.is_finished());
-        assert_ne!(emptied(&outbox).await, "");
-        ending.await.unwrap();
+        assert!(!closing.is_finished());
+        assert_ne!(drained(&queue).await, "");
+        closing.await.unwrap();
     }
 }

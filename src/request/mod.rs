@@ -1,7 +1,26 @@
-//! What a request says, before anybody answers it, and why it may be refused.
+//! What a request brings with it, read before anybody answers: how it came ([`Arrival`]), who asks ([`client`]), what its
+//! target says ([`target`]), and why it may be refused ([`refusal`]).
+//!
+//! Knows HTTP and the API's way of writing times. Knows nothing of rules, caches or sockets.
 
+pub mod client;
 pub mod interim;
 pub mod refusal;
 pub mod target;
 pub mod timestamp;
 pub mod validate;
+
+use std::net::IpAddr;
+
+use interim::InterimSender;
+use refusal::Refusal;
+
+/// How a request came.
+pub struct Arrival {
+    /// The other end of the connection.
+    pub peer: IpAddr,
+    /// Where interim (1xx) responses go, if the client may have any.
+    pub interim: Option<InterimSender>,
+    /// What was sent is no valid request: this is the only answer that it may get.
+    pub refused: Option<Refusal>,
+}

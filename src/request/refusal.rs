@@ -5,7 +5,7 @@
 //! anything that is cached. Where the end of a bad request is not certain, its connection is closed after the answer:
 //! what follows is never taken for another request.
 
-/// Why a request was refused.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// Not `METHOD target HTTP/1.x` with single spaces (RFC 9112 §3).

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::request::refusal::Refusal;
+use super::refusal::Refusal;
 
 /// The longest path and query, in bytes.
 pub const MAX_LEN: usize = 8192;
@@ -123,8 +123,8 @@ fn is_url_byte(byte: u8) -> bool {
     FINE[usize::from(byte)]
 }
 
-/// Whether a path is plain at a glance, as nearly all are: nothing encoded, no segment that begins with a dot or is
-/// empty, nothing but printable ASCII.
+/// Whether a path needs no decoding, as nearly all do not: nothing encoded, no segment that begins with a dot or is empty,
+/// nothing but printable ASCII.
 fn is_plain(path: &str) -> bool {
     let mut after_slash = false;
     path.bytes().all(|byte| {
@@ -293,7 +293,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_glance_agrees_with_the_close_look(path in "/[a-c/.%;é2fF]{0,12}") {
+        fn plain_paths_need_no_decoding(path in "/[a-c/.%;é2fF]{0,12}") {
             if is_plain(&path) {
                 prop_assert!(!path.split('/').any(|segment| segment == "." || segment == ".."));
                 prop_assert!(!path.contains("//") && !path.contains(['%', ';', 'é']));

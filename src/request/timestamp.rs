@@ -1,10 +1,10 @@
-//! Moments as the API's clients write them: Unix milliseconds, or ISO 8601 as the legacy service reads it.
+//! Times as the API's clients write them: Unix milliseconds, or ISO 8601 as the legacy service reads it.
 //!
 //! Used by `route.history` (is this answer about a closed past?) and by the native API (which orders are meant?), so
 //! that both understand the same spellings. The rules are the contract's: Python's `int()` first, then Python 3.12's
 //! `datetime.fromisoformat`.
 
-/// A moment in milliseconds since 1970; negative before. Integers too large for 64 bits saturate.
+/// A time in milliseconds since 1970; negative before. Integers too large for 64 bits saturate.
 #[must_use]
 pub fn parse(text: &str) -> Option<i64> {
     integer(text).or_else(|| iso(text))

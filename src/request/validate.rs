@@ -1,11 +1,13 @@
-//! What a request must be before anything is done with it: for which authority, by which method, with what expectation.
-//! What its bytes must be was settled before ([`crate::front::framing`]); what its URL says comes next ([`crate::request::target`]).
+//! What a request must be before anything is done with it: one authority beyond doubt, a method that a gateway may pass on,
+//! no expectation that cannot be met.
+//!
+//! Its framing was checked before, as bytes, in `front/`; what its target says is read next ([`super::target`]).
 
 use http::header::{EXPECT, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Version, request};
 
-use crate::request::refusal::Refusal;
+use super::refusal::Refusal;
 
 /// The characters of a host (RFC 3986 §3.2.2) and a port: no user information, no other delimiter.
 const HOST_BYTES: [bool; 256] = {
@@ -38,11 +40,11 @@ const HOST_BYTES: [bool; 256] = {
     table
 };
 
-/// The path and query of a request whose authority is beyond doubt (RFC 9112 §3.2, RFC 9113 §8.3.1).
+/// Checks a request (RFC 9112 §3.2, RFC 9113 §8.3.1) and returns its path and query.
 ///
 /// # Errors
 /// The [`Refusal`] of a request that a gateway cannot or must not pass on.
-pub fn target_of(parts: &request::Parts) -> Result<&str, Refusal> {
+pub fn validate(parts: &request::Parts) -> Result<&str, Refusal> {
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(Refusal::Method);
     }
@@ -71,13 +73,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_authority_is_said_once_or_twice_the_same() {
+    fn one_authority_or_twice_the_same() {
         let asks = |version, uri: &str, fields: &[(&'static str, &str)]| {
             let mut request = http::Request::builder().version(version).uri(uri);
             for (name, value) in fields {
                 request = request.header(*name, *value);
             }
-            target_of(&request.body(()).unwrap().into_parts().0).map(str::to_owned)
+            validate(&request.body(()).unwrap().into_parts().0).map(str::to_owned)
         };
         let (new, old, two) = (Version::HTTP_11, Version::HTTP_10, Version::HTTP_2);
         for (version, uri, fields, expected) in [

@@ -1,4 +1,4 @@
-//! An existing API over HTTP/1.1, through a pool of kept-alive connections.
+//! An existing API, reached over HTTP/1.1 through a pool of kept-alive connections.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::runtime::Handle;
 
-use super::{AbortOnDrop, Answering, Backend, BackendError};
+use super::{AbortOnDrop, Backend, BackendError, ResponseFuture};
 use crate::body::{self, Stream};
-use crate::request::interim::Interim;
+use crate::request::interim::InterimSender;
 
 /// Python servers close a connection after five idle seconds; it is not used for longer than this, so that few
 /// requests meet one that is just being closed.
@@ -28,11 +28,11 @@ pub struct HttpBackend {
     host: HeaderValue,
 }
 
-/// Spawns on the background runtime: a pooled connection must outlive the listener thread that asked for it first.
+/// Spawns on the background runtime: a pooled connection must outlive the serving thread that asked for it first.
 #[derive(Clone)]
-struct On(Handle);
+struct BackgroundExecutor(Handle);
 
-impl<F> Executor<F> for On
+impl<F> Executor<F> for BackgroundExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -42,14 +42,15 @@ where
 }
 
 impl HttpBackend {
-    /// A client for the API at `authority`, which is told that it is `host`. Connections live on `runtime`.
+    /// A client for the API at `authority`, which is sent `host` as `Host`. Connections live on `runtime` and must stand
+    /// within `connect_timeout`.
     #[must_use]
     pub fn new(authority: &Authority, host: &Authority, connect_timeout: Duration, runtime: Handle) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(connect_timeout));
         connector.set_nodelay(true);
         connector.set_keepalive(Some(Duration::from_secs(15)));
-        let client = Client::builder(On(runtime.clone()))
+        let client = Client::builder(BackgroundExecutor(runtime.clone()))
             .pool_idle_timeout(POOL_IDLE)
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(64)
@@ -61,7 +62,7 @@ impl HttpBackend {
 }
 
 impl Backend for HttpBackend {
-    fn call(&self, request: Request<Stream>) -> Answering {
+    fn call(&self, request: Request<Stream>) -> ResponseFuture {
         let (mut parts, body) = request.into_parts();
         let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(target).build();
@@ -74,44 +75,44 @@ impl Backend for HttpBackend {
         parts.headers.insert(HOST, self.host.clone());
         // A request without a body that can be repeated is repeated once if a kept-alive connection turns out to be
         // closed: the backend may have closed it while the request was on its way.
-        let again = (matches!(parts.method, Method::GET | Method::HEAD) && http_body::Body::is_end_stream(&body))
+        let repeatable = (matches!(parts.method, Method::GET | Method::HEAD) && http_body::Body::is_end_stream(&body))
             .then(|| Request::from_parts(parts.clone(), body::empty()));
         let client = self.client.clone();
-        let interim = parts.extensions.remove::<Interim>();
+        let interim = parts.extensions.remove::<InterimSender>();
         let mut request = Request::from_parts(parts, body);
         if let Some(interim) = interim {
-            hyper::ext::on_informational(&mut request, move |answer| interim.send(answer.status(), answer.headers()));
+            hyper::ext::on_informational(&mut request, move |response| interim.send(response.status(), response.headers()));
         }
         let work = async move {
-            match (client.request(request).await, again) {
-                (Err(error), Some(again)) if was_closed(&error) => client.request(again).await,
-                (answer, _) => answer,
+            match (client.request(request).await, repeatable) {
+                (Err(error), Some(request)) if was_closed(&error) => client.request(request).await,
+                (result, _) => result,
             }
         };
-        // On the background runtime, with its reactor; given up when the caller is.
+        // On the background runtime, with its reactor; aborted when the caller is dropped.
         let task = AbortOnDrop(self.runtime.spawn(work));
         Box::pin(async move {
-            let answer = task.await.map_err(|error| BackendError::Reset(error.into()))?;
-            let answer: Response<_> = answer.map_err(classify)?;
-            if answer.status().is_informational() {
+            let result = task.await.map_err(|error| BackendError::Reset(error.into()))?;
+            let response: Response<_> = result.map_err(classify)?;
+            if response.status().is_informational() {
                 return Err(BackendError::Invalid("it switched protocols, which nobody asked for".into()));
             }
-            Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
+            Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
         })
     }
 }
 
-/// The hyper error beneath a client error.
-fn beneath(error: &Error) -> Option<&hyper::Error> {
+/// The HTTP library's error within the connection pool's.
+fn library_error(error: &Error) -> Option<&hyper::Error> {
     std::error::Error::source(error)?.downcast_ref()
 }
 
 /// Whether the connection was closed with nothing of an answer on it.
 fn was_closed(error: &Error) -> bool {
-    beneath(error).is_some_and(|error| error.is_incomplete_message() || error.is_canceled() || reset_beneath(error))
+    library_error(error).is_some_and(|error| error.is_incomplete_message() || error.is_canceled() || is_reset(error))
 }
 
-fn reset_beneath(error: &hyper::Error) -> bool {
+fn is_reset(error: &hyper::Error) -> bool {
     let io = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     io.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe))
 }
@@ -120,7 +121,7 @@ fn classify(error: Error) -> BackendError {
     if error.is_connect() {
         return BackendError::Connect(error.into());
     }
-    if beneath(&error).is_some_and(|error| error.is_parse() || error.is_parse_too_large()) {
+    if library_error(&error).is_some_and(|error| error.is_parse() || error.is_parse_too_large()) {
         return BackendError::Invalid(error.into());
     }
     BackendError::Reset(error.into())

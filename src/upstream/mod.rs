@@ -1,37 +1,47 @@
-//! What answers when the cache cannot: an API over HTTP ([`http`]) or the API answered here ([`api`]).
+//! Whatever answers when the cache cannot: the trait ([`Backend`]), its implementation over HTTP ([`http`]), the bounds around
+//! either ([`Upstream`]), and the fields of requests and responses on their way ([`request_fields`], [`response_fields`]).
+//!
+//! Knows requests and responses. Knows neither routes nor the cache: whether an answer may be kept is not asked here.
 
-pub mod forward;
+pub mod body;
+pub mod failure;
 pub mod http;
+pub mod request_fields;
+pub mod response_fields;
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::{Request, Response};
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
-use crate::body::{BoxError, Stream, Watched};
-use crate::proxy::outcome::Failure;
-use crate::telemetry::Metrics;
+use crate::body::{BoxError, Stream};
+use crate::telemetry::metrics::Metrics;
+use body::DeadlineBody;
+use failure::Failure;
 
-/// A future that a backend returns.
-pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Stream>, BackendError>> + Send>>;
+/// The future of a response.
+pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Stream>, BackendError>> + Send>>;
 
-/// Answers requests. What it gets is already fit for it: hop-by-hop fields are gone, its own are set.
+/// Answers requests. What it gets is ready to be sent: hop-by-hop fields are gone, Sluice's own are set.
 pub trait Backend: Send + Sync {
     /// Starts answering. Dropping the future gives the request up.
-    fn call(&self, request: Request<Stream>) -> Answering;
+    fn call(&self, request: Request<Stream>) -> ResponseFuture;
 }
 
-/// A task on another runtime that ends with whoever waits for it.
-pub struct AbortOnDrop<T>(pub tokio::task::JoinHandle<T>);
+/// A task that is aborted when nobody waits for it any more.
+pub struct AbortOnDrop<T>(pub JoinHandle<T>);
 
 impl<T> Future for AbortOnDrop<T> {
-    type Output = Result<T, tokio::task::JoinError>;
-    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx)
     }
 }
@@ -42,12 +52,12 @@ impl<T> Drop for AbortOnDrop<T> {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug)]
 pub enum BackendError {
     /// No connection could be made.
     Connect(BoxError),
-    /// The connection broke before the head of the answer.
+    /// The connection broke before the head of the response.
     Reset(BoxError),
     /// The head did not come in time.
     Timeout(Duration),
@@ -55,6 +65,19 @@ pub enum BackendError {
     Invalid(BoxError),
     /// Too many requests are on their way already.
     Overloaded,
+}
+
+impl BackendError {
+    /// The value of the metric label `status`.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Reset(_) => "reset",
+            Self::Timeout(_) => "timeout",
+            Self::Invalid(_) => "invalid",
+            Self::Overloaded => "overloaded",
+        }
+    }
 }
 
 impl fmt::Display for BackendError {
@@ -78,65 +101,59 @@ impl std::error::Error for BackendError {
     }
 }
 
+impl From<&BackendError> for Failure {
+    fn from(error: &BackendError) -> Self {
+        match error {
+            BackendError::Connect(_) => Self::Connect,
+            BackendError::Reset(_) => Self::Reset,
+            BackendError::Timeout(_) => Self::Timeout,
+            BackendError::Invalid(_) => Self::Invalid,
+            BackendError::Overloaded => Self::Overloaded,
+        }
+    }
+}
+
 /// A backend within bounds: so many requests at a time, each with deadlines, all of them counted.
 pub struct Upstream {
     backend: Box<dyn Backend>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
 impl Upstream {
-    /// Puts bounds around a backend.
+    /// Lets `max_in_flight` requests at a time reach `backend`, and gives each of them `timeout` to the head of its
+    /// response. A request that finds no free permit waits for one for at most `timeout`.
     #[must_use]
     pub fn new(backend: Box<dyn Backend>, max_in_flight: usize, timeout: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { backend, places: Arc::new(Semaphore::new(max_in_flight)), timeout, metrics }
+        Self { backend, permits: Arc::new(Semaphore::new(max_in_flight)), timeout, metrics }
     }
 
-    /// Asks the backend. The body may be silent for `silence` at most, and keeps its place until it ends.
+    /// Sends a request. The response's body may be silent for `silence` at most, and keeps its permit until it ends.
     ///
     /// # Errors
     /// A [`BackendError`] if there is no head within the deadline.
     pub async fn call(&self, route: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
         let started = Instant::now();
-        let answer = self.ask(request, silence).await;
-        let status = match &answer {
-            Ok(answer) => answer.status().as_str().to_owned(),
-            Err(error) => kind(error).to_owned(),
+        let result = self.call_within_bounds(request, silence).await;
+        let status = match &result {
+            Ok(response) => response.status().as_str().to_owned(),
+            Err(error) => error.label().to_owned(),
         };
         self.metrics.backend_requests.with_label_values(&[route, &status]).inc();
         self.metrics.backend_seconds.with_label_values(&[route]).observe(started.elapsed().as_secs_f64());
-        if let Err(error) = &answer {
+        if let Err(error) = &result {
             let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             tracing::debug!(route, %error, cause, "backend");
         }
-        answer
+        result
     }
 
-    async fn ask(&self, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
-        let place = timeout(self.timeout, Arc::clone(&self.places).acquire_owned()).await;
-        let Ok(Ok(place)) = place else { return Err(BackendError::Overloaded) };
+    async fn call_within_bounds(&self, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
+        let permit = timeout(self.timeout, Arc::clone(&self.permits).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else { return Err(BackendError::Overloaded) };
         let late = |_| BackendError::Timeout(self.timeout);
-        let answer = timeout(self.timeout, self.backend.call(request)).await.map_err(late)??;
-        Ok(answer.map(|body| Watched::new(body, silence, Some(place)).boxed_unsync()))
-    }
-}
-
-fn kind(error: &BackendError) -> &'static str {
-    match error {
-        BackendError::Connect(_) => "connect",
-        BackendError::Reset(_) => "reset",
-        BackendError::Timeout(_) => "timeout",
-        BackendError::Invalid(_) => "invalid",
-        BackendError::Overloaded => "overloaded",
-    }
-}
-
-/// Tells how a body that was being read failed.
-#[must_use]
-pub fn body_failure(error: &BoxError) -> Failure {
-    match error.downcast_ref::<crate::body::Broken>() {
-        Some(broken) => broken.0,
-        None => Failure::Truncated,
+        let response = timeout(self.timeout, self.backend.call(request)).await.map_err(late)??;
+        Ok(response.map(|body| DeadlineBody::new(body, silence, Some(permit)).boxed_unsync()))
     }
 }

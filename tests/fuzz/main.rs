@@ -11,17 +11,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use sluice::cache::codec::{decode, encode};
 use sluice::cache::key::{Canonical, Key};
-use sluice::cache::seal::{Sealer, SecretKey};
+use sluice::cache::seal::Sealer;
 use sluice::clock::Wall;
 use sluice::config::route::{Route, select};
+use sluice::config::secret::SecretKey;
 use sluice::front::framing::{Framing, Next};
 use sluice::http::cache_control::CacheControl;
 use sluice::http::conditional::{not_modified, validates};
 use sluice::http::encoding::{accepts_gzip, gunzip};
-use sluice::http::freshness::{Grant, Verdict, verdict};
+use sluice::http::freshness::{FreshnessPolicy, Verdict, verdict};
 use sluice::http::headers::{age, freshened, http_date, strip_hop_by_hop};
 use sluice::http::range::{Parts, cut, parts};
-use sluice::http::request_directives::Wishes;
+use sluice::http::request_directives::RequestDirectives;
 use sluice::http::vary::{Vary, content_language, preferred_language, selection};
 use sluice::request::target::Target;
 use xxhash_rust::xxh3::xxh3_64;
@@ -120,7 +121,7 @@ fn headers(data: &[u8]) {
     let hour = Duration::from_secs(3600);
     for ttl in [Duration::ZERO, hour] {
         for respect_origin in [false, true] {
-            let grant = Grant {
+            let policy = FreshnessPolicy {
                 ttl,
                 negative_ttl: ttl,
                 stale_while_revalidate: hour,
@@ -131,8 +132,8 @@ fn headers(data: &[u8]) {
                 authorized: respect_origin,
             };
             for status in [200, 206, 302, 304, 404, 405, 500, 503] {
-                let verdict = verdict(&grant, StatusCode::from_u16(status).unwrap(), &answer, now);
-                let kept = matches!(verdict, Verdict::Store(_) | Verdict::Keep(_));
+                let verdict = verdict(&policy, StatusCode::from_u16(status).unwrap(), &answer, now);
+                let kept = matches!(verdict, Verdict::Store(_) | Verdict::StoreForValidation(_));
                 assert!(!kept || !(control.private || answer.contains_key("set-cookie") || matches!(status, 206 | 304)));
                 assert!(!kept || !control.no_store || control.must_understand);
                 assert!(!kept || Vary::of(&answer) != Vary::Any);
@@ -155,7 +156,7 @@ fn headers(data: &[u8]) {
         let _ = http_date(value);
     }
     let _ = (age(&answer), freshened(&answer, &request), validates(&request, &answer), accepts_gzip(&request));
-    let _ = (content_language(&answer), preferred_language(&request), Wishes::of(&request));
+    let _ = (content_language(&answer), preferred_language(&request), RequestDirectives::of(&request));
     let tagged = not_modified(&request, answer.get("etag"), &answer);
     assert!(!tagged || request.contains_key("if-none-match") || request.contains_key("if-modified-since"));
 }
@@ -178,7 +179,7 @@ fn framing(data: &[u8]) {
         }
     }
     assert_eq!((gone, last, pieces.heads()), (passed, next, whole.heads()));
-    if whole.heads() == 1 && !whole.is_foreign() && data.starts_with(b"GET ") {
+    if whole.heads() == 1 && !whole.is_http2() && data.starts_with(b"GET ") {
         let head = &data[..data.windows(4).position(|four| four == b"\r\n\r\n").unwrap()];
         assert!(!head.split(|&byte| byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r")), "a bare LF went on");
     }
@@ -220,7 +221,12 @@ fn codec(data: &[u8]) {
     framed.extend_from_slice(data);
     if let Ok(entry) = decode(framed.into()) {
         assert_eq!(decode(encode(&entry)).as_ref(), Ok(&entry));
-        let _ = (entry.weight(), entry.age(Wall::from_millis(u64::MAX)), entry.conditions(), entry.expired(Wall::from_millis(5)));
+        let _ = (
+            entry.weight(),
+            entry.age(Wall::from_millis(u64::MAX)),
+            entry.conditions(),
+            entry.expired(Wall::from_millis(5), Wall::from_millis(6)),
+        );
     }
     static SEALER: LazyLock<Sealer> = LazyLock::new(|| Sealer::new(&SecretKey::parse(&"ab".repeat(32)).unwrap(), None).unwrap());
     assert!(SEALER.open(b"name", data).is_err(), "forged");

@@ -3,6 +3,8 @@
 //! The legacy service's cache was Redis, so its statistics bear Redis's names. Here the hits and misses are Sluice's
 //! own, whichever tier answered; the rest is told by Redis, or without it by the tier in memory.
 
+use std::sync::Arc;
+
 use http::Response;
 use serde::Serialize;
 
@@ -10,16 +12,16 @@ use super::health::{hit_rate, hits_and_misses};
 use super::schema::{CacheNumbers, CacheState, CacheStatistics, Cleared, NoCache, SymbolInvalidated, SymbolsInvalidated, Warming};
 use crate::api::schema::Refusal;
 use crate::body::Reply;
-use crate::cache::Selection;
+use crate::cache::Cache;
+use crate::cache::void::Selection;
 use crate::config::template::symbol_tag;
-use crate::proxy::Proxy;
-use crate::proxy::respond;
 use crate::proxy::warm::Warmer;
+use crate::proxy::{Proxy, errors};
 use crate::request::target::Target;
 
 /// The readable key under which the list of symbols is kept.
 const SYMBOLS_KEY: &str = "symbols:all";
-/// What is said where there is no cache at all.
+/// The contract's sentence where there is no cache at all.
 const NO_CACHE: &str = "Redis not available - running in fallback mode";
 
 /// `GET /api/cache/stats`.
@@ -33,9 +35,9 @@ const NO_CACHE: &str = "Redis not available - running in fallback mode";
     responses((status = 200, description = "Statistics, or that there is no cache", body = CacheStatistics)),
 )]
 pub async fn stats(proxy: &Proxy) -> Response<Reply> {
-    let redis = proxy.store.shared_facts().await;
-    let memory = proxy.store.report().into_iter().find(|tier| tier.tier == "memory" && tier.capacity != Some(0));
-    let number = |name: &str| redis.as_ref().and_then(|facts| facts.get(name)?.parse::<u64>().ok());
+    let redis = proxy.cache.store().server_info().await;
+    let memory = proxy.cache.store().report().into_iter().find(|tier| tier.tier == "memory" && tier.capacity != Some(0));
+    let number = |name: &str| redis.as_ref().and_then(|info| info.get(name)?.parse::<u64>().ok());
     let (hits, misses) = hits_and_misses(proxy);
     let page = if redis.is_none() && memory.is_none() {
         CacheStatistics {
@@ -56,7 +58,7 @@ pub async fn stats(proxy: &Proxy) -> Response<Reply> {
         };
         CacheStatistics { cache_stats: CacheState::Available(numbers), message: "Cache statistics retrieved successfully".to_owned() }
     };
-    said(&page)
+    json_page(&page)
 }
 
 /// `1.05M`, as Redis writes it.
@@ -85,10 +87,10 @@ fn human(bytes: u64) -> String {
     ),
     security(("admin_token" = [])),
 )]
-pub async fn clear(proxy: &Proxy, target: &Target<'_>) -> Response<Reply> {
+pub async fn clear(cache: &Cache, target: &Target<'_>) -> Response<Reply> {
     let pattern = target.text("pattern").map_or_else(|| "*".to_owned(), std::borrow::Cow::into_owned);
-    let purged = purge(proxy, &Selection::Pattern(pattern.clone())).await;
-    said(&Cleared { deleted_keys: purged, pattern, message: format!("Successfully cleared {purged} cache entries") })
+    let purged = purge(cache, Selection::Pattern(pattern.clone())).await;
+    json_page(&Cleared { deleted_keys: purged, pattern, message: format!("Successfully cleared {purged} cache entries") })
 }
 
 /// `POST /api/cache/invalidate/symbol/{symbol}`.
@@ -107,10 +109,10 @@ pub async fn clear(proxy: &Proxy, target: &Target<'_>) -> Response<Reply> {
     ),
     security(("admin_token" = [])),
 )]
-pub async fn invalidate_symbol(proxy: &Proxy, symbol: &str) -> Response<Reply> {
-    let purged = purge(proxy, &Selection::Tag(symbol_tag(symbol))).await;
+pub async fn invalidate_symbol(cache: &Cache, symbol: &str) -> Response<Reply> {
+    let purged = purge(cache, Selection::Tag(symbol_tag(symbol))).await;
     let message = format!("Successfully invalidated {purged} cache entries for symbol {symbol}");
-    said(&SymbolInvalidated { deleted_keys: purged, symbol: symbol.to_owned(), message })
+    json_page(&SymbolInvalidated { deleted_keys: purged, symbol: symbol.to_owned(), message })
 }
 
 /// `POST /api/cache/invalidate/symbols`.
@@ -128,9 +130,9 @@ pub async fn invalidate_symbol(proxy: &Proxy, symbol: &str) -> Response<Reply> {
     ),
     security(("admin_token" = [])),
 )]
-pub async fn invalidate_symbols(proxy: &Proxy) -> Response<Reply> {
-    purge(proxy, &Selection::Pattern(SYMBOLS_KEY.to_owned())).await;
-    said(&SymbolsInvalidated { success: true, message: "Symbols cache invalidated successfully".to_owned() })
+pub async fn invalidate_symbols(cache: &Cache) -> Response<Reply> {
+    purge(cache, Selection::Pattern(SYMBOLS_KEY.to_owned())).await;
+    json_page(&SymbolsInvalidated { success: true, message: "Symbols cache invalidated successfully".to_owned() })
 }
 
 /// `POST /api/cache/warm`.
@@ -149,19 +151,19 @@ pub async fn invalidate_symbols(proxy: &Proxy) -> Response<Reply> {
     security(("admin_token" = [])),
 )]
 #[must_use]
-pub fn warm(warmer: &Warmer) -> Response<Reply> {
-    let targets = warmer.start();
+pub fn warm(warmer: &Warmer, proxy: &Arc<Proxy>) -> Response<Reply> {
+    let targets = warmer.start(proxy);
     tracing::info!(targets, "warming");
-    said(&Warming { message: "Cache warming started in background".to_owned(), status: "initiated".to_owned() })
+    json_page(&Warming { message: "Cache warming started in background".to_owned(), status: "initiated".to_owned() })
 }
 
-async fn purge(proxy: &Proxy, what: &Selection) -> u64 {
-    proxy.fetcher.purge(what, false).await as u64
+async fn purge(cache: &Cache, what: Selection) -> u64 {
+    cache.purge(what, false).await as u64
 }
 
-fn said(page: &impl Serialize) -> Response<Reply> {
+fn json_page(page: &impl Serialize) -> Response<Reply> {
     // Structs of strings and numbers always serialise.
-    respond::json(200, serde_json::to_string(page).unwrap_or_default())
+    errors::json(200, serde_json::to_string(page).unwrap_or_default())
 }
 
 #[cfg(test)]

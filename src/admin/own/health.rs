@@ -11,13 +11,13 @@ use tokio::time::{Instant, timeout};
 use super::schema::{Component, Components, HealthReport};
 use crate::body::{self, Reply};
 use crate::clock::Wall;
-use crate::proxy::Proxy;
-use crate::proxy::respond;
+use crate::proxy::{Proxy, errors};
+use crate::telemetry::metrics::OutcomeLabel;
 
-/// How long the backend has to say how it is.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the upstream has to say how it is.
+const DEADLINE: Duration = Duration::from_secs(2);
 /// For how long what it said is believed, so that health checks do not become load.
-const BELIEVED: Duration = Duration::from_secs(1);
+const VALID_FOR: Duration = Duration::from_secs(1);
 /// The longest health answer that is read.
 const MAX_HEALTH: usize = 64 << 10;
 
@@ -29,7 +29,7 @@ impl Health {
     async fn database(&self, proxy: &Proxy) -> Component {
         let mut last = self.0.lock().await;
         match &*last {
-            Some((at, value)) if at.elapsed() < BELIEVED => value.clone(),
+            Some((at, value)) if at.elapsed() < VALID_FOR => value.clone(),
             _ => {
                 let value = ask(proxy).await;
                 *last = Some((Instant::now(), value.clone()));
@@ -55,7 +55,7 @@ impl Health {
 pub async fn get(health: &Health, proxy: &Proxy) -> Response<Reply> {
     let database = health.database(proxy).await;
     let healthy = database.status == "healthy";
-    let tiers = proxy.store.report();
+    let tiers = proxy.cache.store().report();
     let redis = match tiers.iter().find(|tier| tier.tier == "redis") {
         Some(tier) if tier.up => Component { hit_rate: Some(hit_rate(proxy)), ..component("healthy", "Redis connection successful") },
         _ => component("degraded", "Redis not available - running in fallback mode"),
@@ -63,7 +63,7 @@ pub async fn get(health: &Health, proxy: &Proxy) -> Response<Reply> {
     let status = if healthy { "healthy" } else { "unhealthy" }.to_owned();
     let report = HealthReport { status, timestamp: timestamp(Wall::now()), components: Components { database, redis } };
     // Structs of strings and numbers always serialise.
-    respond::json(if healthy { 200 } else { 503 }, serde_json::to_string(&report).unwrap_or_default())
+    errors::json(if healthy { 200 } else { 503 }, serde_json::to_string(&report).unwrap_or_default())
 }
 
 fn component(status: &str, message: &str) -> Component {
@@ -77,12 +77,12 @@ async fn ask(proxy: &Proxy) -> Component {
     *request.uri_mut() = http::Uri::from_static("/health");
     request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let answer = async {
-        let answer = proxy.upstream.call("health", request, PATIENCE).await.ok()?;
+        let answer = proxy.upstream.call("health", request, DEADLINE).await.ok()?;
         let status = answer.status();
         let page = body::read(answer.into_body(), MAX_HEALTH).await?;
         Some((status, page))
     };
-    let Ok(Some((status, page))) = timeout(PATIENCE, answer).await else {
+    let Ok(Some((status, page))) = timeout(DEADLINE, answer).await else {
         return unhealthy("The backend could not be reached");
     };
     let told: Option<Value> = serde_json::from_slice(&page).ok();
@@ -96,9 +96,8 @@ async fn ask(proxy: &Proxy) -> Component {
 
 /// Hits, and requests that the cache could have answered but did not.
 pub fn hits_and_misses(proxy: &Proxy) -> (u64, u64) {
-    let rows = 0..=proxy.metrics.none_row();
-    let of = |outcome| rows.clone().map(|row| proxy.metrics.requests_of(row, outcome).0).sum::<u64>();
-    (of(0) + of(1), of(2) + of(3))
+    let of = |outcome| proxy.metrics.requests_with(outcome);
+    (of(OutcomeLabel::Hit) + of(OutcomeLabel::Stale), of(OutcomeLabel::Miss) + of(OutcomeLabel::Collapsed))
 }
 
 /// Hits in percent of all requests that the cache could have answered, with two decimals.

@@ -1,34 +1,40 @@
-//! What Sluice answers itself on the main listener, in the contract's shapes: `/health` and `/api/cache/*`, and in native
-//! mode the API's description.
+//! What Sluice answers itself on the main listener, in the contract's shapes: `/health` and `/api/cache/*`, and in native mode
+//! the API's description.
 //!
-//! The operations that change something need the admin token (deviation D8).
+//! | endpoint                                      | who may call it            |
+//! |-----------------------------------------------|----------------------------|
+//! | `GET /health`                                 | everyone                   |
+//! | `GET /api/cache/stats`                        | everyone                   |
+//! | `GET /openapi.json`, `GET /docs` (native mode) | everyone                   |
+//! | `POST /api/cache/*`                           | holders of the admin token (deviation D8 of the contract) |
 
 pub mod cache;
 pub mod health;
 pub mod openapi;
 pub mod schema;
 
-use http::header::LOCATION;
-use http::{Method, Response, request};
+use std::sync::Arc;
 
-use crate::admin::token::Token;
+use http::header::LOCATION;
+use http::{Method, Response};
+
+use super::token::Token;
 use crate::body::Reply;
-use crate::config::PublicUrl;
-use crate::proxy::Proxy;
+use crate::proxy::answer::Answer;
+use crate::proxy::asked::Asked;
 use crate::proxy::outcome::Outcome;
-use crate::proxy::respond;
 use crate::proxy::warm::Warmer;
-use crate::request::target::Target;
-use crate::upstream::forward::{self, Client};
+use crate::proxy::{AnswerFuture, OwnEndpoints, Proxy, errors};
+use crate::request::client::own_url;
 use health::Health;
 
-/// What Sluice answers itself.
-pub struct Local {
-    /// What operations need.
+/// The endpoints, with what they need.
+pub struct Endpoints {
+    /// Who may manage.
     pub token: Token,
     /// What `POST /api/cache/warm` starts.
-    pub warm: Warmer,
-    /// What the backend said of itself.
+    pub warmer: Warmer,
+    /// What the upstream said of itself.
     pub health: Health,
     /// Whether the API is answered here, so that its description is here too.
     pub native: bool,
@@ -83,53 +89,59 @@ impl<'a> Endpoint<'a> {
         Some((endpoint, exact.len() < path.len()))
     }
 
-    const fn changes_something(self) -> bool {
-        !matches!(self, Self::Health | Self::Stats | Self::Description | Self::Documentation)
+    /// The method that it is asked with.
+    const fn method(self) -> Method {
+        match self {
+            Self::Health | Self::Stats | Self::Description | Self::Documentation => Method::GET,
+            Self::Clear | Self::InvalidateSymbol(_) | Self::InvalidateSymbols | Self::Warm => Method::POST,
+        }
     }
 }
 
-impl Local {
-    /// Answers one of Sluice's own endpoints.
-    pub async fn answer(
-        &self,
-        (endpoint, slash): (Endpoint<'_>, bool),
-        target: &Target<'_>,
-        parts: &request::Parts,
-        client: &Client,
-        proxy: &Proxy,
-    ) -> (Response<Reply>, Outcome) {
-        if slash {
-            return (without_slash(target, parts, client, proxy.public.as_ref()), Outcome::Local);
-        }
-        let wanted = if endpoint.changes_something() { Method::POST } else { Method::GET };
-        if parts.method != wanted && !(wanted == Method::GET && parts.method == Method::HEAD && proxy.head_as_get) {
-            return (respond::wrong_method(if endpoint.changes_something() { "POST" } else { "GET" }), Outcome::Local);
-        }
-        if endpoint.changes_something()
-            && let Err(refusal) = self.token.authorize(&parts.headers)
-        {
-            return (respond::refused(refusal), Outcome::Refused(refusal));
-        }
-        let response = match endpoint {
-            Endpoint::Health => health::get(&self.health, proxy).await,
-            Endpoint::Stats => cache::stats(proxy).await,
-            Endpoint::Clear => cache::clear(proxy, target).await,
-            Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(proxy, symbol).await,
-            Endpoint::InvalidateSymbols => cache::invalidate_symbols(proxy).await,
-            Endpoint::Warm => cache::warm(&self.warm),
-            Endpoint::Description => openapi::description(),
-            Endpoint::Documentation => openapi::documentation(),
-        };
-        (response, Outcome::Local)
+impl OwnEndpoints for Endpoints {
+    fn owns(&self, path: &str) -> bool {
+        Endpoint::of(path, self.native).is_some()
+    }
+
+    fn answer<'a>(&'a self, asked: Asked<'a>, proxy: &'a Arc<Proxy>) -> AnswerFuture<'a> {
+        Box::pin(async move {
+            let local = |response| Answer { response, outcome: Outcome::Local };
+            let Some((endpoint, slash)) = Endpoint::of(&asked.target.path, self.native) else {
+                return local(errors::json(404, r#"{"detail":"Not Found"}"#));
+            };
+            if slash {
+                return local(without_slash(asked));
+            }
+            let (wanted, method) = (endpoint.method(), &asked.parts.method);
+            if *method != wanted && !(wanted == Method::GET && *method == Method::HEAD && proxy.head_as_get) {
+                return local(errors::wrong_method(if wanted == Method::GET { "GET" } else { "POST" }));
+            }
+            if wanted == Method::POST
+                && let Err(refusal) = self.token.authorize(&asked.parts.headers)
+            {
+                return Answer::refused(refusal);
+            }
+            local(match endpoint {
+                Endpoint::Health => health::get(&self.health, proxy).await,
+                Endpoint::Stats => cache::stats(proxy).await,
+                Endpoint::Clear => cache::clear(&proxy.cache, asked.target).await,
+                Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(&proxy.cache, symbol).await,
+                Endpoint::InvalidateSymbols => cache::invalidate_symbols(&proxy.cache).await,
+                Endpoint::Warm => cache::warm(&self.warmer, proxy),
+                Endpoint::Description => openapi::description(),
+                Endpoint::Documentation => openapi::documentation(),
+            })
+        })
     }
 }
 
 /// 307 to the path without its last slash.
-fn without_slash(target: &Target<'_>, parts: &request::Parts, client: &Client, public: Option<&PublicUrl>) -> Response<Reply> {
-    let mut response = respond::json(307, "");
-    let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let path = target.path.trim_end_matches('/');
-    if let Some(location) = forward::own_url(&format!("{path}{query}"), parts, client, public) {
+fn without_slash(asked: Asked<'_>) -> Response<Reply> {
+    let mut response = errors::json(307, "");
+    let query = asked.parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let path = asked.target.path.trim_end_matches('/');
+    let forwarding = asked.forwarding;
+    if let Some(location) = own_url(&format!("{path}{query}"), asked.parts, forwarding.client, forwarding.public) {
         response.headers_mut().insert(LOCATION, location);
     }
     response

@@ -12,7 +12,7 @@ use utoipa::{Modify, OpenApi};
 use super::{cache, health};
 use crate::api::{liquidation_orders, liquidations, stream, symbols};
 use crate::body::Reply;
-use crate::proxy::respond;
+use crate::proxy::errors;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -67,13 +67,13 @@ pub fn description() -> Response<Reply> {
     static TEXT: OnceLock<Bytes> = OnceLock::new();
     // A description made from types always serialises.
     let text = TEXT.get_or_init(|| Api::openapi().to_json().map(Bytes::from).unwrap_or_default());
-    respond::json(200, text.clone())
+    errors::json(200, text.clone())
 }
 
 /// The page.
 #[must_use]
 pub fn documentation() -> Response<Reply> {
-    let mut response = respond::json(200, Bytes::from_static(PAGE.as_bytes()));
+    let mut response = errors::json(200, Bytes::from_static(PAGE.as_bytes()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"));

@@ -5,8 +5,8 @@
 //! free, until one is known to hold the order; within it the walk begins at the nearer end.
 
 use super::pool::{Asking, Trouble};
+use super::query::{ask, ask_all, extent, one_number};
 use super::sql::{End, Rows, Statement};
-use super::{ask, ask_all, extent, one_number};
 use crate::api::orders::Span;
 
 /// Pages that begin later than this are found from the index before any of their rows is read.

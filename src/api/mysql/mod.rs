@@ -3,13 +3,15 @@
 //! ```text
 //! mod     the questions that endpoints ask          sql     the statements, as text
 //! locate  where a deep page begins                  table   what the table is like, which indexes it has
-//! pool    connections within bounds, deadlines      row     from rows to orders
+//! query   a statement asked, or several at a time   row     from rows to orders
+//! pool    connections within bounds, deadlines
 //! link    one connection, from hello to goodbye
 //! ```
 
 pub mod link;
 pub mod locate;
 pub mod pool;
+pub mod query;
 pub mod row;
 pub mod sql;
 pub mod table;
@@ -24,12 +26,13 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use self::pool::{Asking, Pool, Trouble};
+use self::query::{ask, ask_all, extent};
 use self::sql::{Rows, Statement, Symbols};
 use self::table::{Matching, Table};
 use super::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
 use super::texts::Texts;
 use crate::config::Mysql as Config;
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// How often the pool is tended, and the table looked at as long as it was not found.
 const TEND: Duration = Duration::from_secs(1);
@@ -224,36 +227,6 @@ impl Shared {
     }
 }
 
-async fn ask(asking: &mut Asking, statement: &Statement) -> Result<Vec<Row>, Trouble> {
-    asking.rows(&statement.text, statement.params()).await
-}
-
-/// Asks several statements, two at a time if there is a helper, and gives all answers in their order.
-async fn ask_all(asking: &mut Asking, helper: &mut Option<Asking>, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Trouble> {
-    let mut answers = Vec::with_capacity(statements.len());
-    for pair in statements.chunks(2) {
-        match (pair, &mut *helper) {
-            ([first, second], Some(helper)) => {
-                let (first, second) = tokio::join!(ask(asking, first), ask(helper, second));
-                answers.extend([first?, second?]);
-            }
-            _ => {
-                for statement in pair {
-                    answers.push(ask(asking, statement).await?);
-                }
-            }
-        }
-    }
-    Ok(answers)
-}
-
-/// The first and the last moment of the orders within a span; `None` if there are none.
-async fn extent(asking: &mut Asking, rows: &Rows<'_>, span: Span) -> Result<Option<Span>, Trouble> {
-    let answer = ask(asking, &rows.extent(span)).await?;
-    let moment = |at| row::whole(answer.first()?.as_ref(at)?);
-    Ok(moment(0).zip(moment(1)).map(|(start, end)| Span { start, end }))
-}
-
 /// A span in two, cut where a bucket ends; or whole, if no bucket ends within it.
 fn halves(span: Span, origin: i64, width: i64) -> Vec<Span> {
     let middle = span.start.midpoint(span.end);
@@ -267,10 +240,6 @@ fn halves(span: Span, origin: i64, width: i64) -> Vec<Span> {
 fn orders(rows: Vec<Row>) -> Vec<Order> {
     let mut texts = Texts::default();
     rows.into_iter().map(|row| row::order(row, &mut texts)).collect()
-}
-
-fn one_number(rows: &[Row]) -> Option<i64> {
-    row::whole(rows.first()?.as_ref(0)?)
 }
 
 fn bucket(row: &Row, span: Span, width: i64, texts: &mut Texts) -> Option<Bucket> {

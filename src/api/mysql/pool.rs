@@ -16,7 +16,7 @@ use super::link::{Connector, Link};
 use crate::api::orders::OrdersError;
 use crate::breaker::{Backoff, Breaker, Gate};
 use crate::config::Mysql as Config;
-use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// How long a server that cannot be reached is left alone between attempts.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(2), tolerated: 0 };

@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use http::{HeaderMap, Method};
 
-use crate::admin::own::Endpoint;
+use super::own::Endpoint;
 use crate::cache::key::{Canonical, Key};
 use crate::clock::Wall;
 use crate::config::route::{PathPattern, Route};
 use crate::config::units::show;
 use crate::config::{BackendKind, Config};
-use crate::proxy::decide::admit;
+use crate::proxy::decide::{Admission, admit};
 use crate::proxy::outcome::Outcome;
 use crate::request::target::Target;
 
@@ -71,15 +71,17 @@ impl Explainer {
             return Ok(true);
         }
         let route = if target.doubtful { None } else { self.choose(&target, out)? };
-        let rule = route.map(|route| route.rule(self.head_as_get));
-        if let Err(why) = admit(rule, &Method::GET, headers, false) {
-            let detail = if target.doubtful { crate::proxy::outcome::PassWhy::DoubtfulPath } else { why };
-            writeln!(out, "answer     passed to {} uncached ({})", self.backend, Outcome::Pass(detail).detail())?;
-            return Ok(true);
-        }
-        let Some(route) = route else { return Ok(true) };
+        let admission =
+            Admission { method: &Method::GET, headers, has_body: false, doubtful: target.doubtful, head_as_get: self.head_as_get };
+        let route = match admit(route, admission) {
+            Ok(route) => route,
+            Err(why) => {
+                writeln!(out, "answer     passed to {} uncached ({})", self.backend, Outcome::Pass(why).detail())?;
+                return Ok(true);
+            }
+        };
         self.write_key(route, &target, headers, out)?;
-        write_lives(route, &target, now, out)?;
+        write_lifetimes(route, &target, now, out)?;
         writeln!(out, "answer     from the cache, or fetched once from {} for all who ask at the same time", self.backend)?;
         Ok(true)
     }
@@ -141,8 +143,8 @@ fn shape(route: &Route) -> String {
     shape
 }
 
-fn write_lives(route: &Route, target: &Target<'_>, now: Wall, out: &mut String) -> std::fmt::Result {
-    let grant = route.grant(target, now);
+fn write_lifetimes(route: &Route, target: &Target<'_>, now: Wall, out: &mut String) -> std::fmt::Result {
+    let policy = route.policy_for(target, now);
     let why = match &route.history {
         Some(history) if history.applies(target, now) => {
             format!("history: {} ended over {} ago", history.parameter, show(history.older_than))
@@ -150,25 +152,25 @@ fn write_lives(route: &Route, target: &Target<'_>, now: Wall, out: &mut String) 
         Some(history) => format!("ttl; not history: {} did not end over {} ago", history.parameter, show(history.older_than)),
         None => "ttl".to_owned(),
     };
-    if grant.ttl.is_zero() {
+    if policy.ttl.is_zero() {
         writeln!(out, "fresh      only as the backend's own headers say")?;
     } else {
         writeln!(
             out,
             "fresh      {} ({why}){}",
-            show(grant.ttl),
-            if grant.respect_origin { ", unless the backend's headers say otherwise" } else { "" }
+            show(policy.ttl),
+            if policy.respect_origin { ", unless the backend's headers say otherwise" } else { "" }
         )?;
     }
     writeln!(
         out,
         "stale      {} more while it is refreshed, {} while the backend fails",
-        show(grant.stale_while_revalidate),
-        show(grant.stale_if_error)
+        show(policy.stale_while_revalidate),
+        show(policy.stale_if_error)
     )?;
     writeln!(
         out,
         "404s       {}",
-        if grant.negative_ttl.is_zero() { "not kept".to_owned() } else { format!("fresh {}", show(grant.negative_ttl)) }
+        if policy.negative_ttl.is_zero() { "not kept".to_owned() } else { format!("fresh {}", show(policy.negative_ttl)) }
     )
 }

@@ -1,8 +1,8 @@
-//! Parts of answers that are not stored whole (RFC 9110 §14, RFC 9111 §3.3), for rules with `parts = "complete"`.
+//! Responses of which only the beginning is known (RFC 9110 §14, RFC 9111 §3.3), for rules with `parts = "complete"`.
 //!
-//! Such a rule sends a client's `Range` on where nothing is stored. The beginning of an answer that comes so is
-//! remembered, and whoever asks for the whole next has the backend asked for the rest alone. The two are joined only if
-//! both carry the same strong validator (§3.4); if not, the whole is asked for after all.
+//! Such a rule sends a client's `Range` on where nothing is stored. The beginning of a response that comes so is remembered,
+//! and when the whole is asked for next, the upstream is asked for the rest alone. The two are joined only if both carry the
+//! same strong validator (§3.4); if not, the whole is asked for after all.
 
 use std::sync::Arc;
 
@@ -10,36 +10,37 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::Body as _;
-use tokio::time::Instant;
 
-use super::{Fetcher, Job};
+use super::remembered::{Remembered, remembered};
 use crate::body::{self, Stream};
+use crate::cache::key::Canonical;
+use crate::cache::void::Voids;
 use crate::clock::Wall;
 use crate::http::encoding::Coding;
-use crate::http::freshness::{Grant, Verdict, verdict};
+use crate::http::freshness::{FreshnessPolicy, Verdict, verdict};
 use crate::http::vary::Vary;
-use crate::proxy::outcome::Failure;
-use crate::upstream::forward;
+use crate::upstream::failure::Failure;
+use crate::upstream::response_fields;
 
-/// Longer parts are passed on and not remembered.
+/// Longer beginnings are passed on and not remembered, in bytes.
 const LARGEST: u64 = 64 << 10;
-/// Parts that are remembered.
-pub(super) const REMEMBERED: usize = 256;
+/// Beginnings that are remembered.
+const BEGINNINGS: usize = 256;
 
-/// The beginning of an answer.
+/// The beginning of a response.
 #[derive(Debug)]
-pub(super) struct Part {
+pub struct Beginning {
     bytes: Bytes,
     /// The length of the whole.
     length: u64,
     /// Its strong validator, if it has one.
     tag: Option<HeaderValue>,
-    until: Wall,
-    /// When it was asked for: a change after that makes it void.
-    asked: Instant,
+    fresh_until: Wall,
+    /// When it was asked for: what was voided since is not used.
+    asked_at: Wall,
 }
 
-/// `Content-Range: bytes first-last/length` of an uncoded answer.
+/// `Content-Range: bytes first-last/length` of an uncoded response.
 fn span(fields: &HeaderMap) -> Option<(u64, u64, u64)> {
     if Coding::of(fields) != Coding::Identity {
         return None;
@@ -53,22 +54,22 @@ fn span(fields: &HeaderMap) -> Option<(u64, u64, u64)> {
     (first <= last && last < length).then_some((first, last, length))
 }
 
-fn strong_tag(fields: &HeaderMap) -> Option<HeaderValue> {
+fn strong_validator(fields: &HeaderMap) -> Option<HeaderValue> {
     fields.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")).cloned()
 }
 
-impl Part {
-    /// The part that an answer is, if it is the beginning of one that may be stored.
-    fn of(status: StatusCode, fields: &HeaderMap, bytes: &Bytes, grant: &Grant, now: Wall, asked: Instant) -> Option<Self> {
+impl Beginning {
+    /// What a response is the beginning of, if that may be stored.
+    fn of(status: StatusCode, fields: &HeaderMap, bytes: &Bytes, policy: &FreshnessPolicy, now: Wall, asked_at: Wall) -> Option<Self> {
         let (0, last, length) = span(fields).filter(|_| status == StatusCode::PARTIAL_CONTENT)? else { return None };
-        // Judged as the whole would be: by what the backend says of it, never by the rule's own `ttl`.
-        let Verdict::Store(lives) = verdict(&grant.on_the_backends_word(), StatusCode::OK, fields, now) else { return None };
+        // Judged as the whole would be: by what the upstream says of it, never by the rule's own `ttl`.
+        let Verdict::Store(lifetimes) = verdict(&policy.explicit_only(), StatusCode::OK, fields, now) else { return None };
         let fits = bytes.len() as u64 == last + 1 && last + 1 < length && Vary::of(fields) == Vary::Fields(Vec::new());
-        fits.then(|| Self { bytes: bytes.clone(), length, tag: strong_tag(fields), until: now + lives.fresh, asked })
+        fits.then(|| Self { bytes: bytes.clone(), length, tag: strong_validator(fields), fresh_until: now + lifetimes.fresh, asked_at })
     }
 
-    /// Asks for the rest alone.
-    pub(super) fn ask(&self, request: &mut HeaderMap) {
+    /// Makes a request one for the rest alone.
+    pub fn ask_for_rest(&self, request: &mut HeaderMap) {
         if let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", self.bytes.len())) {
             request.insert(RANGE, range);
         }
@@ -78,8 +79,9 @@ impl Part {
     }
 
     /// The whole, if this is the rest of it.
-    pub(super) fn join(&self, fields: &HeaderMap, rest: &Bytes) -> Option<Bytes> {
-        let same = self.tag.is_some() && strong_tag(fields) == self.tag;
+    #[must_use]
+    pub fn join(&self, fields: &HeaderMap, rest: &Bytes) -> Option<Bytes> {
+        let same = self.tag.is_some() && strong_validator(fields) == self.tag;
         let expected = (self.bytes.len() as u64, self.length - 1, self.length);
         if !same || span(fields) != Some(expected) || (self.bytes.len() + rest.len()) as u64 != self.length {
             return None;
@@ -91,32 +93,54 @@ impl Part {
     }
 }
 
-impl Fetcher {
-    /// What is remembered of the answer that a job is about.
-    pub(super) fn part(&self, job: &Job) -> Option<Arc<Part>> {
-        let part = self.parts.get(&job.flight.0).filter(|part| job.by_parts && Wall::now() < part.until)?;
-        let changed = self.invalidated.any() && self.invalidated.asked(&job.address.0, part.asked);
-        (!changed).then_some(part)
+/// The beginnings that are known.
+pub struct Beginnings(Remembered<Arc<Beginning>>);
+
+impl Default for Beginnings {
+    fn default() -> Self {
+        Self(remembered(BEGINNINGS))
+    }
+}
+
+impl Beginnings {
+    /// The beginning that is known of the response for a key, unless it is stale or was voided.
+    #[must_use]
+    pub fn get(&self, key: &Canonical, target_uri: &Canonical, voids: &Voids) -> Option<Arc<Beginning>> {
+        let known = self.0.get(&key.0).filter(|known| Wall::now() < known.fresh_until)?;
+        let void = voids.is_purged_since(known.asked_at) || voids.is_invalidated(target_uri, known.asked_at);
+        (!void).then_some(known)
     }
 
-    /// Remembers an answer to a request with `Range`, if it is the beginning of one. Small ones are read whole.
+    /// Forgets what is known for a key.
+    pub fn remove(&self, key: &Canonical) {
+        self.0.remove(&key.0);
+    }
+
+    /// Remembers the response to a request with `Range` that was asked at `asked_at`, if it is a small beginning; that is
+    /// read whole first.
     ///
     /// # Errors
     /// [`Failure::Truncated`] if it breaks off meanwhile.
-    pub async fn remember_part(&self, job: &Job, mut answer: Response<Stream>) -> Result<Response<Stream>, Failure> {
-        forward::clean_answer(answer.headers_mut());
-        // The length that it says it has, in one place or the other, so that what is read is no more than that.
-        let said = span(answer.headers()).map_or(u64::MAX, |(first, last, _)| last - first + 1);
-        let length = answer.body().size_hint().exact().unwrap_or(said);
-        if answer.status() != StatusCode::PARTIAL_CONTENT || length > LARGEST {
-            return Ok(answer);
+    pub async fn remember(
+        &self,
+        key: &Canonical,
+        policy: &FreshnessPolicy,
+        asked_at: Wall,
+        mut response: Response<Stream>,
+    ) -> Result<Response<Stream>, Failure> {
+        response_fields::clean(response.headers_mut());
+        // The length that it announces, in one field or the other: no more than that is read.
+        let announced = span(response.headers()).map_or(u64::MAX, |(first, last, _)| last - first + 1);
+        let length = response.body().size_hint().exact().unwrap_or(announced);
+        if response.status() != StatusCode::PARTIAL_CONTENT || length > LARGEST {
+            return Ok(response);
         }
-        let (mut head, stream) = answer.into_parts();
+        let (mut head, stream) = response.into_parts();
         head.headers.remove(CONTENT_LENGTH);
         let limit = usize::try_from(LARGEST).unwrap_or(usize::MAX);
         let bytes = body::read(stream, limit).await.ok_or(Failure::Truncated)?;
-        if let Some(part) = Part::of(head.status, &head.headers, &bytes, &job.grant, Wall::now(), job.asked) {
-            self.parts.insert(job.flight.0.clone(), Arc::new(part));
+        if let Some(beginning) = Beginning::of(head.status, &head.headers, &bytes, policy, Wall::now(), asked_at) {
+            self.0.insert(key.0.clone(), Arc::new(beginning));
         }
         Ok(Response::from_parts(head, body::full(bytes)))
     }
@@ -139,8 +163,8 @@ mod tests {
         map
     }
 
-    fn part(range: &'static str, tag: &'static str, bytes: &'static [u8]) -> Option<Part> {
-        let grant = Grant {
+    fn beginning(range: &'static str, tag: &'static str, bytes: &'static [u8]) -> Option<Beginning> {
+        let policy = FreshnessPolicy {
             ttl: Duration::ZERO,
             negative_ttl: Duration::ZERO,
             stale_while_revalidate: Duration::ZERO,
@@ -150,12 +174,12 @@ mod tests {
             set_cookie: false,
             authorized: false,
         };
-        Part::of(StatusCode::PARTIAL_CONTENT, &fields(range, tag), &Bytes::from_static(bytes), &grant, NOW, Instant::now())
+        Beginning::of(StatusCode::PARTIAL_CONTENT, &fields(range, tag), &Bytes::from_static(bytes), &policy, NOW, NOW)
     }
 
     #[test]
-    fn only_the_beginning_of_an_answer_is_remembered() {
-        assert!(part("bytes 0-4/10", "", b"01234").is_some());
+    fn only_the_beginning_of_a_response_is_remembered() {
+        assert!(beginning("bytes 0-4/10", "", b"01234").is_some());
         for (range, bytes) in [
             ("bytes 4-9/10", &b"012345"[..]),
             ("bytes 0-4/10", b"0123"),
@@ -165,14 +189,15 @@ mod tests {
             ("bytes +0-4/10", b"01234"),
             ("lines 0-4/10", b"01234"),
         ] {
-            assert!(part(range, "", bytes).is_none(), "{range}");
+            assert!(beginning(range, "", bytes).is_none(), "{range}");
         }
     }
 
     #[test]
-    fn parts_are_joined_only_under_one_strong_validator() {
+    fn beginning_and_rest_are_joined_only_under_one_strong_validator() {
         let rest = Bytes::from_static(b"56789");
-        let join = |ours, range, theirs, rest: &Bytes| part("bytes 0-4/10", ours, b"01234").unwrap().join(&fields(range, theirs), rest);
+        let join =
+            |ours, range, theirs, rest: &Bytes| beginning("bytes 0-4/10", ours, b"01234").unwrap().join(&fields(range, theirs), rest);
         assert_eq!(join("\"a\"", "bytes 5-9/10", "\"a\"", &rest), Some(Bytes::from_static(b"0123456789")));
         for (ours, range, theirs) in [
             ("", "bytes 5-9/10", ""),
@@ -189,7 +214,7 @@ mod tests {
     #[test]
     fn the_rest_is_asked_for_on_condition_that_it_is_of_the_same() {
         let mut request = HeaderMap::new();
-        part("bytes 0-4/10", "\"a\"", b"01234").unwrap().ask(&mut request);
+        beginning("bytes 0-4/10", "\"a\"", b"01234").unwrap().ask_for_rest(&mut request);
         assert_eq!((request[RANGE].as_bytes(), request[IF_RANGE].as_bytes()), (&b"bytes=5-"[..], &b"\"a\""[..]));
     }
 }

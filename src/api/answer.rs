@@ -1,0 +1,81 @@
+//! What endpoints answer with: JSON, and errors in the contract's shapes.
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use serde::Serialize;
+
+use super::orders::OrdersError;
+use super::params;
+use crate::body::{self, Stream};
+
+/// Why an endpoint did not answer 200.
+#[derive(Debug)]
+pub enum ApiError {
+    /// 422, with everything that is wrong with the parameters.
+    Invalid(Vec<params::Fault>),
+    /// 400, with a sentence.
+    BadRequest(&'static str),
+    /// 404, with a sentence.
+    NotFound(&'static str),
+    /// 503 or 504.
+    Orders(OrdersError),
+}
+
+impl From<OrdersError> for ApiError {
+    fn from(error: OrdersError) -> Self {
+        Self::Orders(error)
+    }
+}
+
+#[derive(Serialize)]
+struct Detail<T> {
+    detail: T,
+}
+
+pub(super) fn set_gzip(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+pub(super) fn refuse(error: ApiError) -> Response<Stream> {
+    match error {
+        ApiError::Invalid(faults) => detail(StatusCode::UNPROCESSABLE_ENTITY, faults),
+        ApiError::BadRequest(sentence) => detail(StatusCode::BAD_REQUEST, sentence),
+        ApiError::NotFound(sentence) => detail(StatusCode::NOT_FOUND, sentence),
+        ApiError::Orders(error) => {
+            tracing::warn!(%error, "a question to the database was not answered");
+            let status = match error {
+                OrdersError::TooSlow(_) => StatusCode::GATEWAY_TIMEOUT,
+                OrdersError::Unavailable(_) | OrdersError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            let mut response = detail(status, sentence(&error));
+            if matches!(error, OrdersError::Busy) {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            response
+        }
+    }
+}
+
+/// What clients are told of trouble with the database; its causes are for the log.
+pub(super) fn sentence(error: &OrdersError) -> String {
+    match error {
+        OrdersError::Unavailable(_) => "Database service unavailable".to_owned(),
+        OrdersError::TooSlow(limit) => format!("Query timeout after {} seconds", limit.as_secs_f64()),
+        OrdersError::Busy => "Too many queries are waiting for the database".to_owned(),
+    }
+}
+
+pub(super) fn detail(status: StatusCode, detail: impl Serialize) -> Response<Stream> {
+    // A struct of strings always serialises.
+    let mut response = json(serde_json::to_string(&Detail { detail }).unwrap_or_default());
+    *response.status_mut() = status;
+    response
+}
+
+pub(super) fn json(text: String) -> Response<Stream> {
+    let mut response = Response::new(body::full(Bytes::from(text)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,230 @@
+//! The settings, parsed, bounded and ready to use.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::uri::Authority;
+use ipnet::IpNet;
+
+use super::route::Route;
+use super::secret::{Secret, SecretKey};
+use crate::request::client::PublicUrl;
+
+/// Everything that the program was told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients are served.
+    pub listen: SocketAddr,
+    /// How clients reach this listener, if that was said (`public_url`).
+    pub public_url: Option<PublicUrl>,
+    /// Bounds on what clients may take.
+    pub limits: Limits,
+    /// The admin listener.
+    pub admin: Admin,
+    /// Logging.
+    pub log: Log,
+    /// What answers.
+    pub backend: Backend,
+    /// What is kept, and where.
+    pub cache: CacheSettings,
+    /// The rules, in the order in which they are tried.
+    pub routes: Vec<Route>,
+    /// Targets that `sluice warm` asks for.
+    pub warm: Vec<String>,
+}
+
+/// `[limits]`: bounds on what clients may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Whose word about clients is believed (`trusted_proxies`), and whose connections are not counted by address.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Open client connections.
+    pub connections: usize,
+    /// Open connections of one address.
+    pub connections_per_address: usize,
+    /// Bytes of a request's head.
+    pub header_bytes: usize,
+    /// From the first byte of a request to the end of its head.
+    pub header_timeout: Duration,
+    /// How long a connection may stay open without a request.
+    pub idle_timeout: Duration,
+    /// How long a client may take no bytes, or send none of a body it announced.
+    pub stall_timeout: Duration,
+    /// Bytes a second that a client must take, or send of a body, while it is waited for.
+    pub min_rate: u64,
+    /// How long open requests get to finish when the program is told to stop.
+    pub drain_timeout: Duration,
+    /// Requests that may wait for one fetch.
+    pub waiters: usize,
+    /// How long they wait before they go by themselves.
+    pub wait_timeout: Duration,
+}
+
+impl Limits {
+    /// Whether the other end of a connection is a proxy of the operator's.
+    #[must_use]
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|net| net.contains(&peer))
+    }
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where the admin listener is.
+    pub listen: SocketAddr,
+    /// What management needs; `None`: management is refused.
+    pub token: Option<Secret>,
+}
+
+/// `[log]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// One JSON object a line instead of text.
+    pub json: bool,
+    /// The least severe level that is written.
+    pub level: tracing::Level,
+    /// Which requests get an access line.
+    pub access: Access,
+}
+
+/// Which requests get an access line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Every one.
+    All,
+    /// Those that failed, were refused, or were served stale for a failure.
+    Errors,
+    /// None.
+    Off,
+}
+
+/// `[backend]`, with the section of its kind.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// What answers.
+    pub kind: BackendKind,
+    /// HEAD is answered from GET; otherwise it is forwarded.
+    pub head_as_get: bool,
+    /// To the response's head.
+    pub timeout: Duration,
+    /// The longest silence within a body that is passed through.
+    pub body_timeout: Duration,
+    /// Requests on their way to the backend at one time; more wait for at most `timeout`.
+    pub max_in_flight: usize,
+}
+
+impl Backend {
+    /// Whether the API is answered here.
+    #[must_use]
+    pub const fn is_native(&self) -> bool {
+        !matches!(self.kind, BackendKind::Http { .. })
+    }
+}
+
+/// What answers.
+#[derive(Clone, Debug)]
+pub enum BackendKind {
+    /// An existing API over HTTP.
+    Http {
+        /// Its authority.
+        authority: Authority,
+        /// The `Host` that it is sent.
+        host: Authority,
+        /// How long a connection may take to be made.
+        connect_timeout: Duration,
+    },
+    /// Orders in a database, answered by the native API.
+    Mysql(Mysql),
+    /// Orders held in memory, answered by the native API.
+    Sample {
+        /// A CSV file in the schema's column order; `None`: orders that the program makes up.
+        orders: Option<PathBuf>,
+        /// How long a query pretends to take.
+        delay: Duration,
+    },
+}
+
+/// `[mysql]`.
+#[derive(Clone, Debug)]
+pub struct Mysql {
+    /// Where the server is.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Who asks.
+    pub user: String,
+    /// The password; may be empty.
+    pub password: Secret,
+    /// The database.
+    pub database: String,
+    /// The table of orders, perhaps with its database before a dot.
+    pub table: String,
+    /// Whether the connection is encrypted.
+    pub tls: Tls,
+    /// How long a connection may take to be made.
+    pub connect_timeout: Duration,
+    /// Connections that are kept open.
+    pub pool_min: usize,
+    /// Connections at most, which is also how many questions are asked at one time.
+    pub pool_max: usize,
+    /// Questions that may wait for one.
+    pub queue: usize,
+    /// How long they wait.
+    pub queue_timeout: Duration,
+    /// For a question.
+    pub query_timeout: Duration,
+    /// For a page, and for each silence of a stream.
+    pub long_query_timeout: Duration,
+    /// For a stream as a whole.
+    pub stream_timeout: Duration,
+}
+
+/// Whether the connection to the database is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// It is not.
+    Off,
+    /// It is, with whoever answers.
+    Require,
+    /// It is, with a server whose certificate is valid for its name.
+    Verify {
+        /// A file of PEM certificates to trust; `None`: the public authorities.
+        ca: Option<PathBuf>,
+    },
+}
+
+/// `[cache]`.
+#[derive(Clone, Debug)]
+pub struct CacheSettings {
+    /// Bytes of the in-process tier; zero turns it off.
+    pub memory: u64,
+    /// The shared tier, if there is one.
+    pub redis: Option<RedisUrl>,
+    /// Every key in Redis begins with it.
+    pub namespace: String,
+    /// Larger bodies stream through.
+    pub max_object: usize,
+    /// Bodies from this size on are kept compressed.
+    pub compress_above: usize,
+    /// How long a read from Redis may take.
+    pub redis_timeout: Duration,
+    /// The key with which entries in Redis are sealed, and the one before it, which still opens them.
+    pub encryption: Option<(SecretKey, Option<SecretKey>)>,
+}
+
+/// Where Redis is. Its debug form hides the password.
+#[derive(Clone)]
+pub struct RedisUrl {
+    /// What the client connects with.
+    pub info: redis::ConnectionInfo,
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.info.addr())
+    }
+}

@@ -1,0 +1,192 @@
+//! The fetch itself: asks the upstream, judges what may be done with the response, gives it to those who wait while it
+//! arrives, and stores it.
+
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use http::{HeaderName, Request, Response, StatusCode, response};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt;
+use tokio::sync::oneshot;
+
+use super::collapse::Leader;
+use super::fill::{Fill, Head, Writer};
+use super::partial::Beginning;
+use super::{Fetcher, Job};
+use crate::body::{self, Stream};
+use crate::clock::Wall;
+use crate::http::encoding::Coding;
+use crate::http::freshness::{Lifetimes, Unstorable, Verdict, is_failure, verdict};
+use crate::http::vary::{Vary, selection};
+use crate::upstream::failure::{BrokenBody, Failure};
+use crate::upstream::response_fields;
+
+impl Fetcher {
+    /// One fetch, from the request to the stored response. `private` gets the response if it is for one client alone; it
+    /// leads nowhere where no client asked.
+    pub(super) async fn lead(self: Arc<Self>, job: Job, leader: Leader, private: oneshot::Sender<Response<Stream>>) {
+        let response = match self.ask(&job).await {
+            Ok(response) => response,
+            Err(failure) => {
+                self.failing.failed(&job.collapse_key, failure);
+                return leader.fail(failure);
+            }
+        };
+        let Some(response) = self.validated(&job, response).await else {
+            tracing::warn!(route = job.route, "the backend answered 304 to what was not asked; it counts as a failure");
+            self.failing.failed(&job.collapse_key, Failure::Invalid);
+            return leader.fail(Failure::Invalid);
+        };
+        match is_failure(response.status()) {
+            true => self.failing.failed(&job.collapse_key, Failure::Status(response.status().as_u16())),
+            false => self.failing.succeeded(&job.collapse_key),
+        }
+        let Vary::Fields(names) = Vary::of(response.headers()) else {
+            return self.deliver_privately(&job, leader, private, response);
+        };
+        let verdict = self.judge(&job, &response);
+        let lifetimes = match verdict {
+            // An error must not take the place of what may be served instead of it.
+            Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
+            Verdict::Store(lifetimes) | Verdict::StoreForValidation(lifetimes) => Some(lifetimes),
+            Verdict::Share(_) => None,
+            Verdict::Private(_) => return self.deliver_privately(&job, leader, private, response),
+        };
+        let (head, body) = response.into_parts();
+        let length = body.size_hint().exact();
+        let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
+        let stored = lifetimes.is_some() && fits;
+        let (fill, writer) = self.start_fill(&job, head, names, length, stored);
+        if !stored {
+            fill.settle(None);
+        }
+        if matches!(verdict, Verdict::StoreForValidation(_)) {
+            // For the one who asked, and for those to come once the upstream has been asked again.
+            if let Some(response) = fill.reader().map(|reader| fill.head.response(reader.boxed_unsync())) {
+                drop(private.send(response));
+            }
+            leader.unshare();
+            return self.transfer(&job, None, &fill, writer, body, lifetimes).await;
+        }
+        leader.share(Arc::clone(&fill));
+        self.transfer(&job, Some(leader), &fill, writer, body, lifetimes).await;
+    }
+
+    /// Asks the upstream for the whole response: for the rest alone where the beginning is known, and for all of it where the
+    /// two do not belong together.
+    async fn ask(&self, job: &Job) -> Result<Response<Stream>, Failure> {
+        let known = job.complete_ranges.then(|| self.beginnings.get(&job.collapse_key, &job.target_uri, self.cache.voids())).flatten();
+        let Some(beginning) = known else { return self.call(job, None).await };
+        let (mut head, rest) = self.call(job, Some(&beginning)).await?.into_parts();
+        if head.status != StatusCode::PARTIAL_CONTENT {
+            return Ok(Response::from_parts(head, rest));
+        }
+        self.beginnings.remove(&job.collapse_key);
+        let rest = body::read(rest, self.settings.max_object).await;
+        let Some(whole) = rest.and_then(|rest| beginning.join(&head.headers, &rest)) else { return self.call(job, None).await };
+        head.status = StatusCode::OK;
+        head.headers.remove(CONTENT_RANGE);
+        head.headers.remove(CONTENT_LENGTH);
+        Ok(Response::from_parts(head, body::full(whole)))
+    }
+
+    async fn call(&self, job: &Job, beginning: Option<&Beginning>) -> Result<Response<Stream>, Failure> {
+        let mut request = Request::from_parts(job.request.clone(), body::empty());
+        if let Some(beginning) = beginning {
+            beginning.ask_for_rest(request.headers_mut());
+        }
+        let response = self.upstream.call(&job.route, request, self.settings.silence).await;
+        let mut response = response.map_err(|error| Failure::from(&error))?;
+        response_fields::clean(response.headers_mut());
+        Ok(response)
+    }
+
+    /// The response; a 304 as the stored response that it freshens. `None`: a 304 that was not asked for, or that is about
+    /// something else, answers nothing.
+    async fn validated(&self, job: &Job, response: Response<Stream>) -> Option<Response<Stream>> {
+        if response.status() != StatusCode::NOT_MODIFIED {
+            return Some(response);
+        }
+        self.freshen(job.validated.as_deref()?, response.headers()).await
+    }
+
+    /// What may be done with a response (RFC 9111 §3).
+    fn judge(&self, job: &Job, response: &Response<Stream>) -> Verdict {
+        let (status, fields) = (response.status(), response.headers());
+        if status.is_redirection() && response_fields::reflects_host(fields, job.requested_host.as_ref(), &self.authorities) {
+            return Verdict::Private(Unstorable::Reflection);
+        }
+        verdict(&job.policy, status, fields, Wall::now())
+    }
+
+    /// A fill for the body of a response that varies by `names`.
+    pub(super) fn start_fill(
+        &self,
+        job: &Job,
+        head: response::Parts,
+        names: Vec<HeaderName>,
+        length: Option<u64>,
+        stored: bool,
+    ) -> (Arc<Fill>, Writer) {
+        let (coding, mut fields) = (Coding::of(&head.headers), head.headers);
+        fields.remove(CONTENT_LENGTH);
+        let selected = selection(&names, &job.request.headers);
+        let head = Head { status: head.status, fields, coding, length, stored, vary: (names, selected) };
+        Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
+    }
+
+    /// Gives a response to the one client that it is for. Whoever waited asks by itself, and those to come do not wait.
+    fn deliver_privately(&self, job: &Job, leader: Leader, private: oneshot::Sender<Response<Stream>>, response: Response<Stream>) {
+        // What a client did wrong says nothing about the next one.
+        if !response.status().is_client_error() {
+            self.note_uncacheable(&job.collapse_key);
+        }
+        // A client that left, or a revalidation, has no use for it.
+        drop(private.send(response));
+        leader.unshare();
+    }
+
+    /// Reads the body into the fill, and stores what it holds in the end.
+    ///
+    /// Whoever asks while the leader lives follows this fetch. For what is stored the leader therefore lives until the entry
+    /// can be found in the cache; for what is not, only until the last bytes are read, so that nobody is given what others had
+    /// all of already.
+    pub(super) async fn transfer(
+        &self,
+        job: &Job,
+        leader: Option<Leader>,
+        fill: &Arc<Fill>,
+        writer: Writer,
+        mut body: Stream,
+        lifetimes: Option<Lifetimes>,
+    ) {
+        let mut left = fill.head.length;
+        let keep = |leader: Option<Leader>, left: Option<u64>| leader.filter(|_| lifetimes.is_some() || left != Some(0));
+        let mut leader = keep(leader, left);
+        while let Some(frame) = body.frame().await {
+            let chunk = match frame.map(Frame::into_data) {
+                Ok(Ok(chunk)) => chunk,
+                Ok(Err(_trailers)) => continue,
+                Err(error) => {
+                    let failure = BrokenBody::failure(&error);
+                    tracing::warn!(route = job.route, %error, "the backend's body broke off; it was not stored");
+                    self.failing.failed(&job.collapse_key, failure);
+                    return writer.fail(failure);
+                }
+            };
+            left = left.map(|left| left.saturating_sub(chunk.len() as u64));
+            leader = keep(leader, left);
+            if writer.push(chunk).await.is_err() {
+                return;
+            }
+        }
+        let leader = leader.filter(|_| lifetimes.is_some());
+        match (writer.complete(), lifetimes) {
+            (Some(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
+            (Some(_), None) => {}
+            // Too large to be stored: requests to come need not wait for each other.
+            (None, _) => self.note_uncacheable(&job.collapse_key),
+        }
+        drop(leader);
+    }
+}

@@ -1,0 +1,120 @@
+//! From a whole body to a stored response: checked, compressed, with a validator, under every key by which it will be asked
+//! for.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_LANGUAGE, AGE, ETAG, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::fill::Fill;
+use super::{Fetcher, Job};
+use crate::cache::entry::{Content, Entry, StoredResponse};
+use crate::cache::key::Key;
+use crate::clock::Wall;
+use crate::http::cache_control::CacheControl;
+use crate::http::conditional::etag_of;
+use crate::http::encoding::{self, Coding};
+use crate::http::freshness::Lifetimes;
+use crate::http::headers::age;
+use crate::http::vary::content_language;
+use crate::upstream::response_fields::OWN_VIA;
+
+/// Bodies from this size on are compressed where they hold up no request.
+const COMPRESS_ELSEWHERE: usize = 64 << 10;
+/// Coded bodies from this size on are inflated there: they may be hundreds of times as large.
+const INFLATE_ELSEWHERE: usize = 4 << 10;
+
+impl Fetcher {
+    /// Stores the body of a fill, and says what was made of it.
+    pub(super) async fn store(&self, job: &Job, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
+        let Some(body) = self.prepare(fill, bytes).await else {
+            tracing::warn!(route = job.route, "the backend's gzip body is not valid or inflates too far; it was not stored");
+            return fill.settle(None);
+        };
+        let head = &fill.head;
+        let mut fields = with_own_memory(&head.fields);
+        let age_when_stored = u32::try_from(age(&fields).as_secs()).unwrap_or(u32::MAX);
+        fields.remove(AGE);
+        fields.append(VIA, OWN_VIA);
+        fields.entry(ETAG).or_insert(body.etag);
+        let response = StoredResponse::new(head.status, fields, body.coding, head.coding, body.bytes);
+        let now = Wall::now();
+        let entry = |key: &Key, content: Content| Arc::new(Entry::new(key, job.asked_at, now, age_when_stored, lifetimes, content));
+        let (names, _) = &head.vary;
+        let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.request.headers) };
+        let stored = entry(&key, Content::Response(response));
+        // Memory has it as soon as `put` is called; Redis gets it while clients go on.
+        let writing = self.cache.put(&key, Arc::clone(&stored), &job.target_uri);
+        let marker = (!names.is_empty()).then(|| entry(&job.key, Content::Varies(names.clone())));
+        let marking = marker.map(|marker| self.cache.put(&job.key, marker, &job.target_uri));
+        fill.settle(Some(Arc::clone(&stored)));
+        writing.await;
+        // Those who prefer this language to all others get the response too.
+        let language = content_language(&head.fields).filter(|_| job.match_language && names[..] == [ACCEPT_LANGUAGE]);
+        if let Some(language) = language {
+            let key = Key { canonical: job.key.canonical.language(&language), ..job.key.clone() };
+            let entry = Arc::new(Entry { canonical: key.canonical.0.clone(), ..Entry::clone(&stored) });
+            self.cache.put(&key, entry, &job.target_uri).await;
+        }
+        if let Some(marking) = marking {
+            marking.await;
+        }
+        self.uncacheable.remove(&job.collapse_key.0);
+    }
+
+    /// Checks, compresses and digests a body; `None` if it claims to be gzip and is not, or inflates too far.
+    async fn prepare(&self, fill: &Fill, bytes: Bytes) -> Option<PreparedBody> {
+        let head = &fill.head;
+        let coding = head.coding;
+        let may_compress = coding == Coding::Identity && !CacheControl::of(&head.fields).no_transform;
+        let compress = may_compress && bytes.len() >= self.settings.compress_above;
+        let limit = encoding::inflation_limit(bytes.len(), self.settings.max_object);
+        let elsewhere = if coding == Coding::Gzip { INFLATE_ELSEWHERE } else { COMPRESS_ELSEWHERE };
+        let is_large = bytes.len() >= elsewhere;
+        let prepare = move || PreparedBody::new(bytes, coding, compress, limit);
+        if is_large { self.runtime.spawn_blocking(prepare).await.ok().flatten() } else { prepare() }
+    }
+}
+
+/// A body in the form in which it is stored.
+struct PreparedBody {
+    bytes: Bytes,
+    coding: Coding,
+    /// A strong validator for a response that came without one.
+    etag: HeaderValue,
+}
+
+impl PreparedBody {
+    fn new(bytes: Bytes, coding: Coding, compress: bool, limit: usize) -> Option<Self> {
+        match coding {
+            Coding::Gzip => {
+                let plain = encoding::gunzip(&bytes, limit).ok()?;
+                // The tag is that of the bytes as the upstream coded them; the plain form gets its weak form.
+                Some(Self { etag: etag_of(&plain), bytes, coding })
+            }
+            Coding::Opaque => Some(Self { etag: etag_of(&bytes), bytes, coding }),
+            Coding::Identity => {
+                let etag = etag_of(&bytes);
+                let packed = compress.then(|| encoding::gzip(&bytes)).filter(|packed| !packed.is_empty() && packed.len() < bytes.len());
+                Some(match packed {
+                    Some(bytes) => Self { bytes, coding: Coding::Gzip, etag },
+                    None => Self { bytes, coding, etag },
+                })
+            }
+        }
+    }
+}
+
+/// The same fields in memory of their own. As they arrived they are slices of the connection's buffer, which they would keep
+/// alive for as long as the entry lives.
+fn with_own_memory(fields: &HeaderMap) -> HeaderMap {
+    let mut own = HeaderMap::with_capacity(fields.len() + 2);
+    for (name, value) in fields {
+        let copy = (HeaderName::from_bytes(name.as_str().as_bytes()), HeaderValue::from_bytes(value.as_bytes()));
+        if let (Ok(name), Ok(value)) = copy {
+            own.append(name, value);
+        }
+    }
+    own
+}

@@ -1,0 +1,67 @@
+//! A request as the steps of its way read it: first as any request, then as one that the cache may answer.
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, request};
+
+use crate::cache::key::Canonical;
+use crate::clock::Wall;
+use crate::config::route::Route;
+use crate::request::target::Target;
+use crate::upstream::request_fields::Forwarding;
+
+/// A request that was not refused, as every step reads it.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Its method, URI and fields.
+    pub parts: &'a request::Parts,
+    /// What its target says.
+    pub target: &'a Target<'a>,
+    /// The rule that serves it.
+    pub route: Option<&'a Route>,
+    /// What the upstream is told of it besides.
+    pub forwarding: Forwarding<'a>,
+}
+
+/// A request that the cache may answer.
+pub struct CacheableRequest<'a> {
+    /// The rule that serves it.
+    pub route: &'a Route,
+    /// What its target says.
+    pub target: &'a Target<'a>,
+    /// Its method, URI and fields.
+    pub parts: &'a request::Parts,
+    /// What the upstream is told of it besides.
+    pub forwarding: Forwarding<'a>,
+    /// Its canonical form.
+    pub canonical: Canonical,
+    /// The variant under which the response was looked for, where it is known that it varies.
+    pub variant: Option<Canonical>,
+    /// The canonical form with its credentials, for a request with `Authorization`.
+    pub authorized: Option<Canonical>,
+    /// When it came.
+    pub now: Wall,
+}
+
+impl<'a> CacheableRequest<'a> {
+    /// A request on a rule that admits it.
+    #[must_use]
+    pub fn new(route: &'a Route, asked: Asked<'a>) -> Self {
+        let Asked { parts, target, forwarding, route: _ } = asked;
+        let canonical = Canonical::new(route, target, &parts.headers);
+        let authorized = parts.headers.contains_key(AUTHORIZATION).then(|| canonical.variant(&[AUTHORIZATION], &parts.headers));
+        Self { route, target, parts, forwarding, canonical, variant: None, authorized, now: Wall::now() }
+    }
+
+    /// The canonical form without origin and variant: what an invalidation names.
+    #[must_use]
+    pub fn target_uri(&self) -> Canonical {
+        Canonical::new(self.route, self.target, &HeaderMap::new())
+    }
+
+    /// What is fetched once at a time: the request or its variant. Of requests with `Authorization` only those with the same
+    /// credentials wait for one another, until the response says that it is for all.
+    #[must_use]
+    pub fn collapse_key(&self) -> &Canonical {
+        self.authorized.as_ref().or(self.variant.as_ref()).unwrap_or(&self.canonical)
+    }
+}

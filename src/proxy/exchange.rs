@@ -1,0 +1,116 @@
+//! A request and its response, from beginning to end: the id, the time it takes, and its line in the access log.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use http::{HeaderValue, Response, request};
+use prometheus::IntGauge;
+use tokio::time::Instant;
+
+use super::access_log::Line;
+use super::outcome::Outcome;
+use crate::body::Reply;
+use crate::config::Access;
+use crate::request::client::{Client, PublicUrl};
+use crate::request::interim::InterimSender;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::request_fields::{Forwarding, REQUEST_ID};
+
+/// The longest id that is taken over from a client, in bytes.
+const MAX_ID: usize = 128;
+
+/// A request that is being answered.
+pub struct Exchange<'m> {
+    id: HeaderValue,
+    started: Instant,
+    inflight: &'m IntGauge,
+}
+
+impl<'m> Exchange<'m> {
+    /// A request came. It keeps the id that the client gave it, or gets one.
+    #[must_use]
+    pub fn begin(metrics: &'m Metrics, parts: &request::Parts) -> Self {
+        metrics.inflight.inc();
+        let given = parts.headers.get(REQUEST_ID).filter(|id| !id.is_empty() && id.len() <= MAX_ID && id.to_str().is_ok());
+        Self { id: given.cloned().unwrap_or_else(new_id), started: Instant::now(), inflight: &metrics.inflight }
+    }
+
+    /// The id, to be put into the response.
+    #[must_use]
+    pub fn take_id(&mut self) -> HeaderValue {
+        std::mem::replace(&mut self.id, HeaderValue::from_static(""))
+    }
+
+    /// What the upstream is told of the request besides its own fields.
+    #[must_use]
+    pub const fn forwarding<'a>(
+        &'a self,
+        client: &'a Client,
+        public: Option<&'a PublicUrl>,
+        interim: Option<&'a InterimSender>,
+    ) -> Forwarding<'a> {
+        Forwarding { client, id: &self.id, public, interim }
+    }
+
+    /// How long it has taken so far.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The head of the response is ready: logs the exchange, if it is one of those that are logged. A streamed response's line
+    /// is written when its body ends, with the bytes that were sent.
+    #[must_use]
+    pub fn end(
+        &self,
+        access: Access,
+        route: &str,
+        parts: &request::Parts,
+        client: IpAddr,
+        response: Response<Reply>,
+        outcome: &Outcome,
+    ) -> Response<Reply> {
+        let is_logged = match access {
+            Access::All => true,
+            Access::Errors => outcome.is_error() || response.status().is_server_error(),
+            Access::Off => false,
+        };
+        if !is_logged {
+            return response;
+        }
+        let line = Line {
+            id: response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
+            client,
+            method: parts.method.to_string(),
+            target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            route: route.to_owned(),
+            outcome: outcome.label().name(),
+            detail: outcome.detail(),
+            status: response.status().as_u16(),
+            started: self.started,
+            head: self.elapsed(),
+        };
+        response.map(|body| line.write_with(body))
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        self.inflight.dec();
+    }
+}
+
+/// Sixteen hexadecimal digits that differ from every other request's: a random start for the process and thread, and
+/// a count.
+fn new_id() -> HeaderValue {
+    static PROCESS: OnceLock<u64> = OnceLock::new();
+    thread_local!(static NEXT: Cell<u64> = Cell::new(PROCESS.get_or_init(|| fastrand::u64(..)) ^ fastrand::u64(..)));
+    let number = NEXT.with(|next| next.replace(next.get().wrapping_add(1)));
+    let mut text = [0; 16];
+    for (at, digit) in text.iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[usize::from(number.to_be_bytes()[at / 2] >> (4 * (1 - at % 2)) & 15)];
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}

@@ -1,0 +1,221 @@
+//! What happens off the hit path where the cache has a say: the upstream is asked through a fetch that others may share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::{Method, Request, Response};
+use tokio::time::timeout;
+
+use super::answer::Answer;
+use super::asked::CacheableRequest;
+use super::outcome::{FetchWhy, Fetched as FetchedOutcome, Outcome, PassWhy, StaleWhy};
+use super::pass::deliver;
+use super::{Proxy, respond};
+use crate::body::{self, Reply};
+use crate::cache::entry::Entry;
+use crate::cache::key::Key;
+use crate::fetch::fill::{End, Fill};
+use crate::fetch::{Fetched, Job};
+use crate::http::freshness::{FreshnessPolicy, is_failure};
+use crate::http::vary::selection;
+use crate::request::client::request_authority;
+use crate::request::refusal::Refusal;
+use crate::upstream::failure::Failure;
+use crate::upstream::request_fields::{self, is_keyed_range};
+
+/// A small response that was just fetched is waited for this long: then it is sent with its validator, as it is stored.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Responses of up to so many bytes count as small.
+const SMALL: u64 = 64 << 10;
+
+impl Proxy {
+    /// Answers from the upstream, through a fetch that others may share.
+    ///
+    /// `stored` is what is stored and cannot be served as it is; `fallback` says how long ago it went stale, if it may be
+    /// served should the upstream fail.
+    pub(super) async fn fetch(
+        &self,
+        request: &CacheableRequest<'_>,
+        why: FetchWhy,
+        stored: Option<Arc<Entry>>,
+        fallback: Option<Duration>,
+    ) -> Answer {
+        if request.route.complete_ranges && stored.is_none() && request.parts.method == Method::GET && is_keyed_range(request.parts) {
+            return self.fetch_range(request).await;
+        }
+        let failure = match self.fetch_or_pass(request, why, stored.as_ref(), fallback.is_some()).await {
+            Ok(answer) => return answer,
+            Err(failure) => failure,
+        };
+        if let Some(by) = fallback
+            && let Some(response) = self.respond(request, stored.as_ref()).await
+        {
+            return Answer { response, outcome: Outcome::Stale(by, StaleWhy::Error(failure)) };
+        }
+        Answer::failed(failure)
+    }
+
+    /// The answer of a fetch, or of a request of its own where the fetch's response is not for this client. With a fallback
+    /// an error response of the upstream's counts as its failure.
+    async fn fetch_or_pass(
+        &self,
+        request: &CacheableRequest<'_>,
+        why: FetchWhy,
+        stored: Option<&Arc<Entry>>,
+        has_fallback: bool,
+    ) -> Result<Answer, Failure> {
+        let fetched = if self.fetcher.is_uncacheable(request.collapse_key()) {
+            Fetched::NotShared
+        } else {
+            let mut job = self.job(request, stored);
+            if let Some(interim) = request.forwarding.interim {
+                interim.attach(&mut job.request.extensions).await;
+            }
+            self.fetcher.fetch(job).await
+        };
+        let accept = |response: Response<Reply>| match is_failure(response.status()) && has_fallback {
+            true => Err(Failure::Status(response.status().as_u16())),
+            false => Ok(response),
+        };
+        match fetched {
+            Fetched::Shared { fill, collapsed } => match self.respond_from_fill(request, &fill, has_fallback).await? {
+                Some(response) => {
+                    let fetched = FetchedOutcome { why, stored: fill.head.stored, collapsed };
+                    Ok(Answer { response, outcome: Outcome::Fetched(fetched) })
+                }
+                // What came is not for this request, or its beginning is gone.
+                None => {
+                    let response = self.pass_alone(request).await?;
+                    Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
+                }
+            },
+            Fetched::Private(response) => {
+                let response = accept(deliver(respond::recode(response, &request.parts.headers)))?;
+                Ok(Answer { response, outcome: Outcome::Fetched(FetchedOutcome { why, stored: false, collapsed: false }) })
+            }
+            Fetched::NotShared => {
+                let response = accept(self.pass_alone(request).await?)?;
+                Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
+            }
+            Fetched::TooSlow => {
+                let _permit = self.fetcher.impatient().await?;
+                let response = accept(self.pass_alone(request).await?)?;
+                Ok(Answer { response, outcome: Outcome::Pass(PassWhy::WaitedTooLong) })
+            }
+            Fetched::Failed(failure) => Err(failure),
+            Fetched::Full if has_fallback => Err(Failure::Overloaded),
+            Fetched::Full => {
+                self.metrics.rate_limited.with_label_values(&[&request.route.name]).inc();
+                Ok(Answer::refused(Refusal::Overloaded))
+            }
+        }
+    }
+
+    /// The response that a fetch shares, for this client. `None`: it is not for this request, or its beginning is gone.
+    async fn respond_from_fill(
+        &self,
+        request: &CacheableRequest<'_>,
+        fill: &Arc<Fill>,
+        has_fallback: bool,
+    ) -> Result<Option<Response<Reply>>, Failure> {
+        let head = &fill.head;
+        let (fields, selected) = &head.vary;
+        if !fields.is_empty() && selection(fields, &request.parts.headers) != *selected {
+            return Ok(None);
+        }
+        if has_fallback {
+            if is_failure(head.status) {
+                return Err(Failure::Status(head.status.as_u16()));
+            }
+            self.wait_until_whole(fill).await?;
+        }
+        if head.stored && head.length.is_some_and(|length| length <= SMALL) {
+            let entry = timeout(SETTLE, fill.settled()).await.ok().flatten();
+            if let Some(response) = self.respond(request, entry.as_ref()).await {
+                return Ok(Some(response));
+            }
+        }
+        match fill.broken() {
+            // Nothing was sent yet, so the client can be told.
+            Some(failure) => Err(failure),
+            None => Ok(respond::from_fill(fill, &request.parts.headers)),
+        }
+    }
+
+    /// Waits until a body is whole, for a client that has something to fall back on.
+    async fn wait_until_whole(&self, fill: &Fill) -> Result<(), Failure> {
+        match timeout(self.timeout, fill.end()).await {
+            Ok(End::Broken(failure)) => Err(failure),
+            Ok(End::Whole | End::Passing) => Ok(()),
+            Err(_) => Err(Failure::Timeout),
+        }
+    }
+
+    /// Asks for the range that a client wants of what is not stored.
+    async fn fetch_range(&self, request: &CacheableRequest<'_>) -> Answer {
+        let job = self.job(request, None);
+        let result = match self.send(Some(request.route), request.parts, body::empty(), request.forwarding, true).await {
+            Ok(response) => self.fetcher.beginnings().remember(&job.collapse_key, &job.policy, job.asked_at, response).await,
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Ok(response) => Answer { response: deliver(response), outcome: Outcome::Pass(PassWhy::Part) },
+            Err(failure) => Answer::failed(failure),
+        }
+    }
+
+    /// Asks for a client that wants nothing stored.
+    pub(super) async fn fetch_unstored(&self, request: &CacheableRequest<'_>) -> Answer {
+        match self.pass_alone(request).await {
+            Ok(response) => Answer { response, outcome: Outcome::Pass(PassWhy::NoStore) },
+            Err(failure) => Answer::failed(failure),
+        }
+    }
+
+    /// Asks for this client alone, though the rule caches.
+    async fn pass_alone(&self, request: &CacheableRequest<'_>) -> Result<Response<Reply>, Failure> {
+        self.send(Some(request.route), request.parts, body::empty(), request.forwarding, false).await.map(deliver)
+    }
+
+    /// Has a stored response that is served stale revalidated in the background.
+    pub(super) fn revalidate(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) {
+        self.fetcher.revalidate(self.job(request, found.as_ref().ok()));
+    }
+
+    /// The same where the upstream fails: only if it was spared for long enough.
+    pub(super) fn revalidate_if_due(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) {
+        if self.fetcher.failing().may_try(request.collapse_key()) {
+            self.revalidate(request, found);
+        }
+    }
+
+    /// What a fetch needs to know of a request, which validates `stored` if it can.
+    pub(super) fn job(&self, request: &CacheableRequest<'_>, stored: Option<&Arc<Entry>>) -> Job {
+        let mut to_upstream = Request::new(());
+        *to_upstream.method_mut() = Method::GET;
+        *to_upstream.uri_mut() = request.parts.uri.clone();
+        *to_upstream.headers_mut() = request_fields::for_fetch(request.parts, request.forwarding);
+        let conditions = stored.map(|entry| entry.conditions()).unwrap_or_default();
+        let validated = stored.filter(|_| !conditions.is_empty()).cloned();
+        to_upstream.headers_mut().extend(conditions);
+        if let Some(credentials) = request.parts.headers.get(AUTHORIZATION) {
+            to_upstream.headers_mut().insert(AUTHORIZATION, credentials.clone());
+        }
+        let policy = request.route.policy_for(request.target, request.now);
+        Job {
+            request: to_upstream.into_parts().0,
+            key: Key::new(request.route, request.target, request.canonical.clone()),
+            collapse_key: request.collapse_key().clone(),
+            target_uri: request.target_uri(),
+            route: request.route.name.clone(),
+            policy: FreshnessPolicy { authorized: request.authorized.is_some(), ..policy },
+            match_language: request.route.match_language,
+            complete_ranges: request.route.complete_ranges,
+            requested_host: request_authority(request.parts),
+            asked_at: self.cache.ask(),
+            validated,
+            replaces_errors: stored.is_some_and(|entry| entry.may_replace_errors(request.now)),
+        }
+    }
+}

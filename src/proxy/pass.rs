@@ -1,0 +1,130 @@
+//! Requests in which the cache has no say: passed to the upstream for one client alone, and what their responses mean for what
+//! is stored.
+
+use std::sync::Arc;
+
+use http::header::{CONNECTION, IF_MODIFIED_SINCE, IF_NONE_MATCH, TRAILER, VIA};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
+use http_body::Body as _;
+use tokio::task::JoinHandle;
+
+use super::Proxy;
+use super::answer::Answer;
+use super::asked::{Asked, CacheableRequest};
+use super::outcome::{Outcome, PassWhy};
+use crate::body::{Reply, Stream};
+use crate::cache::key::{Canonical, Key};
+use crate::config::route::{Route, select};
+use crate::fetch::other_methods::represents_its_target;
+use crate::http::invalidation::{invalidates, named_targets};
+use crate::request::client::request_authority;
+use crate::request::target::Target;
+use crate::upstream::failure::Failure;
+use crate::upstream::request_fields::{self, Forwarding, is_fully_keyed};
+use crate::upstream::response_fields::{self, OWN_VIA};
+
+impl Proxy {
+    /// Passes a request to the upstream.
+    pub(super) async fn pass(&self, asked: Asked<'_>, why: PassWhy, body: Stream) -> Answer {
+        let Asked { parts, target, route, forwarding } = asked;
+        let updating = route.filter(|route| route.updates_from(&parts.method) && is_fully_keyed(parts));
+        let response = match self.send(route, parts, body, forwarding, updating.is_some()).await {
+            Ok(response) => response,
+            Err(failure) => return Answer::failed(failure),
+        };
+        let removing = invalidates(&parts.method, response.status()).then(|| self.invalidate(target, parts, response.headers()));
+        let response = match updating {
+            Some(route) => {
+                if let Some(removing) = removing {
+                    // What is stored now must not be removed with what it replaces.
+                    drop(removing.await);
+                }
+                self.update_stored(CacheableRequest::new(route, asked), response).await
+            }
+            None => response,
+        };
+        Answer { response: deliver(response), outcome: Outcome::Pass(why) }
+    }
+
+    /// Sends a client's own request to the upstream. With `storable` nothing in it depends on what the cache key does not
+    /// hold, so that its response may be stored.
+    pub(super) async fn send(
+        &self,
+        route: Option<&Route>,
+        parts: &request::Parts,
+        body: Stream,
+        forwarding: Forwarding<'_>,
+        storable: bool,
+    ) -> Result<Response<Stream>, Failure> {
+        let fields = if storable { request_fields::for_storable_pass } else { request_fields::for_pass };
+        let mut request = Request::new(body);
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = parts.uri.clone();
+        *request.headers_mut() = fields(parts, forwarding);
+        if !(request.body().is_end_stream() || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH)) {
+            // An upstream that expects no body there may take it for the next request on that connection.
+            request.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(interim) = forwarding.interim {
+            interim.attach(request.extensions_mut()).await;
+        }
+        let conditional = parts.headers.contains_key(IF_NONE_MATCH) || parts.headers.contains_key(IF_MODIFIED_SINCE);
+        let name = route.map_or("none", |route| route.name.as_str());
+        match self.upstream.call(name, request, self.body_timeout).await {
+            // Nobody asked for it, so it answers nothing.
+            Ok(response) if response.status() == StatusCode::NOT_MODIFIED && !conditional => Err(Failure::Invalid),
+            Ok(response) => Ok(response),
+            Err(error) => Err(Failure::from(&error)),
+        }
+    }
+
+    /// What the response to a POST or a HEAD means for what is stored for GET (see [`crate::fetch::other_methods`]).
+    async fn update_stored(&self, mut request: CacheableRequest<'_>, response: Response<Stream>) -> Response<Stream> {
+        let (status, parts) = (response.status(), request.parts);
+        let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+        if parts.method == Method::POST && represents_its_target(status, response.headers(), target) {
+            // Only with a freshness lifetime of its own, whatever the rule says (RFC 9110 §9.3.3).
+            let mut job = self.job(&request, None);
+            job.policy = job.policy.explicit_only();
+            return self.fetcher.store_passing(job, response);
+        }
+        if parts.method == Method::HEAD
+            && status == StatusCode::OK
+            && let Ok(entry) = self.look_up(&mut request).await
+        {
+            let (fetcher, job, mut head) = (Arc::clone(&self.fetcher), self.job(&request, None), response.headers().clone());
+            response_fields::clean(&mut head);
+            self.fetcher.spawn(fetcher.update_from_head(job, entry, head));
+        }
+        response
+    }
+
+    /// A client changed something: what is stored for its target URI, and for those that the response names, is void.
+    fn invalidate(&self, target: &Target<'_>, parts: &request::Parts, response: &HeaderMap) -> JoinHandle<()> {
+        let host = request_authority(parts);
+        let is_own = |authority: &str| {
+            host.as_ref().is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
+                || self.authorities.iter().any(|own| own.as_str().eq_ignore_ascii_case(authority))
+        };
+        let named = named_targets(response, &target.path, is_own);
+        let others = named.iter().filter_map(|text| Target::parse(text).ok());
+        let key = |target: &Target<'_>| {
+            let route = select(&self.routes, target)?;
+            Some(Key::new(route, target, Canonical::new(route, target, &HeaderMap::new())))
+        };
+        self.cache.invalidate(key(target).into_iter().chain(others.filter_map(|other| key(&other))).collect())
+    }
+}
+
+/// Makes a response of the upstream's fit for the one client that gets it.
+pub(super) fn deliver(response: Response<Stream>) -> Response<Reply> {
+    let mut response = response.map(Reply::Stream);
+    // A body that is sent as it is read may end in trailers.
+    let trailer = response.headers().get(TRAILER).cloned();
+    response_fields::clean(response.headers_mut());
+    if let Some(trailer) = trailer {
+        response.headers_mut().insert(TRAILER, trailer);
+    }
+    response.headers_mut().append(VIA, OWN_VIA);
+    response
+}

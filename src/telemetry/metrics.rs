@@ -1,0 +1,260 @@
+//! Every metric, declared once with its unit and meaning.
+
+use std::time::Duration;
+
+use prometheus::proto::{Metric, MetricType};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Bucket bounds in seconds: fine below a millisecond, where hits live, and wide up to a slow query.
+const SECONDS: [f64; 16] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// The statuses whose counters are at hand without a look-up.
+const COMMON: [u16; 4] = [200, 304, 404, 400];
+
+/// What the label `outcome` tells apart. What an outcome is made of besides (reasons, times) is in `Cache-Status` and the
+/// access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutcomeLabel {
+    /// Answered from the cache, fresh.
+    Hit,
+    /// Answered from the cache, stale.
+    Stale,
+    /// Fetched from the upstream through the cache.
+    Miss,
+    /// Answered by a fetch that another request had begun.
+    Collapsed,
+    /// Passed to the upstream without the cache.
+    Pass,
+    /// Refused.
+    Refused,
+    /// The upstream failed and nothing could be served instead.
+    Failed,
+    /// Answered by Sluice itself.
+    Local,
+}
+
+impl OutcomeLabel {
+    /// Every label, in the order of their numbers.
+    pub const ALL: [Self; 8] = [Self::Hit, Self::Stale, Self::Miss, Self::Collapsed, Self::Pass, Self::Refused, Self::Failed, Self::Local];
+
+    /// The label's value.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Miss => "miss",
+            Self::Collapsed => "collapsed",
+            Self::Pass => "pass",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// Every metric that Sluice keeps. Names begin with `sluice_`.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    /// By route (the last row is "none"), then by outcome.
+    rows: Vec<[Cell; OutcomeLabel::ALL.len()]>,
+    /// `backend_requests_total{route,status}`: answers and failures of the backend's.
+    pub backend_requests: IntCounterVec,
+    /// `backend_seconds{route}`: to the head of the backend's answer.
+    pub backend_seconds: HistogramVec,
+    /// `collapsed_total{route}`: requests that waited for another's answer.
+    pub collapsed: IntCounterVec,
+    /// `store_seconds{tier,op}`: calls to the shared tier.
+    pub store_seconds: HistogramVec,
+    /// `store_errors_total{tier,op,kind}`: calls that failed, and entries that did not decode.
+    pub store_errors: IntCounterVec,
+    /// `memory_bytes`: what the in-process tier holds, and fills under way.
+    pub memory_bytes: IntGauge,
+    /// `memory_entries`: how many entries the in-process tier holds.
+    pub memory_entries: IntGauge,
+    /// `evictions_total{cause}`: entries that left the in-process tier for want of room.
+    pub evictions: IntCounterVec,
+    /// `purged_total`: entries removed by an operator.
+    pub purged: IntCounter,
+    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone.
+    pub breaker_open: IntGaugeVec,
+    /// `rate_limited_total{route}`: requests refused because too many were waiting.
+    pub rate_limited: IntCounterVec,
+    /// `inflight`: requests being answered.
+    pub inflight: IntGauge,
+    /// `connections`: open client connections.
+    pub connections: IntGauge,
+    /// `connections_refused_total`: client connections closed because their address had too many.
+    pub connections_refused: IntCounter,
+    /// `fill_bytes`: bodies on their way into the cache.
+    pub fill_bytes: IntGauge,
+    /// `mysql_connections`: open connections to the database, idle ones included.
+    pub mysql_connections: IntGauge,
+    /// `mysql_waiting`: questions that wait for a connection.
+    pub mysql_waiting: IntGauge,
+}
+
+/// What is kept for one route and outcome.
+struct Cell {
+    seconds: Histogram,
+    common: [IntCounter; COMMON.len()],
+}
+
+impl Metrics {
+    /// The metrics of a proxy with these routes.
+    ///
+    /// # Errors
+    /// Only if two metrics had one name, which a test rules out.
+    pub fn new(routes: &[String]) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new_custom(Some("sluice".into()), None)?;
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let made = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str]| {
+            let made = HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let gauge = |name: &str, help: &str| {
+            let made = IntGauge::new(name, help)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let requests = counters("requests_total", "Requests answered, by rule, outcome and status.", &["route", "outcome", "status"])?;
+        let request_seconds = histograms("request_seconds", "Seconds from a request's head to its answer's head.", &["route", "outcome"])?;
+        let purged = IntCounter::new("purged_total", "Entries removed by an operator.")?;
+        registry.register(Box::new(purged.clone()))?;
+        let connections_refused =
+            IntCounter::new("connections_refused_total", "Client connections closed because their address had too many.")?;
+        registry.register(Box::new(connections_refused.clone()))?;
+        let build = gauges("build_info", "1, with the version.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let names = routes.iter().map(String::as_str).chain(["none"]);
+        let rows = names
+            .map(|route| {
+                OutcomeLabel::ALL.map(|outcome| Cell {
+                    seconds: request_seconds.with_label_values(&[route, outcome.name()]),
+                    common: COMMON.map(|status| requests.with_label_values(&[route, outcome.name(), &status.to_string()])),
+                })
+            })
+            .collect();
+        Ok(Self {
+            rows,
+            backend_requests: counters(
+                "backend_requests_total",
+                "Answers and failures of the backend, by rule and status.",
+                &["route", "status"],
+            )?,
+            backend_seconds: histograms("backend_seconds", "Seconds to the head of the backend's answer.", &["route"])?,
+            collapsed: counters("collapsed_total", "Requests that waited for another request's answer.", &["route"])?,
+            store_seconds: histograms("store_seconds", "Seconds a call to the shared tier took.", &["tier", "op"])?,
+            store_errors: counters(
+                "store_errors_total",
+                "Calls to a tier that failed, and entries that did not decode.",
+                &["tier", "op", "kind"],
+            )?,
+            memory_bytes: gauge("memory_bytes", "Bytes that the in-process tier holds.")?,
+            memory_entries: gauge("memory_entries", "Entries that the in-process tier holds.")?,
+            evictions: counters("evictions_total", "Entries that left the in-process tier without being asked to.", &["cause"])?,
+            purged,
+            breaker_open: gauges("breaker_open", "1 while the backend, Redis or MySQL is left alone after failures.", &["of"])?,
+            rate_limited: counters("rate_limited_total", "Requests refused because too many were waiting.", &["route"])?,
+            inflight: gauge("inflight", "Requests being answered.")?,
+            connections: gauge("connections", "Open client connections.")?,
+            connections_refused,
+            fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
+            mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
+            mysql_waiting: gauge("mysql_waiting", "Questions that wait for a connection to the database.")?,
+            requests,
+            registry,
+        })
+    }
+
+    /// Counts an answered request, which took so long to the head of its response. `route` is the rule's index, or
+    /// [`Metrics::no_route`].
+    pub fn record(&self, route: usize, name: &str, outcome: OutcomeLabel, status: u16, took: Duration) {
+        let Some(cell) = self.rows.get(route).map(|row| &row[outcome as usize]) else { return };
+        cell.seconds.observe(took.as_secs_f64());
+        match COMMON.iter().position(|&common| common == status) {
+            Some(at) => cell.common[at].inc(),
+            None => self.requests.with_label_values(&[name, outcome.name(), &status.to_string()]).inc(),
+        }
+    }
+
+    /// The row of requests that no rule matches (`route="none"`).
+    #[must_use]
+    pub fn no_route(&self) -> usize {
+        self.rows.len() - 1
+    }
+
+    /// How many requests of a route (by its row) had an outcome, and the seconds that they took together.
+    #[must_use]
+    pub fn requests_of(&self, row: usize, outcome: OutcomeLabel) -> (u64, f64) {
+        let seconds = &self.rows[row][outcome as usize].seconds;
+        (seconds.get_sample_count(), seconds.get_sample_sum())
+    }
+
+    /// How many requests of all routes had an outcome.
+    #[must_use]
+    pub fn requests_with(&self, outcome: OutcomeLabel) -> u64 {
+        (0..self.rows.len()).map(|row| self.requests_of(row, outcome).0).sum()
+    }
+
+    /// All metrics in the text format of Prometheus. Series that never moved are left out, to keep the page short.
+    #[must_use]
+    pub fn render(&self) -> Vec<u8> {
+        let mut families = self.registry.gather();
+        for family in &mut families {
+            let kind = family.get_field_type();
+            let metrics: Vec<_> = family.get_metric().iter().filter(|metric| !is_idle(kind, metric)).cloned().collect();
+            family.set_metric(metrics);
+        }
+        families.retain(|family| !family.get_metric().is_empty());
+        let mut page = Vec::with_capacity(16 << 10);
+        if let Err(error) = TextEncoder::new().encode(&families, &mut page) {
+            tracing::error!(%error, "the metrics page could not be written");
+        }
+        page
+    }
+}
+
+/// A labelled counter or histogram that never moved. Gauges, and what has no labels, always show.
+fn is_idle(kind: MetricType, metric: &Metric) -> bool {
+    let moved = match kind {
+        MetricType::COUNTER => metric.get_counter().get_value() > 0.0,
+        MetricType::HISTOGRAM => metric.get_histogram().get_sample_count() > 0,
+        _ => true,
+    };
+    !moved && !metric.get_label().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_stand_at_their_numbers() {
+        for (number, label) in OutcomeLabel::ALL.into_iter().enumerate() {
+            assert_eq!(label as usize, number);
+        }
+    }
+
+    #[test]
+    fn requests_show_under_their_labels_and_idle_series_do_not() {
+        let metrics = Metrics::new(&["a".into()]).unwrap();
+        metrics.record(0, "a", OutcomeLabel::Local, 200, Duration::from_millis(1));
+        metrics.record(metrics.no_route(), "none", OutcomeLabel::Local, 418, Duration::from_millis(1));
+        let page = String::from_utf8(metrics.render()).unwrap();
+        assert!(page.contains("sluice_requests_total{outcome=\"local\",route=\"a\",status=\"200\"} 1"), "{page}");
+        assert!(page.contains("route=\"none\",status=\"418\"} 1"));
+        assert!(page.contains("sluice_build_info{version="));
+        assert!(page.contains("sluice_inflight 0"));
+        assert!(!page.contains("outcome=\"hit\""));
+    }
+}
