@@ -6,20 +6,26 @@
 //! The legacy's stream asks for 1,000 orders after the other with a growing OFFSET; ten of its statements, evenly
 //! spaced, are measured and taken for all.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, dead_code, missing_docs, reason = "a benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    dead_code,
+    unused_imports,
+    missing_docs,
+    reason = "a benchmark"
+)]
 
-#[path = "../tests/integration/mariadb.rs"]
-mod mariadb;
-#[path = "../tests/integration/support.rs"]
+#[path = "../tests/integration/support/mod.rs"]
 mod support;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use mariadb::MariaDb;
 use mysql_async::Row;
 use mysql_async::prelude::Queryable;
-use support::{Sluice, recorded_dir, scratch};
+use support::{MariaDb, Sluice, recorded_dir, scratch};
 use tokio::time::{Duration, Instant};
 
 const START: i64 = 1_735_689_600_000;

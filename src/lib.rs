@@ -1,35 +1,60 @@
 //! Sluice: a caching reverse proxy for JSON APIs over a database.
 //!
-//! Put in front of an existing API it makes repeated questions cheap and outages invisible. This is the map of the
-//! code; arrows point down, and nothing knows what stands above it.
+//! Put in front of an existing API it makes repeated questions cheap and outages invisible. This is the map of the code; how to
+//! change it stands in the [`guide`].
 //!
-//! | module | what it is |
+//! # A request's way
+//!
+//! ```text
+//!  client
+//!    │  bytes
+//!  front      connection → socket, framing → HTTP library          deadlines, limits
+//!    │  request + Arrival
+//!  proxy      handle: refuse → route → admit → look up → decide → respond → finish
+//!    │           │                 │         │          │
+//!    │           │                 │         │          ├─ hit, or stale ─────────────────► respond
+//!    │           │                 │       cache        └─ fetch: miss
+//!    │           │                 └─ pass ──────────────┐     │
+//!    │           └─ own endpoints (admin)                │   fetch    collapse → lead → judge → fill → store
+//!    │                                                   ▼     ▼                                        │
+//!    │                                                 upstream   HTTP, or api: orders from MySQL    cache
+//!    ▼  response, Cache-Status, metrics, access log
+//! ```
+//!
+//! # Rooms
+//!
+//! A room imports rooms that stand below it here, and no other (a test holds the code to that). Its own page says what belongs
+//! there and what it may know.
+//!
+//! | room | what belongs there |
 //! |---|---|
-//! | [`cli`] | the command line: one file a command |
-//! | [`app`] | puts the parts together and runs them |
-//! | [`admin`], [`explain`], [`local`] | the admin listener; what a rule does; what Sluice answers itself |
-//! | [`warm`], [`token`] | asking for targets ahead of clients; who may manage |
-//! | [`server`], [`socket`], [`pulse`], [`aside`] | listeners, connections, deadlines, graceful drain; a future beside another |
-//! | [`interim`] | 1xx answers on their way past the HTTP library |
-//! | [`proxy`] | **the request path, on one screen: begin here** |
-//! | [`access`], [`respond`], [`gateway`] | a visit and its log line; answers from entries; headers on their way through |
-//! | [`fetch`], [`flight`], [`fill`] | one fetch a key; who waits for it; a body on its way into the cache |
-//! | [`entrance`], [`target`], [`route`], [`key`], [`template`] | what a request must be; what a URL says; which rule; who shares an entry |
-//! | [`store`] | where answers are kept: memory, Redis, both |
-//! | [`backend`] | what answers when the cache cannot: an API over HTTP, or the API here, from MySQL or memory |
-//! | [`breaker`], [`purges`], [`invalidated`] | leaving alone what fails; what was purged lately; what a change made doubtful |
-//! | [`http`] | **the rules of HTTP caching as pure functions** |
-//! | [`outcome`], [`refusal`] | what became of a request, said once; what is refused, and how |
-//! | [`config`], [`telemetry`], [`clock`], [`moment`], [`body`] | what everything else stands on |
+//! | [`cli`] | the command line, a file a command |
+//! | [`app`] | builds all parts from a configuration, runs them, ends them |
+//! | [`admin`] | the admin listener, what Sluice answers itself on the main one, and who may manage |
+//! | [`front`] | bytes to requests and back: listeners, connections, deadlines, framing |
+//! | [`proxy`] | what becomes of a request. **Begin here** |
+//! | [`fetch`] | one fetch a key, from the upstream through the cache to all who wait |
+//! | [`cache`] | what is stored, what is void of it, and who gets it: keys, entries, memory, Redis |
+//! | [`api`] | the liquidation API answered here, a file an endpoint, over a trait that reads orders |
+//! | [`upstream`] | whatever answers when the cache cannot: the trait, the HTTP client, fields on their way |
+//! | [`telemetry`] | every metric with its unit and meaning; the log |
+//! | [`config`] | what `proxy.toml` may say, and what the program makes of it |
+//! | [`request`] | what a request says before anybody answers it, and why it may be refused |
+//! | [`http`] | the rules of HTTP caching as pure functions |
+//! | [`breaker`] | sparing what fails |
+//! | [`body`] | bodies as all rooms hand them on |
+//! | [`clock`] | wall time |
 //!
-//! What holds everywhere:
+//! # What holds everywhere
 //!
-//! * The cache decides in two pure functions, [`http::decide`] (may this be served?) and [`http::freshness`] (may this
-//!   be kept?). Everything else carries out what they say.
+//! * Two pure functions decide: [`proxy::decide`] says what a stored response allows now, [`http::freshness`] whether a new one
+//!   may be stored. Everything else carries out what they say.
 //! * A fetch is a task of its own. Clients follow it; none of them can end it.
-//! * Wall time ([`clock::Wall`]) is for freshness and is handed in; deadlines are the runtime's.
-//! * Stores never fail: what cannot be read is a miss, what cannot be written is not kept.
+//! * What was voided is not used, whoever stores it and whenever: [`cache::void`].
+//! * Wall time ([`clock::Wall`]) is for freshness and is handed in as `now`; deadlines are the runtime's.
+//! * A store never fails: what cannot be read is a miss, what cannot be written is not stored.
 //! * Each serving thread has a runtime of its own; fetches, Redis and the admin listener share another one.
+//! * "Upstream" and "backend" are one: the first is the RFCs' word and the code's, the second the configuration's.
 
 pub mod admin;
 pub mod api;
@@ -42,6 +67,8 @@ pub mod clock;
 pub mod config;
 pub mod fetch;
 pub mod front;
+#[doc = include_str!("guide.md")]
+pub mod guide {}
 pub mod http;
 pub mod proxy;
 pub mod request;

@@ -1,4 +1,4 @@
--- The indexes that Sluice's questions use. Run it as often as you like: what is there already is left alone.
+-- The indexes that Sluice's queries use. Run it as often as you like: what is there already is left alone.
 --
 --   mariadb DATABASE < deploy/mysql/indexes.sql
 --   mysql   DATABASE < deploy/mysql/indexes.sql

@@ -6,20 +6,45 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::orders::OrdersError;
-use super::params;
 use crate::body::{self, Stream};
 
 /// Why an endpoint did not answer 200.
 #[derive(Debug)]
 pub enum ApiError {
     /// 422, with everything that is wrong with the parameters.
-    Invalid(Vec<params::Fault>),
+    Invalid(Vec<Fault>),
     /// 400, with a sentence.
     BadRequest(&'static str),
     /// 404, with a sentence.
     NotFound(&'static str),
     /// 503 or 504.
     Orders(OrdersError),
+}
+
+/// One failing parameter, in the contract's shape.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// What kind of fault it is.
+    pub r#type: &'static str,
+    /// Where: `query` and the parameter's name.
+    pub loc: [&'static str; 2],
+    /// A sentence.
+    pub msg: String,
+    /// What was given.
+    pub input: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The bound that was broken.
+    pub ctx: Option<FaultContext>,
+}
+
+/// The bound that a parameter broke.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultContext {
+    /// It must be above this.
+    Gt(i64),
+    /// It must be at most this.
+    Le(i64),
 }
 
 impl From<OrdersError> for ApiError {
@@ -44,7 +69,7 @@ pub(super) fn refuse(error: ApiError) -> Response<Stream> {
         ApiError::BadRequest(sentence) => detail(StatusCode::BAD_REQUEST, sentence),
         ApiError::NotFound(sentence) => detail(StatusCode::NOT_FOUND, sentence),
         ApiError::Orders(error) => {
-            tracing::warn!(%error, "a question to the database was not answered");
+            tracing::warn!(%error, "a query to the database was not answered");
             let status = match error {
                 OrdersError::TooSlow(_) => StatusCode::GATEWAY_TIMEOUT,
                 OrdersError::Unavailable(_) | OrdersError::Busy => StatusCode::SERVICE_UNAVAILABLE,

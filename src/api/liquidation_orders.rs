@@ -45,8 +45,8 @@ pub const MOST: i64 = 1000;
         (status = 400, description = "Timestamps that make no sense, or neither or both of timestamps and limit", body = Refusal),
         (status = 404, description = "No such orders, or a page past the end", body = Refusal),
         (status = 422, description = "Missing parameters, or numbers out of range", body = Invalid),
-        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
-        (status = 504, description = "The question took too long", body = Refusal),
+        (status = 503, description = "The database cannot be reached, or too many queries wait for it", body = Refusal),
+        (status = 504, description = "The query took too long", body = Refusal),
     ),
 )]
 pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {

@@ -39,8 +39,8 @@ const NOTHING: &str = "No data found for the given parameters";
         (status = 400, description = "Timestamps or timeframe that make no sense", body = Refusal),
         (status = 404, description = "No orders within the span", body = Refusal),
         (status = 422, description = "Missing parameters", body = Invalid),
-        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
-        (status = 504, description = "The question took too long", body = Refusal),
+        (status = 503, description = "The database cannot be reached, or too many queries wait for it", body = Refusal),
+        (status = 504, description = "The query took too long", body = Refusal),
     ),
 )]
 pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<Stream>, ApiError> {

@@ -44,7 +44,7 @@ pub struct Api<O> {
 }
 
 impl<O: Orders> Api<O> {
-    /// Over these orders; questions are answered on `runtime`, so that no thread that serves clients waits or computes.
+    /// Over these orders; queries are answered on `runtime`, so that no thread that serves clients waits or computes.
     pub fn new(orders: O, runtime: Handle) -> Self {
         Self { orders: Arc::new(orders), runtime }
     }

@@ -109,7 +109,7 @@ impl<E: Into<OrdersError>> Batches<E> {
 /// Holds orders. Symbols match as the database's comparison of lower-cased text does: case and trailing spaces aside.
 pub trait Orders: Send + Sync + 'static {
     /// Why a stream breaks off.
-    type Trouble: Into<OrdersError> + Send + 'static;
+    type StreamError: Into<OrdersError> + Send + 'static;
 
     /// The distinct symbols that do not end in a digit, in the database's case-insensitive order.
     fn symbols(&self) -> impl Future<Output = Result<Vec<Arc<str>>, OrdersError>> + Send;
@@ -126,7 +126,7 @@ pub trait Orders: Send + Sync + 'static {
 
     /// All of a symbol's orders within a span, newest first, as fast as they are taken. Returns once the first are
     /// there, or it is known that there are none.
-    fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches<Self::Trouble>, OrdersError>> + Send;
+    fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches<Self::StreamError>, OrdersError>> + Send;
 
     /// Whether orders can be read at this moment.
     fn check(&self) -> impl Future<Output = Result<(), OrdersError>> + Send;

@@ -1,29 +1,9 @@
 //! Query parameters as the API reads them, and what is said of those that are wrong.
 
-use serde::Serialize;
-
-use super::answer::ApiError;
+use super::answer::{ApiError, Fault, FaultContext};
 use super::orders::Span;
 use crate::request::target::Target;
 use crate::request::timestamp;
-
-/// One failing parameter, in the contract's shape.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Fault {
-    r#type: &'static str,
-    loc: [&'static str; 2],
-    msg: String,
-    input: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ctx: Option<Context>,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Context {
-    Gt(i64),
-    Le(i64),
-}
 
 /// Reads parameters and gathers everything that is wrong with them.
 pub struct Params<'t> {
@@ -61,10 +41,10 @@ impl<'t> Params<'t> {
         };
         match whole_number(&input) {
             None => fault("int_parsing", "Input should be a valid integer, unable to parse string as an integer".into(), None),
-            Some(..=0) => fault("greater_than", "Input should be greater than 0".into(), Some(Context::Gt(0))),
+            Some(..=0) => fault("greater_than", "Input should be greater than 0".into(), Some(FaultContext::Gt(0))),
             Some(number) if most.is_some_and(|most| number > most) => {
                 let most = most.unwrap_or_default();
-                fault("less_than_equal", format!("Input should be less than or equal to {most}"), Some(Context::Le(most)))
+                fault("less_than_equal", format!("Input should be less than or equal to {most}"), Some(FaultContext::Le(most)))
             }
             number => number,
         }

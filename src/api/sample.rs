@@ -111,7 +111,7 @@ impl Sample {
     fn of(orders: impl IntoIterator<Item = Held>, delay: Duration) -> Self {
         let mut by_symbol: BTreeMap<String, Vec<Held>> = BTreeMap::new();
         for held in orders {
-            // An order without a symbol is found by no question.
+            // An order without a symbol is found by no query.
             if let Some(symbol) = &held.order.symbol {
                 by_symbol.entry(folded(symbol)).or_default().push(held);
             }
@@ -179,7 +179,7 @@ fn folded(symbol: &str) -> String {
 }
 
 impl Orders for Sample {
-    type Trouble = OrdersError;
+    type StreamError = OrdersError;
 
     async fn symbols(&self) -> Result<Vec<Arc<str>>, OrdersError> {
         self.pretend_to_query().await;

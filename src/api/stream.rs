@@ -56,8 +56,8 @@ pub const LARGEST_BATCH: i64 = 5000;
         ),
         (status = 400, description = "Timestamps that make no sense", body = Refusal),
         (status = 422, description = "Missing parameters, or numbers out of range", body = Invalid),
-        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
-        (status = 504, description = "The question took too long", body = Refusal),
+        (status = 503, description = "The database cannot be reached, or too many queries wait for it", body = Refusal),
+        (status = 504, description = "The query took too long", body = Refusal),
     ),
 )]
 pub async fn get<O: Orders>(orders: &O, target: &Target<'_>, gzip: bool) -> Result<Response<Stream>, ApiError> {

@@ -21,8 +21,8 @@ use crate::body::Stream;
     tag = "liquidations",
     responses(
         (status = 200, description = "The distinct symbols that do not end in a digit, in the database's order", body = Vec<String>),
-        (status = 503, description = "The database cannot be reached, or too many questions wait for it", body = Refusal),
-        (status = 504, description = "The question took too long", body = Refusal),
+        (status = 503, description = "The database cannot be reached, or too many queries wait for it", body = Refusal),
+        (status = 504, description = "The query took too long", body = Refusal),
     ),
 )]
 pub async fn get<O: Orders>(orders: &O) -> Result<Response<Stream>, ApiError> {

@@ -91,6 +91,53 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn every_misspelt_key_gets_the_nearest_one_named() {
+        let route = "name='r'\npath='/'\n";
+        for (section, other_keys, keys) in [
+            ("", "", "listen public_url trusted_proxies limits admin log backend sample mysql cache route warm"),
+            ("[admin]", "", "listen token"),
+            ("[log]", "", "format level access"),
+            ("[backend]", "", "kind url host connect_timeout timeout body_timeout head max_in_flight"),
+            ("[sample]", "", "orders delay"),
+            (
+                "[mysql]",
+                "",
+                "host port user password database table tls tls_ca pool_min pool_max queue queue_timeout query_timeout \
+                 long_query_timeout stream_timeout",
+            ),
+            (
+                "[cache]",
+                "",
+                "memory redis redis_password redis_timeout namespace max_object compress_above encryption_key \
+                 encryption_key_previous",
+            ),
+            ("[warm]", "", "targets"),
+            (
+                "[limits]",
+                "",
+                "connections connections_per_address header_bytes header_timeout idle_timeout stall_timeout min_rate drain_timeout \
+                 waiters wait_timeout",
+            ),
+            (
+                "[[route]]",
+                route,
+                "methods with without ttl negative_ttl stale_while_revalidate stale_if_error origin_headers heuristic set_cookie \
+                 authorization language parts client_directives query fold_case key tags history cache",
+            ),
+        ] {
+            for key in keys.split_whitespace() {
+                let doubled = format!("{key}{}", &key[key.len() - 1..]);
+                let line = format!("{doubled} = 'x'");
+                let text = if section.is_empty() { format!("{line}\n{BACKEND}") } else { format!("{section}\n{other_keys}{line}\n") };
+                let report = report(&text);
+                let expected = format!("unknown key '{doubled}' in ");
+                let told = report.iter().find(|line| line.contains(&expected)).unwrap_or_else(|| panic!("{doubled}: {report:?}"));
+                assert!(told.ends_with(&format!("; did you mean '{key}'?")), "{told}");
+            }
+        }
+    }
+
+    #[test]
     fn syntax_errors_have_places_too() {
         let report = report("[backend]\nurl = \n");
         assert!(report[0].starts_with("proxy.toml:2:"), "{report:?}");

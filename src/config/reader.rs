@@ -99,9 +99,9 @@ impl<'r, 'd> Section<'r, 'd> {
         self.reader.warn(self.place(key), format!("{key}: {message}"));
     }
 
-    /// Whether the file gives the key a value.
-    #[must_use]
-    pub fn has(&self, key: &str) -> bool {
+    /// Whether the file gives the key a value. It is a known key from now on, so that misspellings of it are told.
+    pub fn has(&mut self, key: &'static str) -> bool {
+        self.known.push(key);
         self.table.is_some_and(|table| table.contains_key(key))
     }
 

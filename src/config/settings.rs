@@ -169,13 +169,13 @@ pub struct Mysql {
     pub connect_timeout: Duration,
     /// Connections that are kept open.
     pub pool_min: usize,
-    /// Connections at most, which is also how many questions are asked at one time.
+    /// Connections at most, which is also how many queries run at one time.
     pub pool_max: usize,
     /// Questions that may wait for one.
     pub queue: usize,
     /// How long they wait.
     pub queue_timeout: Duration,
-    /// For a question.
+    /// For a query.
     pub query_timeout: Duration,
     /// For a page, and for each silence of a stream.
     pub long_query_timeout: Duration,

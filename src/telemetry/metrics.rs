@@ -93,7 +93,7 @@ pub struct Metrics {
     pub fill_bytes: IntGauge,
     /// `mysql_connections`: open connections to the database, idle ones included.
     pub mysql_connections: IntGauge,
-    /// `mysql_waiting`: questions that wait for a connection.
+    /// `mysql_waiting`: queries that wait for a connection.
     pub mysql_waiting: IntGauge,
 }
 
@@ -170,7 +170,7 @@ impl Metrics {
             connections_refused,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
-            mysql_waiting: gauge("mysql_waiting", "Questions that wait for a connection to the database.")?,
+            mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
             requests,
             registry,
         })

@@ -1,22 +1,27 @@
 //! The real program over real sockets, with a scripted backend, a real Redis and a real MariaDB.
 //!
-//! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are
-//! on answers, counters and metrics ([`support::until`]).
+//! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
+//! [`differential`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails ([`upstream_outages`],
+//! [`redis_outages`]), what attacks ([`attacks`], [`bounded_memory`]), what operators use ([`management`], [`command_line`]), the
+//! API answered here ([`native_api`]), and the order of the source ([`house`]). Long tables stand beside their test as text.
+//!
+//! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are on
+//! answers, counters and metrics ([`support::until`]).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs, reason = "a test fails by panicking")]
 
-mod admin;
-mod attack;
-mod cache;
-mod cli;
-mod conformance;
-mod contract;
+mod attacks;
+mod bounded_memory;
+mod collapsed_forwarding;
+mod command_line;
 mod differential;
-mod flight;
-mod gateway;
-mod mariadb;
-mod native;
-mod outage;
-mod redis;
-mod size;
+mod forwarding;
+mod house;
+mod http_caching;
+mod management;
+mod native_api;
+mod recorded_api;
+mod redis_outages;
+mod stored_responses;
 mod support;
+mod upstream_outages;

@@ -4,7 +4,7 @@
 //! cut into slices of equal time, which are counted from the newest on, two at a time where a second connection is
 //! free, until one is known to hold the order; within it the walk begins at the nearer end.
 
-use super::pool::{Asking, Trouble};
+use super::pool::{Lease, QueryError};
 use super::query::{ask, ask_all, extent, one_number};
 use super::sql::{End, Rows, Statement};
 use crate::api::orders::Span;
@@ -13,7 +13,7 @@ use crate::api::orders::Span;
 pub const DEEP: u64 = 1000;
 /// Those that begin later than this, slice by slice.
 pub const VERY_DEEP: u64 = 50_000;
-/// Slices of a span. The more, the shorter the last walk; each costs a question.
+/// Slices of a span. The more, the shorter the last walk; each costs a query.
 const SLICES: i64 = 24;
 
 /// Where an order is.
@@ -32,12 +32,12 @@ impl Place {
     ///
     /// # Errors
     /// The database's.
-    pub async fn newer(&self, asking: &mut Asking, rows: &Rows<'_>) -> Result<u64, Trouble> {
+    pub async fn newer(&self, lease: &mut Lease, rows: &Rows<'_>) -> Result<u64, QueryError> {
         let rest = Span { start: self.moment.saturating_add(1), end: self.within.end };
         if rest.start > rest.end {
             return Ok(self.newer);
         }
-        Ok(self.newer + number(&ask(asking, &rows.count(rest)).await?))
+        Ok(self.newer + number(&ask(lease, &rows.count(rest)).await?))
     }
 }
 
@@ -46,21 +46,21 @@ impl Place {
 /// # Errors
 /// The database's.
 pub async fn order(
-    asking: &mut Asking,
-    helper: &mut Option<Asking>,
+    lease: &mut Lease,
+    second: &mut Option<Lease>,
     rows: &Rows<'_>,
     span: Span,
     offset: u64,
-) -> Result<Option<Place>, Trouble> {
+) -> Result<Option<Place>, QueryError> {
     if offset <= VERY_DEEP {
-        let moment = one_number(&ask(asking, &rows.moment(span, End::Newest, offset)).await?);
+        let moment = one_number(&ask(lease, &rows.moment(span, End::Newest, offset)).await?);
         return Ok(moment.map(|moment| Place { moment, within: span, newer: 0 }));
     }
-    let Some(extent) = extent(asking, rows, span).await? else { return Ok(None) };
+    let Some(extent) = extent(lease, rows, span).await? else { return Ok(None) };
     let mut newer = 0;
     for pair in slices(extent).chunks(2) {
         let statements: Vec<Statement> = pair.iter().map(|slice| rows.count(*slice)).collect();
-        let counts = ask_all(asking, helper, &statements).await?;
+        let counts = ask_all(lease, second, &statements).await?;
         for (slice, count) in pair.iter().zip(&counts) {
             let count = number(count);
             if offset < newer + count {
@@ -71,7 +71,7 @@ pub async fn order(
                 } else {
                     rows.moment(*slice, End::Oldest, from_oldest)
                 };
-                let moment = one_number(&ask(asking, &statement).await?);
+                let moment = one_number(&ask(lease, &statement).await?);
                 return Ok(moment.map(|moment| Place { moment, within: *slice, newer }));
             }
             newer += count;

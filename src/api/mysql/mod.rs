@@ -1,14 +1,14 @@
 //! Orders in MySQL or MariaDB.
 //!
 //! ```text
-//! mod     the questions that endpoints ask          sql     the statements, as text
+//! mod     the queries that endpoints make          sql     the statements, as text
 //! locate  where a deep page begins                  table   what the table is like, which indexes it has
 //! query   a statement asked, or several at a time   row     from rows to orders
 //! pool    connections within bounds, deadlines
-//! link    one connection, from hello to goodbye
+//! connection    one connection, from hello to goodbye
 //! ```
 
-pub mod link;
+pub mod connection;
 pub mod locate;
 pub mod pool;
 pub mod query;
@@ -25,7 +25,7 @@ use mysql_async::{Row, Value};
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
-use self::pool::{Asking, Pool, Trouble};
+use self::pool::{Lease, Pool, QueryError};
 use self::query::{ask, ask_all, extent};
 use self::sql::{Rows, Statement, Symbols};
 use self::table::{Matching, Table};
@@ -35,7 +35,7 @@ use crate::config::Mysql as Config;
 use crate::telemetry::metrics::Metrics;
 
 /// How often the pool is tended, and the table looked at as long as it was not found.
-const TEND: Duration = Duration::from_secs(1);
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// The table is looked at again after so many rounds of tending: an index that was added is used within a minute.
 const ROUNDS_BETWEEN_LOOKS: u32 = 60;
 
@@ -71,25 +71,25 @@ impl Mysql {
             long_query_timeout: config.long_query_timeout,
             stream_timeout: config.stream_timeout,
         });
-        tokio::spawn(Arc::clone(&shared).tend());
+        tokio::spawn(Arc::clone(&shared).maintain());
         Ok(Self { shared })
     }
 }
 
 impl Shared {
     /// Keeps the pool and what is known of the table up to date, for as long as the program runs.
-    async fn tend(self: Arc<Self>) {
-        let mut ticks = interval(TEND);
+    async fn maintain(self: Arc<Self>) {
+        let mut ticks = interval(MAINTAIN_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut round, mut said) = (0, String::new());
         loop {
             ticks.tick().await;
-            self.pool.tend().await;
+            self.pool.maintain().await;
             if round % ROUNDS_BETWEEN_LOOKS == 0 || self.table.load().is_none() {
                 // What failed is told by those who ask.
-                if let Ok(mut asking) = self.pool.ask(self.query_timeout).await {
-                    let trouble = self.look(&mut asking).await.err().map(OrdersError::from);
-                    let error = trouble.map(|error| error.to_string()).unwrap_or_default();
+                if let Ok(mut lease) = self.pool.ask(self.query_timeout).await {
+                    let error_of = self.look(&mut lease).await.err().map(OrdersError::from);
+                    let error = error_of.map(|error| error.to_string()).unwrap_or_default();
                     // It is looked at every second until it is found, and the same is not said every second.
                     if error != said && !error.is_empty() {
                         tracing::warn!(error, "the table of orders cannot be looked at (mysql.database, mysql.table)");
@@ -102,12 +102,12 @@ impl Shared {
     }
 
     /// Looks at the table, and says what it found if that is new.
-    async fn look(&self, asking: &mut Asking) -> Result<Arc<Table>, Trouble> {
-        let table = Arc::new(Table::inspect(asking, &self.name).await?);
+    async fn look(&self, lease: &mut Lease) -> Result<Arc<Table>, QueryError> {
+        let table = Arc::new(Table::inspect(lease, &self.name).await?);
         let known = self.table.swap(Some(Arc::clone(&table)));
         if known.as_ref() != Some(&table) {
             let (found, missing) = table.report();
-            tracing::info!(server = asking.version(), "orders are read from {found}");
+            tracing::info!(server = lease.version(), "orders are read from {found}");
             for sentence in missing {
                 tracing::warn!("{sentence} (deploy/mysql/indexes.sql creates all of them)");
             }
@@ -115,30 +115,30 @@ impl Shared {
         Ok(table)
     }
 
-    async fn table(&self, asking: &mut Asking) -> Result<Arc<Table>, Trouble> {
+    async fn table(&self, lease: &mut Lease) -> Result<Arc<Table>, QueryError> {
         match self.table.load_full() {
             Some(table) => Ok(table),
-            None => self.look(asking).await,
+            None => self.look(lease).await,
         }
     }
 
     /// Asks once more if the table turned out to have changed.
-    async fn settled<T, F: Future<Output = Result<T, Trouble>> + Send>(&self, question: impl Fn() -> F + Send) -> Result<T, OrdersError> {
-        match question().await {
-            Err(Trouble::TableChanged(error)) => {
+    async fn settled<T, F: Future<Output = Result<T, QueryError>> + Send>(&self, query: impl Fn() -> F + Send) -> Result<T, OrdersError> {
+        match query().await {
+            Err(QueryError::TableChanged(error)) => {
                 tracing::warn!(%error, "the table of orders changed; looking at it again");
                 self.table.store(None);
-                Ok(question().await?)
+                Ok(query().await?)
             }
             answer => Ok(answer?),
         }
     }
 
-    async fn symbols(&self) -> Result<Vec<Arc<str>>, Trouble> {
-        let mut asking = self.pool.ask(self.query_timeout).await?;
-        let table = self.table(&mut asking).await?;
+    async fn symbols(&self) -> Result<Vec<Arc<str>>, QueryError> {
+        let mut lease = self.pool.ask(self.query_timeout).await?;
+        let table = self.table(&mut lease).await?;
         let mut texts = Texts::default();
-        let rows = ask(&mut asking, &sql::symbols(&table)).await?;
+        let rows = ask(&mut lease, &sql::symbols(&table)).await?;
         let symbols = rows.iter().filter_map(|row| row::text(row.as_ref(0)?, &mut texts));
         let mut symbols: Vec<Arc<str>> = symbols.filter(|symbol| !symbol.ends_with(|last: char| last.is_ascii_digit())).collect();
         if !table.is_blind_to_case() {
@@ -148,12 +148,12 @@ impl Shared {
     }
 
     /// Which rows a symbol means; `None` if none.
-    async fn rows<'t>(&self, asking: &mut Asking, table: &'t Table, symbol: &str) -> Result<Option<Rows<'t>>, Trouble> {
+    async fn rows<'t>(&self, lease: &mut Lease, table: &'t Table, symbol: &str) -> Result<Option<Rows<'t>>, QueryError> {
         let symbols = match table.matching(symbol) {
             Matching::Equality => Symbols::OneOf(vec![symbol.to_owned()]),
             Matching::Everything => Symbols::Folded(symbol.to_owned()),
             Matching::Spellings => {
-                let rows = ask(asking, &sql::spellings(table, symbol)).await?;
+                let rows = ask(lease, &sql::spellings(table, symbol)).await?;
                 let names: Vec<String> = rows.iter().filter_map(|row| Some(row::plain(row.as_ref(0)?)?.into_owned())).collect();
                 if names.is_empty() {
                     return Ok(None);
@@ -164,17 +164,17 @@ impl Shared {
         Ok(Some(Rows { table, symbols }))
     }
 
-    async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, Trouble> {
-        let mut asking = self.pool.ask(self.query_timeout).await?;
-        let table = self.table(&mut asking).await?;
-        let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
+    async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, QueryError> {
+        let mut lease = self.pool.ask(self.query_timeout).await?;
+        let table = self.table(&mut lease).await?;
+        let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(Vec::new()) };
         let mut spans = vec![span];
         if rows.are_ordered() && span.end.saturating_sub(span.start) > LONG {
-            let Some(extent) = extent(&mut asking, &rows, span).await? else { return Ok(Vec::new()) };
+            let Some(extent) = extent(&mut lease, &rows, span).await? else { return Ok(Vec::new()) };
             spans = halves(extent, span.start, width);
         }
         let statements: Vec<Statement> = spans.into_iter().map(|part| rows.buckets(part, span.start, width)).collect();
-        let answers = ask_all(&mut asking, &mut self.helper(&statements).await, &statements).await?;
+        let answers = ask_all(&mut lease, &mut self.second(&statements).await, &statements).await?;
         let mut texts = Texts::default();
         let mut buckets: Vec<Bucket> = answers.iter().flatten().filter_map(|sum| bucket(sum, span, width, &mut texts)).collect();
         buckets.sort_by(|one, two| one.timestamp.cmp(&two.timestamp).then_with(|| by_side(one, two)));
@@ -182,46 +182,46 @@ impl Shared {
     }
 
     /// Somebody to ask the second of several statements, if there is one and a connection is free.
-    async fn helper(&self, statements: &[Statement]) -> Option<Asking> {
+    async fn second(&self, statements: &[Statement]) -> Option<Lease> {
         if statements.len() > 1 { self.pool.help(self.query_timeout).await } else { None }
     }
 
-    async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, Trouble> {
-        let mut asking = self.pool.ask(self.query_timeout).await?;
-        let table = self.table(&mut asking).await?;
-        let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
-        Ok(orders(ask(&mut asking, &rows.latest(limit)).await?))
+    async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, QueryError> {
+        let mut lease = self.pool.ask(self.query_timeout).await?;
+        let table = self.table(&mut lease).await?;
+        let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(Vec::new()) };
+        Ok(orders(ask(&mut lease, &rows.latest(limit)).await?))
     }
 
-    async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, Trouble> {
-        let mut asking = self.pool.ask(self.long_query_timeout).await?;
-        let table = self.table(&mut asking).await?;
-        let Some(rows) = self.rows(&mut asking, &table, symbol).await? else { return Ok(Vec::new()) };
+    async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, QueryError> {
+        let mut lease = self.pool.ask(self.long_query_timeout).await?;
+        let table = self.table(&mut lease).await?;
+        let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(Vec::new()) };
         if page.offset <= locate::DEEP || !rows.are_ordered() {
-            return Ok(orders(ask(&mut asking, &rows.page(span, page)).await?));
+            return Ok(orders(ask(&mut lease, &rows.page(span, page)).await?));
         }
-        let mut helper = if page.offset > locate::VERY_DEEP { self.pool.help(self.long_query_timeout).await } else { None };
-        let Some(place) = locate::order(&mut asking, &mut helper, &rows, span, page.offset).await? else { return Ok(Vec::new()) };
-        let older = Span { start: span.start, end: place.moment };
-        let found = orders(ask(&mut asking, &rows.page(older, Page { offset: 0, size: page.size })).await?);
+        let mut second = if page.offset > locate::VERY_DEEP { self.pool.help(self.long_query_timeout).await } else { None };
+        let Some(permit) = locate::order(&mut lease, &mut second, &rows, span, page.offset).await? else { return Ok(Vec::new()) };
+        let older = Span { start: span.start, end: permit.moment };
+        let found = orders(ask(&mut lease, &rows.page(older, Page { offset: 0, size: page.size })).await?);
         // If others share the first one's moment, some of them may belong to the page before.
-        if page.size > 1 && found.get(1).is_none_or(|second| second.order_trade_time != Some(place.moment)) {
+        if page.size > 1 && found.get(1).is_none_or(|second| second.order_trade_time != Some(permit.moment)) {
             return Ok(found);
         }
-        let before = place.newer(&mut asking, &rows).await?;
+        let before = permit.newer(&mut lease, &rows).await?;
         let page = Page { offset: page.offset.saturating_sub(before), size: page.size };
-        Ok(orders(ask(&mut asking, &rows.page(older, page)).await?))
+        Ok(orders(ask(&mut lease, &rows.page(older, page)).await?))
     }
 
-    async fn stream(self: Arc<Self>, symbol: String, span: Span) -> Result<Batches<Trouble>, Trouble> {
-        let mut asking = self.pool.ask_stream(self.long_query_timeout, self.stream_timeout).await?;
-        let table = self.table(&mut asking).await?;
-        let Some(rows) = self.rows(&mut asking, &table, &symbol).await? else { return Ok(Batches::none()) };
+    async fn stream(self: Arc<Self>, symbol: String, span: Span) -> Result<Batches<QueryError>, QueryError> {
+        let mut lease = self.pool.ask_stream(self.long_query_timeout, self.stream_timeout).await?;
+        let table = self.table(&mut lease).await?;
+        let Some(rows) = self.rows(&mut lease, &table, &symbol).await? else { return Ok(Batches::none()) };
         let statement = rows.stream(span);
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut texts = Texts::default();
-            asking.stream(&statement.text, statement.params(), |row| row::order(row, &mut texts), sender).await;
+            lease.stream(&statement.text, statement.params(), |row| row::order(row, &mut texts), sender).await;
         });
         Batches::new(receiver).begun().await
     }
@@ -256,7 +256,7 @@ fn by_side(one: &Bucket, two: &Bucket) -> Ordering {
 }
 
 impl Orders for Mysql {
-    type Trouble = Trouble;
+    type StreamError = QueryError;
 
     async fn symbols(&self) -> Result<Vec<Arc<str>>, OrdersError> {
         self.shared.settled(|| self.shared.symbols()).await
@@ -274,7 +274,7 @@ impl Orders for Mysql {
         self.shared.settled(|| self.shared.page(symbol, span, page)).await
     }
 
-    async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<Trouble>, OrdersError> {
+    async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<QueryError>, OrdersError> {
         self.shared.settled(|| Arc::clone(&self.shared).stream(symbol.to_owned(), span)).await
     }
 

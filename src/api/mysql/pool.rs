@@ -1,4 +1,4 @@
-//! Connections within bounds: so many questions at a time, few that wait, none without a deadline.
+//! Connections within bounds: so many queries at a time, few that wait, none without a deadline.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use mysql_async::{Error, Params, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::link::{Connector, Link};
+use super::connection::{Connection, Connector};
 use crate::api::orders::OrdersError;
 use crate::breaker::{Backoff, Breaker, Gate};
 use crate::config::Mysql as Config;
@@ -20,7 +20,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// How long a server that cannot be reached is left alone between attempts.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(2), tolerated: 0 };
-/// Attempts to connect for one question, and the pauses between them: nothing was sent yet.
+/// Attempts to connect for one query, and the pauses between them: nothing was sent yet.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(200), tolerated: 0 };
 /// The server ends a statement at its limit and says so. If it has said nothing this long after, it is not waited for.
@@ -31,26 +31,26 @@ const BATCH: usize = 256;
 /// An idle connection beyond the least number is closed after this long.
 const IDLE: Duration = Duration::from_secs(5 * 60);
 
-/// Why a question was not answered.
+/// Why a query was not answered.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum QueryError {
     /// What the client is to be told.
     Orders(OrdersError),
     /// A column, index or the table itself is not what it was: look at it again.
     TableChanged(Error),
 }
 
-impl From<OrdersError> for Trouble {
+impl From<OrdersError> for QueryError {
     fn from(error: OrdersError) -> Self {
         Self::Orders(error)
     }
 }
 
-impl From<Trouble> for OrdersError {
-    fn from(trouble: Trouble) -> Self {
-        match trouble {
-            Trouble::Orders(error) => error,
-            Trouble::TableChanged(error) => Self::Unavailable(error.into()),
+impl From<QueryError> for OrdersError {
+    fn from(error_of: QueryError) -> Self {
+        match error_of {
+            QueryError::Orders(error) => error,
+            QueryError::TableChanged(error) => Self::Unavailable(error.into()),
         }
     }
 }
@@ -58,9 +58,9 @@ impl From<Trouble> for OrdersError {
 /// Lends connections.
 pub struct Pool {
     connections: Connections<Connector>,
-    /// A question holds a place; there are as many as connections.
-    places: Arc<Semaphore>,
-    /// A stream holds one of these too, so that downloads leave half of the places to others.
+    /// A query holds a permit; there are as many as connections.
+    permits: Arc<Semaphore>,
+    /// A stream holds one of these too, so that downloads leave half of the permits to others.
     streams: Arc<Semaphore>,
     waiting: AtomicUsize,
     queue: usize,
@@ -80,7 +80,7 @@ impl Pool {
         let timeouts = Timeouts { wait: Some(config.queue_timeout), create: None, recycle: Some(config.connect_timeout) };
         Ok(Self {
             connections: Connections::builder(connector).max_size(config.pool_max).timeouts(timeouts).runtime(Runtime::Tokio1).build()?,
-            places: Arc::new(Semaphore::new(config.pool_max)),
+            permits: Arc::new(Semaphore::new(config.pool_max)),
             streams: Arc::new(Semaphore::new((config.pool_max / 2).max(1))),
             waiting: AtomicUsize::new(0),
             queue: config.queue,
@@ -91,59 +91,59 @@ impl Pool {
         })
     }
 
-    /// A connection for one question, all of which must be answered within `limit`.
+    /// A connection for one query, all of which must be answered within `limit`.
     ///
     /// # Errors
     /// [`OrdersError::Busy`] if too many wait or none becomes free in time; [`OrdersError::Unavailable`] if no
     /// connection can be made.
-    pub async fn ask(&self, limit: Duration) -> Result<Asking, OrdersError> {
-        let place = self.queue(&self.places).await?;
-        self.lend(vec![place], limit, limit).await
+    pub async fn ask(&self, limit: Duration) -> Result<Lease, OrdersError> {
+        let permit = self.queue(&self.permits).await?;
+        self.lend(vec![permit], limit, limit).await
     }
 
     /// A connection for a stream: `silence` bounds each wait for the server, `whole` all of it.
     ///
     /// # Errors
     /// As [`Pool::ask`].
-    pub async fn ask_stream(&self, silence: Duration, whole: Duration) -> Result<Asking, OrdersError> {
+    pub async fn ask_stream(&self, silence: Duration, whole: Duration) -> Result<Lease, OrdersError> {
         let stream = self.queue(&self.streams).await?;
-        let place = self.queue(&self.places).await?;
-        self.lend(vec![stream, place], silence, whole).await
+        let permit = self.queue(&self.permits).await?;
+        self.lend(vec![stream, permit], silence, whole).await
     }
 
-    /// A second connection for a question that has one, if a place is free at this moment: nobody waits while holding
+    /// A second connection for a query that has one, if a permit is free at this moment: nobody waits while holding
     /// what others wait for.
-    pub async fn help(&self, limit: Duration) -> Option<Asking> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        self.lend(vec![place], limit, limit).await.ok()
+    pub async fn help(&self, limit: Duration) -> Option<Lease> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        self.lend(vec![permit], limit, limit).await.ok()
     }
 
-    /// Waits for a place in a short queue.
-    async fn queue(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, OrdersError> {
-        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-            return Ok(place);
+    /// Waits for a permit in a short queue.
+    async fn queue(&self, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, OrdersError> {
+        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+            return Ok(permit);
         }
         let _waiting = Waiting::enter(self).ok_or(OrdersError::Busy)?;
-        match timeout(self.queue_timeout, Arc::clone(places).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(place),
+        match timeout(self.queue_timeout, Arc::clone(permits).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
             _ => Err(OrdersError::Busy),
         }
     }
 
-    async fn lend(&self, places: Vec<OwnedSemaphorePermit>, limit: Duration, on_server: Duration) -> Result<Asking, OrdersError> {
+    async fn lend(&self, permits: Vec<OwnedSemaphorePermit>, limit: Duration, on_server: Duration) -> Result<Lease, OrdersError> {
         let mut attempt = 1;
-        let link = loop {
+        let connection = loop {
             if self.connections.status().available == 0 && self.breaker.enter() == Gate::Open {
                 return Err(OrdersError::Unavailable("it could not be reached lately and is left alone for a moment".into()));
             }
             let lent = match self.connections.get().await {
-                Ok(mut link) => link.limit(on_server).await.map(|()| link),
+                Ok(mut connection) => connection.limit(on_server).await.map(|()| connection),
                 Err(PoolError::Backend(error)) => Err(error),
                 Err(PoolError::Timeout(_)) => return Err(OrdersError::Busy),
                 Err(error) => return Err(OrdersError::Unavailable(error.to_string().into())),
             };
             match lent {
-                Ok(link) => break link,
+                Ok(connection) => break connection,
                 // Refused by the server itself (a wrong password, too many connections): trying again does not help.
                 Err(error) if attempt == ATTEMPTS || matches!(error, Error::Server(_)) => return Err(self.unreachable(error)),
                 Err(_) => sleep(PAUSE.after(attempt)).await,
@@ -154,7 +154,7 @@ impl Pool {
             self.metrics.breaker_open.with_label_values(&["mysql"]).set(0);
             tracing::info!("the database answers again");
         }
-        Ok(Asking { link: Some(link), deadline: Instant::now() + limit, limit, places })
+        Ok(Lease { connection: Some(connection), deadline: Instant::now() + limit, limit, permits })
     }
 
     fn unreachable(&self, error: Error) -> OrdersError {
@@ -174,7 +174,7 @@ impl Pool {
     }
 
     /// Closes what was idle for long, and makes connections up to the least number.
-    pub async fn tend(&self) {
+    pub async fn maintain(&self) {
         let mut surplus = self.connections.status().size.saturating_sub(self.least);
         // Removed connections say goodbye in a task of their own.
         drop(self.connections.retain(|_, metrics| {
@@ -186,14 +186,14 @@ impl Pool {
         self.metrics.mysql_connections.set(i64::try_from(self.connections.status().size).unwrap_or(i64::MAX));
         while self.connections.status().size < self.least && !self.breaker.is_open() {
             match self.connections.get().await {
-                Ok(link) => fresh.push(link),
+                Ok(connection) => fresh.push(connection),
                 Err(_) => return,
             }
         }
     }
 }
 
-/// A place in the queue, given back when dropped.
+/// A permit in the queue, given back when dropped.
 struct Waiting<'a>(&'a Pool);
 
 impl<'a> Waiting<'a> {
@@ -212,26 +212,26 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A question that is being asked. Dropped in the middle of a statement, it has the statement killed on the server.
-pub struct Asking {
-    link: Option<Object<Connector>>,
+/// A query that is being asked. Dropped in the middle of a statement, it has the statement killed on the server.
+pub struct Lease {
+    connection: Option<Object<Connector>>,
     deadline: Instant,
     limit: Duration,
-    places: Vec<OwnedSemaphorePermit>,
+    permits: Vec<OwnedSemaphorePermit>,
 }
 
-impl Asking {
+impl Lease {
     /// All rows of a prepared statement.
     ///
     /// # Errors
     /// The time is up, or the server failed.
-    pub async fn rows(&mut self, statement: &str, params: Params) -> Result<Vec<Row>, Trouble> {
+    pub async fn rows(&mut self, statement: &str, params: Params) -> Result<Vec<Row>, QueryError> {
         let (limit, deadline) = (self.limit, self.deadline + GRACE);
-        let link = self.link()?;
-        let asking = async { link.begin()?.exec::<Row, _, _>(statement, params).await };
-        let Ok(result) = timeout_at(deadline, asking).await else { return Err(OrdersError::TooSlow(limit).into()) };
-        link.settle(&result);
-        result.map_err(|error| trouble(error, limit))
+        let connection = self.connection()?;
+        let lease = async { connection.begin()?.exec::<Row, _, _>(statement, params).await };
+        let Ok(result) = timeout_at(deadline, lease).await else { return Err(OrdersError::TooSlow(limit).into()) };
+        connection.finish(&result);
+        result.map_err(|error| error_of(error, limit))
     }
 
     /// Sends what `read` makes of the rows of a prepared statement, some at a time, as fast as they are taken. Ends
@@ -241,32 +241,32 @@ impl Asking {
         statement: &str,
         params: Params,
         mut read: impl FnMut(Row) -> T,
-        out: mpsc::Sender<Result<Vec<T>, Trouble>>,
+        out: mpsc::Sender<Result<Vec<T>, QueryError>>,
     ) {
         let end = tokio::select! {
-            end = self.pump(statement, params, &mut read, &out) => end,
+            end = self.read_batches(statement, params, &mut read, &out) => end,
             () = out.closed() => return,
         };
-        if let Err(trouble) = end {
+        if let Err(error_of) = end {
             // Whoever took the rows may have left.
-            let _ = out.send(Err(trouble)).await;
+            let _ = out.send(Err(error_of)).await;
         }
     }
 
-    async fn pump<T>(
+    async fn read_batches<T>(
         &mut self,
         statement: &str,
         params: Params,
         read: &mut impl FnMut(Row) -> T,
-        out: &mpsc::Sender<Result<Vec<T>, Trouble>>,
-    ) -> Result<(), Trouble> {
+        out: &mpsc::Sender<Result<Vec<T>, QueryError>>,
+    ) -> Result<(), QueryError> {
         let limit = self.limit;
-        let late = |_| Trouble::from(OrdersError::TooSlow(limit));
-        let link = self.link()?;
-        let conn = link.begin().map_err(|error| trouble(error, limit))?;
+        let late = |_| QueryError::from(OrdersError::TooSlow(limit));
+        let connection = self.connection()?;
+        let conn = connection.begin().map_err(|error| error_of(error, limit))?;
         {
-            let asking = timeout(limit + GRACE, conn.exec_stream::<Row, _, _>(statement, params)).await.map_err(late)?;
-            let mut rows = std::pin::pin!(asking.map_err(|error| trouble(error, limit))?);
+            let lease = timeout(limit + GRACE, conn.exec_stream::<Row, _, _>(statement, params)).await.map_err(late)?;
+            let mut rows = std::pin::pin!(lease.map_err(|error| error_of(error, limit))?);
             let mut size = FIRST_BATCH;
             loop {
                 let mut batch = Vec::with_capacity(size);
@@ -283,42 +283,42 @@ impl Asking {
                 if !batch.is_empty() && out.send(Ok(batch)).await.is_err() {
                     return Ok(());
                 }
-                if !more.map_err(|error| trouble(error, limit))? {
+                if !more.map_err(|error| error_of(error, limit))? {
                     break;
                 }
                 size = BATCH;
             }
         }
         // Read to its end: the connection can be used again.
-        link.settle::<()>(&Ok(()));
+        connection.finish::<()>(&Ok(()));
         Ok(())
     }
 
-    fn link(&mut self) -> Result<&mut Link, OrdersError> {
-        self.link.as_deref_mut().ok_or_else(|| OrdersError::Unavailable("the connection is gone".into()))
+    fn connection(&mut self) -> Result<&mut Connection, OrdersError> {
+        self.connection.as_deref_mut().ok_or_else(|| OrdersError::Unavailable("the connection is gone".into()))
     }
 
     /// What the server said of its version.
     #[must_use]
     pub fn version(&self) -> &str {
-        self.link.as_ref().map_or("", |link| &link.version)
+        self.connection.as_ref().map_or("", |connection| &connection.version)
     }
 }
 
-impl Drop for Asking {
+impl Drop for Lease {
     fn drop(&mut self) {
         // What cannot be used again leaves the pool now, and not when it is next looked at: its query goes on.
-        if let Some(link) = self.link.take()
-            && !link.is_idle()
+        if let Some(connection) = self.connection.take()
+            && !connection.is_idle()
         {
-            let mut link = Object::take(link);
-            link.hold(std::mem::take(&mut self.places));
+            let mut connection = Object::take(connection);
+            connection.hold(std::mem::take(&mut self.permits));
         }
     }
 }
 
 /// What a failed statement means. The numbers are the servers' own.
-fn trouble(error: Error, limit: Duration) -> Trouble {
+fn error_of(error: Error, limit: Duration) -> QueryError {
     let code = match &error {
         Error::Server(server) => server.code,
         _ => 0,
@@ -327,7 +327,7 @@ fn trouble(error: Error, limit: Duration) -> Trouble {
         // MariaDB: ER_STATEMENT_TIMEOUT; MySQL: ER_QUERY_TIMEOUT.
         1969 | 3024 => OrdersError::TooSlow(limit).into(),
         // ER_BAD_FIELD_ERROR, ER_NO_SUCH_TABLE, ER_KEY_DOES_NOT_EXITS, ER_BAD_TABLE_ERROR.
-        1054 | 1146 | 1176 | 1051 => Trouble::TableChanged(error),
+        1054 | 1146 | 1176 | 1051 => QueryError::TableChanged(error),
         _ => OrdersError::Unavailable(error.into()).into(),
     }
 }

@@ -1,8 +1,8 @@
-//! Asking statements, and reading answers of a single number or span.
+//! Lease statements, and reading answers of a single number or span.
 
 use mysql_async::Row;
 
-use super::pool::{Asking, Trouble};
+use super::pool::{Lease, QueryError};
 use super::row;
 use super::sql::{Rows, Statement};
 use crate::api::orders::Span;
@@ -11,25 +11,25 @@ use crate::api::orders::Span;
 ///
 /// # Errors
 /// The database's.
-pub async fn ask(asking: &mut Asking, statement: &Statement) -> Result<Vec<Row>, Trouble> {
-    asking.rows(&statement.text, statement.params()).await
+pub async fn ask(lease: &mut Lease, statement: &Statement) -> Result<Vec<Row>, QueryError> {
+    lease.rows(&statement.text, statement.params()).await
 }
 
-/// The rows that answer several statements, in their order, two asked at a time if there is a helper.
+/// The rows that answer several statements, in their order, two at a time if there is a second connection (`helper`).
 ///
 /// # Errors
 /// The database's.
-pub async fn ask_all(asking: &mut Asking, helper: &mut Option<Asking>, statements: &[Statement]) -> Result<Vec<Vec<Row>>, Trouble> {
+pub async fn ask_all(lease: &mut Lease, helper: &mut Option<Lease>, statements: &[Statement]) -> Result<Vec<Vec<Row>>, QueryError> {
     let mut answers = Vec::with_capacity(statements.len());
     for pair in statements.chunks(2) {
         match (pair, &mut *helper) {
             ([first, second], Some(helper)) => {
-                let (first, second) = tokio::join!(ask(asking, first), ask(helper, second));
+                let (first, second) = tokio::join!(ask(lease, first), ask(helper, second));
                 answers.extend([first?, second?]);
             }
             _ => {
                 for statement in pair {
-                    answers.push(ask(asking, statement).await?);
+                    answers.push(ask(lease, statement).await?);
                 }
             }
         }
@@ -41,8 +41,8 @@ pub async fn ask_all(asking: &mut Asking, helper: &mut Option<Asking>, statement
 ///
 /// # Errors
 /// The database's.
-pub async fn extent(asking: &mut Asking, rows: &Rows<'_>, span: Span) -> Result<Option<Span>, Trouble> {
-    let answer = ask(asking, &rows.extent(span)).await?;
+pub async fn extent(lease: &mut Lease, rows: &Rows<'_>, span: Span) -> Result<Option<Span>, QueryError> {
+    let answer = ask(lease, &rows.extent(span)).await?;
     let moment = |at| row::whole(answer.first()?.as_ref(at)?);
     Ok(moment(0).zip(moment(1)).map(|(start, end)| Span { start, end }))
 }

@@ -1,6 +1,6 @@
 //! The statements. Pure text: which index, which rows, in which order.
 //!
-//! | question | how it is asked |
+//! | query | how it is asked |
 //! |---|---|
 //! | symbols | the distinct ones, by jumping from one to the next in the index |
 //! | newest, first pages, stream | down the index on (symbol, order_trade_time): nothing is sorted |
@@ -41,7 +41,7 @@ pub fn symbols(table: &Table) -> Statement {
     Statement { text, params: Vec::new() }
 }
 
-/// The stored spellings of a symbol. The inner question jumps through the index; the limit keeps the outer one from
+/// The stored spellings of a symbol. The inner query jumps through the index; the limit keeps the outer one from
 /// being pushed into it.
 #[must_use]
 pub fn spellings(table: &Table, symbol: &str) -> Statement {
@@ -60,7 +60,7 @@ pub enum End {
     Oldest,
 }
 
-/// Which rows a question is about.
+/// Which rows a query is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Symbols {
     /// Those whose symbol is one of these.

@@ -1,4 +1,4 @@
-//! What the table is like: its columns, and the indexes that questions can use.
+//! What the table is like: its columns, and the indexes that queries can use.
 //!
 //! Nothing is assumed of a production table but the names of its columns. Numbers may be DECIMAL, floating or text;
 //! text may have any collation; there may be no index at all. [`Table::inspect`] finds out, [`Table::report`] says it.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use mysql_async::{Params, Row};
 
-use super::pool::{Asking, Trouble};
+use super::pool::{Lease, QueryError};
 use super::row::{COLUMNS, plain};
 use crate::api::orders::OrdersError;
 
@@ -71,10 +71,10 @@ impl Table {
     ///
     /// # Errors
     /// It cannot be looked at, or lacks a column.
-    pub async fn inspect(asking: &mut Asking, name: &str) -> Result<Self, Trouble> {
+    pub async fn inspect(lease: &mut Lease, name: &str) -> Result<Self, QueryError> {
         let name = quote(name);
-        let columns = asking.rows(&format!("SHOW FULL COLUMNS FROM {name}"), Params::Empty).await?;
-        let indexes = asking.rows(&format!("SHOW INDEX FROM {name}"), Params::Empty).await?;
+        let columns = lease.rows(&format!("SHOW FULL COLUMNS FROM {name}"), Params::Empty).await?;
+        let indexes = lease.rows(&format!("SHOW INDEX FROM {name}"), Params::Empty).await?;
         let columns = columns.iter().filter_map(|row| {
             let column = Column { kind: field(row, "Type")?.to_ascii_lowercase(), collation: field(row, "Collation") };
             Some((field(row, "Field")?, column))
@@ -142,7 +142,7 @@ impl Table {
         if kind.starts_with("decimal") || kind.contains("int") {
             format!("`{column}`")
         } else {
-            // The server turns a double into the decimal of its shortest digits. Fifteen places leave the product of
+            // The server turns a double into the decimal of its shortest digits. Fifteen permits leave the product of
             // two within its thirty, and twenty digits before the point, as DECIMAL(28,8) has.
             format!("CAST(`{column}` AS DECIMAL(35,15))")
         }
@@ -163,7 +163,7 @@ impl Table {
         let mut missing = Vec::new();
         if !self.by_symbol.as_ref().is_some_and(Index::is_timed) {
             missing.push(format!(
-                "no index on (symbol, order_trade_time): questions read {}; create it with: ALTER TABLE {} ADD INDEX \
+                "no index on (symbol, order_trade_time): queries read {}; create it with: ALTER TABLE {} ADD INDEX \
                  `liq_symbol_time` (`symbol`, `order_trade_time`), ALGORITHM=INPLACE, LOCK=NONE",
                 if self.by_symbol.is_some() { "and sort all orders of a symbol" } else { "the whole table" },
                 self.name,

@@ -7,7 +7,10 @@ use std::sync::OnceLock;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, OptsBuilder};
 
-use crate::support::{Process, Sluice, TOKEN, recorded_dir, scratch, until};
+use super::process::{Process, scratch};
+use super::recorded::recorded_dir;
+use super::sluice::{Sluice, TOKEN};
+use super::until;
 
 pub const USER: &str = "sluice";
 pub const PASSWORD: &str = "correct-horse-battery";
@@ -25,7 +28,7 @@ const OPTIONS: [&str; 10] = [
     "--max-connections=100",
 ];
 
-const SHIPPED: &str = include_str!("../../proxy.toml");
+const SHIPPED: &str = include_str!("../../../proxy.toml");
 
 /// An empty server's data, made once and copied for each server.
 fn template() -> &'static Path {

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
 
-use crate::contract::{ask_all, assert_recorded};
-use crate::mariadb::{MariaDb, PASSWORD};
-use crate::support::{Answer, Backend, Connection, Recorded, Sluice, TOKEN, ok, recorded, recorded_dir, until};
+use crate::recorded_api::{ask_all, assert_recorded};
+use crate::support::{Answer, Backend, Connection, MariaDb, PASSWORD, Recorded, Sluice, TOKEN, ok, recorded, recorded_dir, until};
 
 const GZIP: &[(&str, &str)] = &[("Accept-Encoding", "gzip")];
 const YEAR: &str = "start_timestamp=1735689600000&end_timestamp=1767225600000";

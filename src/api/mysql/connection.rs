@@ -20,7 +20,7 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// One that was not used for this long is asked whether it is alive.
 const CHECK_AFTER: Duration = Duration::from_secs(1);
 /// How long goodbyes may take.
-const GOODBYE: Duration = Duration::from_secs(1);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the server may wait to write to a client that takes its time. Its own default is a minute.
 const NET_WRITE_TIMEOUT: u32 = 3600;
 /// Connections that end queries of others, at one time.
@@ -38,7 +38,7 @@ pub enum Flavor {
 }
 
 /// A connection.
-pub struct Link {
+pub struct Connection {
     conn: Option<Conn>,
     /// How the server calls it.
     id: u64,
@@ -50,9 +50,9 @@ pub struct Link {
     /// What bounds its statements now.
     limit: Option<Duration>,
     state: State,
-    ender: Ender,
+    killer: QueryKiller,
     /// Places that stay taken until it is gone from the server too.
-    places: Vec<OwnedSemaphorePermit>,
+    permits: Vec<OwnedSemaphorePermit>,
 }
 
 /// What becomes of a connection when it is let go.
@@ -66,9 +66,9 @@ enum State {
     Broken,
 }
 
-impl Link {
-    /// The connection, for a statement that bounds its own time. Until [`Link::settle`] says how it went, letting the
-    /// link go kills the statement.
+impl Connection {
+    /// The connection, for a statement that bounds its own time. Until [`Connection::finish`] says how it went, letting the
+    /// connection go kills the statement.
     ///
     /// # Errors
     /// There is none any more.
@@ -78,7 +78,7 @@ impl Link {
     }
 
     /// A statement came to its end: well, or with the server's error, or by breaking the connection.
-    pub fn settle<T>(&mut self, result: &Result<T, Error>) {
+    pub fn finish<T>(&mut self, result: &Result<T, Error>) {
         self.state = match result {
             Err(error) if error.is_fatal() => State::Broken,
             _ => State::Idle,
@@ -98,7 +98,7 @@ impl Link {
             Flavor::MySql => format!("SET SESSION max_execution_time = {}", limit.as_millis()),
         };
         let said = self.begin()?.query_drop(statement).await;
-        self.settle(&said);
+        self.finish(&said);
         match said {
             // A server too old for it; the limit on this side holds.
             Ok(()) | Err(Error::Server(_)) => self.limit = Some(limit),
@@ -107,9 +107,9 @@ impl Link {
         Ok(())
     }
 
-    /// Keeps these places until it is gone from the server too, so that no more connections stand than there are places.
-    pub fn hold(&mut self, places: Vec<OwnedSemaphorePermit>) {
-        self.places = places;
+    /// Keeps these permits until it is gone from the server too, so that no more connections stand than there are permits.
+    pub fn hold(&mut self, permits: Vec<OwnedSemaphorePermit>) {
+        self.permits = permits;
     }
 
     /// Whether it may be used again.
@@ -119,40 +119,40 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         let Some(conn) = self.conn.take() else { return };
-        let ender = self.ender.clone();
+        let killer = self.killer.clone();
         let (id, server, running) = (self.id, std::mem::take(&mut self.server), self.state == State::Running);
-        let places = std::mem::take(&mut self.places);
-        self.ender.runtime.spawn(async move {
+        let permits = std::mem::take(&mut self.permits);
+        self.killer.runtime.spawn(async move {
             if running {
-                ender.kill(id, &server).await;
+                killer.kill(id, &server).await;
             }
             // The driver reads what is left of an answer before it says goodbye; past the deadline the socket is
             // closed without.
-            let _ = timeout(GOODBYE, conn.disconnect()).await;
-            drop(places);
+            let _ = timeout(DISCONNECT_TIMEOUT, conn.disconnect()).await;
+            drop(permits);
         });
     }
 }
 
 /// Ends queries on the server.
 #[derive(Clone)]
-struct Ender {
+struct QueryKiller {
     opts: Opts,
     connect_timeout: Duration,
     runtime: Handle,
     /// Connections that kill at one time, beside those of the pool.
-    killers: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-impl Ender {
+impl QueryKiller {
     /// Kills a connection on the server, unless another server answers now. Failing is fine: the statement's own
     /// limit ends it then.
     async fn kill(&self, id: u64, server: &str) {
         let killing = async {
-            let _killer = self.killers.acquire().await;
+            let _killer = self.permits.acquire().await;
             let mut conn = Conn::new(self.opts.clone()).await?;
             let (identity, ..) = identity(&mut conn).await?;
             if identity == server {
@@ -160,7 +160,7 @@ impl Ender {
             }
             conn.disconnect().await
         };
-        match timeout(self.connect_timeout + GOODBYE, killing).await {
+        match timeout(self.connect_timeout + DISCONNECT_TIMEOUT, killing).await {
             Ok(Ok(())) => tracing::debug!(id, "ended a query on the server"),
             Ok(Err(error)) => tracing::debug!(id, %error, "a query could not be ended on the server"),
             Err(_) => tracing::debug!(id, "a query could not be ended on the server in time"),
@@ -177,7 +177,7 @@ async fn identity(conn: &mut Conn) -> Result<(String, u64, String), Error> {
 
 /// Makes connections.
 pub struct Connector {
-    ender: Ender,
+    killer: QueryKiller,
 }
 
 impl Connector {
@@ -199,11 +199,11 @@ impl Connector {
             // Nothing here ever writes.
             .setup(vec![format!("SET SESSION net_write_timeout = {NET_WRITE_TIMEOUT}"), "SET SESSION TRANSACTION READ ONLY".to_owned()]);
         Self {
-            ender: Ender {
+            killer: QueryKiller {
                 opts: opts.into(),
                 connect_timeout: config.connect_timeout,
                 runtime,
-                killers: Arc::new(Semaphore::new(KILLERS)),
+                permits: Arc::new(Semaphore::new(KILLERS)),
             },
         }
     }
@@ -212,12 +212,12 @@ impl Connector {
     ///
     /// # Errors
     /// The server cannot be reached, or refuses.
-    pub async fn connect(&self) -> Result<Link, Error> {
+    pub async fn connect(&self) -> Result<Connection, Error> {
         let connecting = async {
-            let mut conn = Conn::new(self.ender.opts.clone()).await?;
+            let mut conn = Conn::new(self.killer.opts.clone()).await?;
             let (server, id, version) = identity(&mut conn).await?;
             let flavor = if version.contains("MariaDB") { Flavor::MariaDb } else { Flavor::MySql };
-            Ok(Link {
+            Ok(Connection {
                 conn: Some(conn),
                 id,
                 server,
@@ -225,11 +225,11 @@ impl Connector {
                 flavor,
                 limit: None,
                 state: State::Idle,
-                ender: self.ender.clone(),
-                places: Vec::new(),
+                killer: self.killer.clone(),
+                permits: Vec::new(),
             })
         };
-        let limit = self.ender.connect_timeout;
+        let limit = self.killer.connect_timeout;
         timeout(limit, connecting).await.unwrap_or_else(|_| Err(Error::Other(format!("no connection within {limit:?}").into())))
     }
 }
@@ -247,20 +247,20 @@ fn ssl(tls: &Tls) -> Option<SslOpts> {
 }
 
 impl Manager for Connector {
-    type Type = Link;
+    type Type = Connection;
     type Error = Error;
 
-    async fn create(&self) -> Result<Link, Error> {
+    async fn create(&self) -> Result<Connection, Error> {
         self.connect().await
     }
 
-    async fn recycle(&self, link: &mut Link, metrics: &Metrics) -> RecycleResult<Error> {
-        if !link.is_idle() || metrics.age() > LIFETIME {
+    async fn recycle(&self, connection: &mut Connection, metrics: &Metrics) -> RecycleResult<Error> {
+        if !connection.is_idle() || metrics.age() > LIFETIME {
             return Err(RecycleError::message("used up"));
         }
         if metrics.last_used() > CHECK_AFTER {
-            let alive = link.begin()?.ping().await;
-            link.settle(&alive);
+            let alive = connection.begin()?.ping().await;
+            connection.finish(&alive);
             alive?;
         }
         Ok(())
