@@ -6,6 +6,7 @@
 //! Knows targets and freshness lifetimes, which rules are about. Knows nothing of what carries rules out.
 
 pub mod compile;
+pub mod compile_route;
 pub mod env;
 pub mod reader;
 pub mod route;

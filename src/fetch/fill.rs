@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -17,11 +16,11 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::budget::Budget;
 use crate::body::{BoxError, Stream};
 use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
 
-use crate::telemetry::metrics::Metrics;
 use crate::upstream::failure::{BrokenBody, Failure};
 
 /// How long a body that cannot be stored waits for its first reader.
@@ -54,35 +53,6 @@ impl Head {
         *response.status_mut() = self.status;
         *response.headers_mut() = self.fields.clone();
         response
-    }
-}
-
-/// All fills' bytes together.
-pub struct Budget {
-    used: AtomicUsize,
-    limit: usize,
-    metrics: Arc<Metrics>,
-}
-
-impl Budget {
-    /// A budget of `limit` bytes.
-    #[must_use]
-    pub const fn new(limit: usize, metrics: Arc<Metrics>) -> Self {
-        Self { used: AtomicUsize::new(0), limit, metrics }
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let taken =
-            self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| used.checked_add(bytes).filter(|&sum| sum <= self.limit));
-        if taken.is_ok() {
-            self.metrics.fill_bytes.add(i64::try_from(bytes).unwrap_or(0));
-        }
-        taken.is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.metrics.fill_bytes.sub(i64::try_from(bytes).unwrap_or(0));
     }
 }
 
@@ -382,6 +352,7 @@ impl Drop for Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::Metrics;
     use http_body_util::BodyExt;
 
     fn start(max_object: usize, limit: usize) -> (Arc<Fill>, Writer, Arc<Budget>) {
@@ -414,7 +385,7 @@ mod tests {
         assert_eq!(late.collect().await.unwrap().to_bytes().len(), 600);
         assert_eq!(fill.end().await, End::Whole);
         drop(fill);
-        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        assert_eq!(budget.used(), 0);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@
 //!
 //! Knows the cache and the upstream. Knows neither clients nor rules: what it needs of either stands in the [`Job`].
 
+pub mod budget;
 pub mod collapse;
 pub mod failing;
 pub mod fill;
@@ -39,9 +40,10 @@ use crate::http::freshness::FreshnessPolicy;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use crate::upstream::failure::Failure;
+use budget::Budget;
 use collapse::{Collapse, Join, Progress};
 use failing::Failing;
-use fill::{Budget, Fill};
+use fill::Fill;
 use partial::Beginnings;
 use remembered::{Remembered, remembered};
 

@@ -88,8 +88,8 @@ impl Shared {
             if round % ROUNDS_BETWEEN_LOOKS == 0 || self.table.load().is_none() {
                 // What failed is told by those who ask.
                 if let Ok(mut lease) = self.pool.ask(self.query_timeout).await {
-                    let error_of = self.look(&mut lease).await.err().map(OrdersError::from);
-                    let error = error_of.map(|error| error.to_string()).unwrap_or_default();
+                    let failure = self.look(&mut lease).await.err().map(OrdersError::from);
+                    let error = failure.map(|error| error.to_string()).unwrap_or_default();
                     // It is looked at every second until it is found, and the same is not said every second.
                     if error != said && !error.is_empty() {
                         tracing::warn!(error, "the table of orders cannot be looked at (mysql.database, mysql.table)");
@@ -201,14 +201,14 @@ impl Shared {
             return Ok(orders(ask(&mut lease, &rows.page(span, page)).await?));
         }
         let mut second = if page.offset > locate::VERY_DEEP { self.pool.help(self.long_query_timeout).await } else { None };
-        let Some(permit) = locate::order(&mut lease, &mut second, &rows, span, page.offset).await? else { return Ok(Vec::new()) };
-        let older = Span { start: span.start, end: permit.moment };
+        let Some(place) = locate::order(&mut lease, &mut second, &rows, span, page.offset).await? else { return Ok(Vec::new()) };
+        let older = Span { start: span.start, end: place.moment };
         let found = orders(ask(&mut lease, &rows.page(older, Page { offset: 0, size: page.size })).await?);
         // If others share the first one's moment, some of them may belong to the page before.
-        if page.size > 1 && found.get(1).is_none_or(|second| second.order_trade_time != Some(permit.moment)) {
+        if page.size > 1 && found.get(1).is_none_or(|second| second.order_trade_time != Some(place.moment)) {
             return Ok(found);
         }
-        let before = permit.newer(&mut lease, &rows).await?;
+        let before = place.newer(&mut lease, &rows).await?;
         let page = Page { offset: page.offset.saturating_sub(before), size: page.size };
         Ok(orders(ask(&mut lease, &rows.page(older, page)).await?))
     }

@@ -47,8 +47,8 @@ impl From<OrdersError> for QueryError {
 }
 
 impl From<QueryError> for OrdersError {
-    fn from(error_of: QueryError) -> Self {
-        match error_of {
+    fn from(error: QueryError) -> Self {
+        match error {
             QueryError::Orders(error) => error,
             QueryError::TableChanged(error) => Self::Unavailable(error.into()),
         }
@@ -231,7 +231,7 @@ impl Lease {
         let lease = async { connection.begin()?.exec::<Row, _, _>(statement, params).await };
         let Ok(result) = timeout_at(deadline, lease).await else { return Err(OrdersError::TooSlow(limit).into()) };
         connection.finish(&result);
-        result.map_err(|error| error_of(error, limit))
+        result.map_err(|error| query_error(error, limit))
     }
 
     /// Sends what `read` makes of the rows of a prepared statement, some at a time, as fast as they are taken. Ends
@@ -247,9 +247,9 @@ impl Lease {
             end = self.read_batches(statement, params, &mut read, &out) => end,
             () = out.closed() => return,
         };
-        if let Err(error_of) = end {
+        if let Err(error) = end {
             // Whoever took the rows may have left.
-            let _ = out.send(Err(error_of)).await;
+            let _ = out.send(Err(error)).await;
         }
     }
 
@@ -263,10 +263,10 @@ impl Lease {
         let limit = self.limit;
         let late = |_| QueryError::from(OrdersError::TooSlow(limit));
         let connection = self.connection()?;
-        let conn = connection.begin().map_err(|error| error_of(error, limit))?;
+        let conn = connection.begin().map_err(|error| query_error(error, limit))?;
         {
             let lease = timeout(limit + GRACE, conn.exec_stream::<Row, _, _>(statement, params)).await.map_err(late)?;
-            let mut rows = std::pin::pin!(lease.map_err(|error| error_of(error, limit))?);
+            let mut rows = std::pin::pin!(lease.map_err(|error| query_error(error, limit))?);
             let mut size = FIRST_BATCH;
             loop {
                 let mut batch = Vec::with_capacity(size);
@@ -283,7 +283,7 @@ impl Lease {
                 if !batch.is_empty() && out.send(Ok(batch)).await.is_err() {
                     return Ok(());
                 }
-                if !more.map_err(|error| error_of(error, limit))? {
+                if !more.map_err(|error| query_error(error, limit))? {
                     break;
                 }
                 size = BATCH;
@@ -318,7 +318,7 @@ impl Drop for Lease {
 }
 
 /// What a failed statement means. The numbers are the servers' own.
-fn error_of(error: Error, limit: Duration) -> QueryError {
+fn query_error(error: Error, limit: Duration) -> QueryError {
     let code = match &error {
         Error::Server(server) => server.code,
         _ => 0,

@@ -1,0 +1,143 @@
+//! From a `[[route]]` of the document to a [`Route`]: every key with its default, bounds and meaning in one place.
+
+use http::Method;
+
+use super::reader::Section;
+use super::route::{History, PathPattern, Route};
+use super::template::Template;
+use super::units::duration;
+use crate::http::freshness::FreshnessPolicy;
+
+/// Reads one rule, which is number `index`. `None` if a problem was found without which there is no rule.
+#[must_use]
+pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
+    let name = section.parsed("name", |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if (1..=64).contains(&text.len()) && text.bytes().all(plain) && text != "none" {
+            Ok(text.to_owned())
+        } else {
+            Err("expected 1 to 64 letters, digits, '-', '_' or '.', and not 'none'".to_owned())
+        }
+    });
+    let path = section.parsed("path", path_pattern);
+    for (key, missing) in [("name", !section.has("name")), ("path", !section.has("path"))] {
+        if missing {
+            section.error(key, "missing: every [[route]] needs one");
+        }
+    }
+    let cache = section.boolean("cache").unwrap_or(true);
+    let methods = methods(&mut section, cache);
+    let with = section.strings("with").unwrap_or_default();
+    let without = section.strings("without").unwrap_or_default();
+    let policy = FreshnessPolicy {
+        ttl: section.parsed("ttl", duration).unwrap_or_default(),
+        negative_ttl: section.parsed("negative_ttl", duration).unwrap_or_default(),
+        stale_while_revalidate: section.parsed("stale_while_revalidate", duration).unwrap_or_default(),
+        stale_if_error: section.parsed("stale_if_error", duration).unwrap_or_default(),
+        respect_origin: section.choice("origin_headers", &[("respect", true), ("ignore", false)]).unwrap_or(true),
+        heuristic: section.boolean("heuristic").unwrap_or(false),
+        set_cookie: section.choice("set_cookie", &[("never", false), ("store", true)]).unwrap_or(false),
+        authorized: false,
+    };
+    let authorization = section.choice("authorization", &[("bypass", false), ("respect", true)]).unwrap_or(false);
+    let match_language = section.choice("language", &[("exact", false), ("prefer", true)]).unwrap_or(false);
+    let complete_ranges = section.choice("parts", &[("whole", false), ("complete", true)]).unwrap_or(false);
+    let client_directives = section.choice("client_directives", &[("ignore", false), ("respect", true)]).unwrap_or(false);
+    let query = section.strings("query");
+    let fold_case = section.strings("fold_case").unwrap_or_default();
+    let key = section.parsed("key", Template::parse);
+    let tags: Vec<Template> = section
+        .strings("tags")
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|tag| Template::parse(tag).map_err(|message| section.error("tags", message)).ok())
+        .collect();
+    if let Some(query) = &query {
+        let keyed = |name: &str| query.iter().any(|known| known == name);
+        for template in key.iter().chain(&tags) {
+            for name in template.parameters().filter(|name| !keyed(name)) {
+                section.error("query", format!("does not list '{name}', which the key or a tag is made from"));
+            }
+        }
+        for name in fold_case.iter().filter(|name| !keyed(name)) {
+            section.warn("fold_case", format!("'{name}' is not among the parameters in query, so it is dropped anyway"));
+        }
+    }
+    let history = section.has("history").then(|| history(section.table("history", "[route.history]"), query.as_ref()));
+    if history.is_none() {
+        section.table("history", "[route.history]");
+    }
+    if !cache && ["ttl", "key", "history", "negative_ttl"].iter().any(|key| section.has(key)) {
+        section.warn("cache", "false: this rule passes everything through, so its ttl, key and history do nothing");
+    }
+    section.finish();
+    let name = name?;
+    let key = key.map_or_else(|| Template::parse(&name), Ok).ok()?;
+    Some(Route {
+        index,
+        path: path?,
+        methods,
+        with,
+        without,
+        cache,
+        share_authorized: authorization,
+        client_directives,
+        match_language,
+        complete_ranges,
+        policy,
+        key,
+        query,
+        fold_case,
+        tags,
+        history: history.flatten(),
+        name,
+    })
+}
+
+fn methods(section: &mut Section<'_, '_>, cache: bool) -> Vec<Method> {
+    let mut methods = Vec::new();
+    for text in section.strings("methods").unwrap_or_else(|| vec!["GET".into()]) {
+        match Method::from_bytes(text.as_bytes()) {
+            Ok(method) if !cache || matches!(method, Method::GET | Method::HEAD | Method::POST) => methods.push(method),
+            Ok(method) => section.error("methods", format!("{method} cannot be cached: only GET, HEAD and answers to POST can")),
+            Err(_) => section.error("methods", format!("'{text}' is not a method")),
+        }
+    }
+    if cache && methods.contains(&Method::POST) && !methods.contains(&Method::GET) {
+        section.error("methods", "POST cannot be cached by itself: its answers are kept for GET, so name that too");
+    }
+    methods
+}
+
+fn history(mut section: Section<'_, '_>, query: Option<&Vec<String>>) -> Option<History> {
+    let parameter = section.string("parameter");
+    let older_than = section.parsed("older_than", duration);
+    let ttl = section.parsed("ttl", duration);
+    for key in ["parameter", "older_than", "ttl"] {
+        if !section.has(key) {
+            section.error(key, "missing: [route.history] needs parameter, older_than and ttl");
+        }
+    }
+    if let (Some(name), Some(query)) = (&parameter, query)
+        && !query.contains(name)
+    {
+        section.error("parameter", format!("'{name}' is not among the rule's query parameters, so answers would be mixed up"));
+    }
+    section.finish();
+    Some(History { parameter: parameter?, older_than: older_than?, ttl: ttl? })
+}
+
+fn path_pattern(text: &str) -> Result<PathPattern, String> {
+    if !text.starts_with('/') {
+        return Err(format!("'{text}' must begin with '/'"));
+    }
+    let exact = text.strip_suffix('*').unwrap_or(text);
+    if exact.contains(['*', '?', '#', '%']) || exact.contains("//") {
+        return Err(format!("'{text}' must be a decoded path, exact or ending in \"/*\""));
+    }
+    match text.strip_suffix("/*") {
+        Some(_) => Ok(PathPattern::Below(exact.to_owned())),
+        None if text.ends_with('*') => Err(format!("'{text}' is neither an exact path nor one that ends in \"/*\"")),
+        None => Ok(PathPattern::Exact(text.to_owned())),
+    }
+}
