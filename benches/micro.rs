@@ -82,7 +82,7 @@ fn codec_decode(bencher: Bencher<'_, '_>, size: usize) {
 #[divan::bench]
 fn memory_hit(bencher: Bencher<'_, '_>) {
     let (key, entry) = entry(223);
-    let metrics = Arc::new(Metrics::new(&[]).expect("metrics"));
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
     let memory = Memory::new(64 << 20, 1 << 20, metrics).expect("a memory tier");
     memory.insert(entry);
     bencher.bench_local(|| memory.peek(black_box(&key.canonical)).expect("a hit"));

@@ -6,34 +6,53 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::uri::Authority;
-use tokio::net::TcpListener;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 
 use crate::admin::own::Endpoints;
 use crate::admin::own::health::Health;
-use crate::admin::token::Token;
 use crate::admin::{self, AdminState};
 use crate::api::mysql::Mysql;
+use crate::api::orders::Orders;
 use crate::api::sample::Sample;
 use crate::api::{AUTHORITY, Api};
 use crate::body::BoxError;
 use crate::cache::Cache;
+use crate::cache::hot_file::HotFile;
 use crate::cache::memory::Memory;
 use crate::cache::redis::RedisStore;
 use crate::cache::seal::Sealer;
 use crate::cache::store::Store;
 use crate::cache::tiered::Tiered;
+use crate::cache::void::Voids;
+use crate::cache::void_log::VoidLog;
+use crate::cache::void_worker;
+use crate::clock::Wall;
 use crate::config::{BackendKind, Config};
+use crate::control::reload::{self, Reloader};
 use crate::fetch::{Fetcher, Settings};
 use crate::front::connection_limits::ConnectionLimits;
-use crate::front::listener;
+use crate::front::listener::{self, Stop};
+use crate::front::sockets::{self, Listener};
+use crate::limit::shared::SharedCounts;
 use crate::proxy::Proxy;
+use crate::proxy::hottest::Hottest;
+use crate::proxy::rules::Rules;
 use crate::proxy::warm::Warmer;
+use crate::redis_link::RedisLink;
 use crate::telemetry::metrics::Metrics;
+use crate::timeline::answers::Answers;
+use crate::timeline::engine::Engine;
+use crate::timeline::service::Service;
+use crate::timeline::verify::Verifier;
+use crate::timeline::{self, Timeline};
 use crate::upstream::http::HttpBackend;
 use crate::upstream::{Backend, Upstream};
+
+/// The most bytes that are left in a file for the next process.
+const HOT_BYTES: u64 = 256 << 20;
 
 /// Why the program could not start.
 #[derive(Debug)]
@@ -66,6 +85,8 @@ pub struct Parts {
     pub proxy: Arc<Proxy>,
     /// What Sluice answers itself.
     pub endpoints: Arc<Endpoints>,
+    /// Where answers are computed.
+    computing: Computing,
 }
 
 /// Builds all parts. Their background work runs on the current runtime.
@@ -73,11 +94,14 @@ pub struct Parts {
 /// # Errors
 /// The sample orders cannot be read, or a part refuses its configuration.
 pub fn build(config: &Config) -> Result<Parts, StartError> {
-    let names: Vec<String> = config.routes.iter().map(|route| route.name.clone()).collect();
-    let metrics = Arc::new(Metrics::new(&names).map_err(while_doing("making the metrics"))?);
+    let metrics = Arc::new(Metrics::new().map_err(while_doing("making the metrics"))?);
     let runtime = Handle::current();
-    let cache = Cache::new(store(config, &metrics)?, runtime.clone(), Arc::clone(&metrics));
-    let (backend, authorities) = backend(config, &runtime, &metrics)?;
+    let link = redis_link(config, &metrics)?;
+    let voids = Arc::new(Voids::default());
+    let log = link.as_ref().map(|link| VoidLog::new(link.clone(), &config.cache.namespace, Arc::clone(&voids), runtime.clone()));
+    let store = store(config, link.as_ref().zip(log.as_ref()), &voids, &metrics)?;
+    let cache = Cache::new(store, voids, log, runtime.clone(), Arc::clone(&metrics));
+    let (backend, authorities, source) = backend(config, &runtime, &metrics)?;
     let timeout = head_timeout(config);
     let upstream = Arc::new(Upstream::new(backend, config.backend.max_in_flight, timeout, Arc::clone(&metrics)));
     let settings = Settings {
@@ -91,48 +115,138 @@ pub fn build(config: &Config) -> Result<Parts, StartError> {
     // A redirect to the public name was not made up by a client either.
     let known = authorities.iter().chain(config.public_url.as_ref().map(|public| &public.authority)).cloned().collect();
     let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&cache), settings, known, runtime.clone(), Arc::clone(&metrics));
-    let endpoints = Arc::new(Endpoints {
-        token: Token(config.admin.token.clone()),
-        warmer: Warmer { targets: config.warm.clone(), runtime },
-        health: Health::default(),
-        native: config.backend.is_native(),
-    });
+    let computing = Computing::start().map_err(while_doing("starting the threads of [timeline]"))?;
+    let timeline = timeline(config, source, &upstream, &cache, &metrics, computing.handle())?;
+    let endpoints = Arc::new(Endpoints { warmer: Warmer::new(runtime), health: Health::default(), native: config.backend.is_native() });
+    // Targets stand in Redis as they are, so not where entries are sealed.
+    let hottest = link.clone().filter(|_| config.warm.hottest > 0 && config.cache.encryption.is_none());
+    let hottest = hottest.map(|link| Hottest::start(link, &config.cache.namespace));
+    let shared_counts = link.map(|link| SharedCounts::new(link, &config.cache.namespace));
     let proxy = Arc::new(Proxy {
-        routes: config.routes.clone(),
+        rules: ArcSwap::from_pointee(Rules::new(config, shared_counts.as_ref(), &metrics, None)),
+        shared_counts,
+        hottest,
+        refresh_early: config.cache.refresh_early,
         cache,
         fetcher,
         upstream,
+        timeline,
         own: Arc::clone(&endpoints) as _,
         metrics,
         limits: config.limits.clone(),
         public: config.public_url.clone(),
         authorities,
         head_as_get: config.backend.head_as_get,
+        forward_invalidation: config.backend.forward_invalidation,
         timeout,
         body_timeout: config.backend.body_timeout,
         max_object: config.cache.max_object,
-        access: config.log.access,
+        samples: Arc::default(),
     });
-    Ok(Parts { proxy, endpoints })
+    Ok(Parts { proxy, endpoints, computing })
 }
 
-/// What answers, and the names by which it may call itself.
-fn backend(config: &Config, runtime: &Handle, metrics: &Arc<Metrics>) -> Result<(Box<dyn Backend>, Vec<Authority>), StartError> {
+/// Where the timeline gets its orders from.
+enum Source {
+    Service,
+    Mysql(Arc<Mysql>),
+    Sample(Arc<Sample>),
+}
+
+type Answering = (Box<dyn Backend>, Vec<Authority>, Source);
+
+/// What answers, the names by which it may call itself, and where its orders are.
+fn backend(config: &Config, runtime: &Handle, metrics: &Arc<Metrics>) -> Result<Answering, StartError> {
     let native = || vec![Authority::from_static(AUTHORITY)];
     Ok(match &config.backend.kind {
         BackendKind::Http { authority, host, connect_timeout } => {
             let backend = HttpBackend::new(authority, host, *connect_timeout, runtime.clone());
-            (Box::new(backend), vec![authority.clone(), host.clone()])
+            (Box::new(backend), vec![authority.clone(), host.clone()], Source::Service)
         }
         BackendKind::Mysql(mysql) => {
-            let orders = Mysql::start(mysql, Arc::clone(metrics)).map_err(while_doing("making the pool of [mysql]"))?;
-            (Box::new(Api::new(orders, runtime.clone())), native())
+            let orders = Arc::new(Mysql::start(mysql, Arc::clone(metrics)).map_err(while_doing("making the pool of [mysql]"))?);
+            (Box::new(Api::new(Arc::clone(&orders), runtime.clone())), native(), Source::Mysql(orders))
         }
         BackendKind::Sample { orders, delay } => {
-            let sample = Sample::load(orders.as_deref(), *delay).map_err(while_doing("reading the orders of [sample]"))?;
-            (Box::new(Api::new(sample, runtime.clone())), native())
+            let sample = Arc::new(Sample::load(orders.as_deref(), *delay).map_err(while_doing("reading the orders of [sample]"))?);
+            (Box::new(Api::new(Arc::clone(&sample), runtime.clone())), native(), Source::Sample(sample))
         }
     })
+}
+
+/// The timeline, if it is on and some rule wants it. It computes on `computing`.
+fn timeline(
+    config: &Config,
+    source: Source,
+    upstream: &Arc<Upstream>,
+    cache: &Arc<Cache>,
+    metrics: &Arc<Metrics>,
+    computing: Handle,
+) -> Result<Option<Arc<dyn Timeline>>, StartError> {
+    if !config.timeline.enabled || !config.routes.iter().any(|route| route.timeline) {
+        return Ok(None);
+    }
+    let settings = &config.timeline;
+    let service = || Arc::new(Service::new(Arc::clone(upstream), config.backend.timeout));
+    let build = TimelineBuilder { config, cache, metrics, computing };
+    let built = match source {
+        Source::Mysql(orders) => build.over(orders, None),
+        Source::Sample(orders) => build.over(orders, None),
+        Source::Service => {
+            let verifier = Verifier::new(service(), settings.refresh, Arc::clone(metrics));
+            build.over(service(), Some(Arc::new(verifier)))
+        }
+    };
+    built.map(Some).map_err(while_doing("making the timeline"))
+}
+
+struct TimelineBuilder<'a> {
+    config: &'a Config,
+    cache: &'a Arc<Cache>,
+    metrics: &'a Arc<Metrics>,
+    computing: Handle,
+}
+
+impl TimelineBuilder<'_> {
+    /// A timeline over a source of orders, which is held against its own word if there is a verifier.
+    fn over<S: Orders>(self, source: S, verifier: Option<Arc<Verifier>>) -> Result<Arc<dyn Timeline>, BoxError> {
+        let Self { config, cache, metrics, computing } = self;
+        let settings = config.timeline.clone();
+        let engine = Engine::new(source, verifier.is_some(), settings.clone(), Arc::clone(cache), computing.clone(), Arc::clone(metrics))?;
+        let answers = Answers::new(timeline::answers::Parts {
+            engine,
+            routes: config.routes.clone(),
+            settings,
+            verifier,
+            compress_above: config.cache.compress_above,
+            cache: Arc::clone(cache),
+            runtime: computing,
+            metrics: Arc::clone(metrics),
+        })?;
+        Ok(Arc::new(answers))
+    }
+}
+
+/// The threads on which answers are computed, so that no hit waits for a computation. They end with this.
+struct Computing(Option<Runtime>);
+
+impl Computing {
+    fn start() -> io::Result<Self> {
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("timeline").build().map(|runtime| Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> Handle {
+        // There is one until this is dropped.
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// How long the upstream may take to the head of its response. The native API keeps its own time and says 504 itself, so
@@ -153,10 +267,21 @@ fn fill_budget(config: &Config) -> usize {
     quarter.max(config.cache.max_object.saturating_mul(2))
 }
 
-fn store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Store>, StartError> {
+/// The connections to Redis, if it is configured.
+fn redis_link(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<RedisLink>, StartError> {
+    let Some(url) = &config.cache.redis else { return Ok(None) };
+    RedisLink::new(url, config.cache.redis_timeout, Arc::clone(metrics)).map(Some).map_err(while_doing("reading cache.redis"))
+}
+
+fn store(
+    config: &Config,
+    redis: Option<(&RedisLink, &Arc<VoidLog>)>,
+    voids: &Arc<Voids>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn Store>, StartError> {
     let cache = &config.cache;
     let memory = || Memory::new(cache.memory, cache.max_object, Arc::clone(metrics)).map_err(while_doing("making the memory tier"));
-    let Some(url) = &cache.redis else { return Ok(Arc::new(memory()?)) };
+    let Some((link, log)) = redis else { return Ok(Arc::new(memory()?)) };
     let sealer = match &cache.encryption {
         Some((current, previous)) => {
             let sealer = Sealer::new(current, previous.as_ref()).ok_or("the key was refused");
@@ -164,10 +289,12 @@ fn store(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Store>, Star
         }
         None => None,
     };
-    let redis = RedisStore::start(url, &cache.namespace, cache.redis_timeout, sealer, Arc::clone(metrics))
-        .map_err(while_doing("reading cache.redis"))?;
+    let shared = RedisStore::new(link.clone(), &cache.namespace, sealer, Arc::clone(log), Arc::clone(voids), Arc::clone(metrics));
+    let redis = Arc::new(shared);
+    link.keep_connected(Arc::clone(log) as _);
+    tokio::spawn(void_worker::run(Arc::clone(&redis), Arc::clone(log)));
     if cache.memory == 0 {
-        return Ok(Arc::new(redis));
+        return Ok(redis);
     }
     Ok(Arc::new(Tiered::new(memory()?, redis)))
 }
@@ -180,25 +307,61 @@ pub struct Running {
     pub admin: SocketAddr,
     /// The proxy.
     pub proxy: Arc<Proxy>,
-    stop: watch::Sender<bool>,
+    /// Reads the configuration again, if it came from a file.
+    pub reloader: Option<Arc<Reloader>>,
+    /// Whether another process takes over.
+    handing_over: watch::Receiver<bool>,
+    hot: Option<Arc<HotFile>>,
+    /// When this process began: what it takes over from another counts as asked for then.
+    began: Wall,
+    _computing: Computing,
+    stop: watch::Sender<Stop>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
-/// Binds both listeners and serves, one thread a core for clients; everything else stays on the current runtime.
+/// The sockets to serve on.
+struct Sockets {
+    main: Listener,
+    admin: Listener,
+}
+
+/// Those that systemd opened for this process, or else new ones. With `beside`, another process serves there still.
+fn sockets(config: &Config, beside: bool) -> Result<Sockets, StartError> {
+    let bind =
+        |address: SocketAddr, key: &str| sockets::bind(address, beside).map_err(while_doing(format!("listening on {address} ({key})")));
+    let mut inherited = sockets::inherited().into_iter();
+    let main = inherited.next().map_or_else(|| bind(config.listen, "listen"), Ok)?;
+    let admin = inherited.next().map_or_else(|| bind(config.admin.listen, "admin.listen"), Ok)?;
+    Ok(Sockets { main, admin })
+}
+
+/// Binds both listeners and serves a configuration, which came from `source`: one thread a core for clients; everything else
+/// stays on the current runtime. With `beside`, another process serves the same addresses still.
 ///
 /// # Errors
 /// An address cannot be bound, or [`build`] fails.
-pub fn start(config: &Config) -> Result<Running, StartError> {
-    let bind = |address: SocketAddr, key: &str| listener::bind(address).map_err(while_doing(format!("listening on {address} ({key})")));
-    let main = bind(config.listen, "listen")?;
-    let admin = bind(config.admin.listen, "admin.listen")?;
-    let Parts { proxy, endpoints } = build(config)?;
-    let (stop, stopped) = watch::channel(false);
-    let local = |listener: &std::net::TcpListener| listener.local_addr().map_err(while_doing("asking for the bound address"));
+pub async fn start(config: &Config, source: Option<reload::Source>, beside: bool) -> Result<Running, StartError> {
+    let Sockets { main, admin } = sockets(config, beside)?;
+    let Parts { proxy, endpoints, computing } = build(config)?;
+    let began = proxy.cache.ask();
+    let bytes = (config.cache.memory / 2).min(HOT_BYTES);
+    let path = config.cache.handover.clone().filter(|_| config.cache.redis.is_none());
+    let hot = path.map(|path| Arc::new(HotFile::new(path, bytes)));
+    let (stop, stopped) = watch::channel(Stop::No);
+    let local = |listener: &Listener| listener.socket.local_addr().map_err(while_doing("asking for the bound address"));
     let (address, admin_address) = (local(&main)?, local(&admin)?);
-    let state = AdminState::new(Arc::clone(&proxy), endpoints, config);
-    let admin = TcpListener::from_std(admin).map_err(while_doing("starting the admin listener"))?;
-    tokio::spawn(admin::serve(admin, state, wait(stopped.clone())));
+    let reloader = source.map(|source| Arc::new(Reloader::new(source, Arc::clone(&proxy), config.clone())));
+    let (hand_over, handing_over) = watch::channel(false);
+    let warming = Arc::clone(&endpoints);
+    let state = AdminState::new(Arc::clone(&proxy), endpoints, config, reloader.clone(), hand_over, hot.clone());
+    tokio::spawn({
+        let stopped = stopped.clone();
+        async move {
+            if let Err(error) = admin::serve(admin, state, stopped).await {
+                tracing::error!(%error, "the admin listener could not start");
+            }
+        }
+    });
     let limits = ConnectionLimits::new(config.limits.clone(), proxy.metrics.connections.clone(), proxy.metrics.connections_refused.clone());
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut threads = Vec::with_capacity(cores);
@@ -212,33 +375,56 @@ pub fn start(config: &Config) -> Result<Running, StartError> {
         });
         threads.push(thread.map_err(while_doing("starting a serving thread"))?);
     }
-    Ok(Running { address, admin: admin_address, proxy, stop, threads })
+    // The threads hold it now: once they close it, it is closed.
+    drop(main);
+    let running =
+        Running { address, admin: admin_address, proxy, reloader, handing_over, hot, began, _computing: computing, stop, threads };
+    running.take_over().await;
+    if config.warm.at_start {
+        let targets = warming.warmer.start(&running.proxy);
+        tracing::info!(targets, "warming");
+    }
+    Ok(running)
 }
 
 /// One serving thread: a runtime of its own, so that a hit never leaves its core.
-fn serve(listener: std::net::TcpListener, proxy: &Arc<Proxy>, limits: ConnectionLimits, stopped: watch::Receiver<bool>) -> io::Result<()> {
+fn serve(listener: Listener, proxy: &Arc<Proxy>, limits: ConnectionLimits, stopped: watch::Receiver<Stop>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = TcpListener::from_std(listener)?;
         let proxy = Arc::clone(proxy);
         let answer = move |request, arrival| {
             let proxy = Arc::clone(&proxy);
             async move { proxy.handle(request, arrival).await }
         };
-        listener::run(listener, limits, answer, wait(stopped)).await;
-        Ok(())
+        listener::run(listener, limits, answer, stopped).await
     })
 }
 
-async fn wait(mut stopped: watch::Receiver<bool>) {
-    // A sender that is gone means the same.
-    let _ = stopped.wait_for(|&stopped| stopped).await;
-}
-
 impl Running {
+    /// Takes over what a process before has left for this one.
+    pub async fn take_over(&self) {
+        let Some(hot) = &self.hot else { return };
+        let taken = hot.read(&self.proxy.cache, self.began).await;
+        if taken > 0 {
+            tracing::info!(entries = taken, "the process before has left what it had in memory");
+        }
+    }
+
+    /// Waits until another process takes over.
+    pub async fn handed_over(&self) {
+        let mut handing_over = self.handing_over.clone();
+        if handing_over.wait_for(|&handing_over| handing_over).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// Stops accepting, lets open requests finish, and returns when all is over.
     pub async fn stop(self) {
-        self.stop.send_replace(true);
+        let handed_over = *self.handing_over.borrow();
+        if let Some(hot) = self.hot.as_ref().filter(|_| !handed_over) {
+            hot.write(&self.proxy.cache).await;
+        }
+        self.stop.send_replace(if handed_over { Stop::HandOver } else { Stop::End });
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().filter_map(|thread| thread.join().err()).count());
         if joined.await.unwrap_or(1) > 0 {

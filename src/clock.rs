@@ -32,6 +32,13 @@ impl Wall {
         self.0
     }
 
+    /// As people write it: `2025-01-01T00:00:00.123Z`.
+    #[must_use]
+    pub fn text(self) -> String {
+        let moment = i64::try_from(self.0).ok().and_then(|moment| jiff::Timestamp::from_millisecond(moment).ok());
+        moment.map(|moment| moment.to_string()).unwrap_or_default()
+    }
+
     /// How long after `earlier` this is; zero if it is not after it.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {

@@ -10,14 +10,14 @@
 //!    │  bytes
 //!  front      connection → socket, framing → HTTP library          deadlines, limits
 //!    │  request + Arrival
-//!  proxy      handle: refuse → route → admit → look up → decide → respond → finish
-//!    │           │                 │         │          │
-//!    │           │                 │         │          ├─ hit, or stale ─────────────────► respond
-//!    │           │                 │       cache        └─ fetch: miss
-//!    │           │                 └─ pass ──────────────┐     │
-//!    │           └─ own endpoints (admin)                │   fetch    collapse → lead → judge → fill → store
-//!    │                                                   ▼     ▼                                        │
-//!    │                                                 upstream   HTTP, or api: orders from MySQL    cache
+//!  proxy      handle: refuse → route → limit → admit → look up → decide → respond → finish
+//!    │           │                         │         │          │
+//!    │           │                         │         │          ├─ hit, or stale ─────────────────► respond
+//!    │           │                         │       cache        └─ fetch: miss
+//!    │           │                         └─ pass ──────────────┐     │
+//!    │           └─ own endpoints (admin)                        │   fetch    collapse → lead → judge → fill → store
+//!    │                                                           ▼     ▼                                        │
+//!    │                                                         upstream   HTTP, or api: orders from MySQL    cache
 //!    ▼  response, Cache-Status, metrics, access log
 //! ```
 //!
@@ -31,12 +31,16 @@
 //! | [`cli`] | the command line, a file a command |
 //! | [`app`] | builds all parts from a configuration, runs them, ends them |
 //! | [`admin`] | the admin listener, what Sluice answers itself on the main one, and who may manage |
+//! | [`control`] | what changes while the program runs: rules and all that is read with them from the file |
 //! | [`front`] | bytes to requests and back: listeners, connections, deadlines, framing |
 //! | [`proxy`] | what becomes of a request. **Begin here** |
 //! | [`fetch`] | one fetch a key, from the upstream through the cache to all who wait |
+//! | [`timeline`] | orders kept in spans of time, from which windows, pages and lists of the newest are computed |
 //! | [`cache`] | what is stored, what is void of it, and who gets it: keys, entries, memory, Redis |
 //! | [`api`] | the liquidation API answered here, a file an endpoint, over a trait that reads orders |
 //! | [`upstream`] | whatever answers when the cache cannot: the trait, the HTTP client, fields on their way |
+//! | [`limit`] | how many requests a client may make |
+//! | [`redis_link`] | the connections to Redis that all who need it share |
 //! | [`telemetry`] | every metric with its unit and meaning; the log |
 //! | [`config`] | what `proxy.toml` may say, and what the program makes of it |
 //! | [`request`] | what a request says before anybody answers it, and why it may be refused |
@@ -65,12 +69,16 @@ pub mod cache;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod fetch;
 pub mod front;
 #[doc = include_str!("guide.md")]
 pub mod guide {}
 pub mod http;
+pub mod limit;
 pub mod proxy;
+pub mod redis_link;
 pub mod request;
 pub mod telemetry;
+pub mod timeline;
 pub mod upstream;

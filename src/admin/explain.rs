@@ -1,27 +1,59 @@
-//! What Sluice would do with a request, and why: for `sluice explain` and the admin listener. No I/O, no state.
+//! What Sluice would do with a request, and why: for `sluice explain` and the admin listener. No I/O.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
-use http::{HeaderMap, Method};
+use http::header::ORIGIN;
+use http::{HeaderMap, HeaderName, Method};
 
 use super::own::Endpoint;
 use crate::cache::key::{Canonical, Key};
+use crate::cache::void::Voids;
 use crate::clock::Wall;
-use crate::config::route::{PathPattern, Route};
+use crate::config::rate_limit::RateLimit;
+use crate::config::route::{PathPattern, RequestFields, Rollout, Route};
 use crate::config::units::show;
-use crate::config::{BackendKind, Config};
+use crate::config::{BackendKind, Config, Timeline};
 use crate::proxy::decide::{Admission, admit};
 use crate::proxy::outcome::Outcome;
+use crate::request::client::FORWARDED_FOR;
+use crate::request::fields::may_go_on;
 use crate::request::target::Target;
+use crate::timeline::Located;
+use crate::timeline::needs::{Needs, needs};
+use crate::timeline::trust::State;
+
+/// So many of the purges that concern a key are shown.
+const MOST_VOIDS: usize = 5;
 
 /// What explaining needs of the configuration.
 #[derive(Clone, Debug)]
 pub struct Explainer {
-    routes: Vec<Route>,
     namespace: String,
     head_as_get: bool,
     backend: String,
     native: bool,
+    timeline: Timeline,
+}
+
+/// What may change while the program runs, and what only a program that serves knows.
+pub struct Serving<'a> {
+    /// The rules.
+    pub routes: &'a [Route],
+    /// How many requests clients may make.
+    pub limits: Vec<&'a RateLimit>,
+    /// Who asks.
+    pub client: IpAddr,
+    /// What is void, if somebody knows.
+    pub voids: Option<&'a Voids>,
+    /// Where the spans of orders are that a request needs, if somebody knows.
+    pub locate: &'a dyn Fn(&Needs) -> Option<Located>,
+}
+
+/// Who asks, in an explanation: the address that `X-Forwarded-For` names, whoever says so, or else `peer`.
+#[must_use]
+pub fn client(headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+    headers.get(FORWARDED_FOR).and_then(|value| value.to_str().ok()?.trim().parse().ok()).unwrap_or(peer)
 }
 
 impl Explainer {
@@ -34,23 +66,23 @@ impl Explainer {
             BackendKind::Sample { .. } => "the sample orders".to_owned(),
         };
         Self {
-            routes: config.routes.clone(),
             namespace: config.cache.namespace.clone(),
             head_as_get: config.backend.head_as_get,
             backend,
             native: config.backend.is_native(),
+            timeline: config.timeline.clone(),
         }
     }
 
-    /// Explains a GET for `target` with these fields, asked at `now`. The flag says that it would not be refused.
+    /// Explains what becomes of a GET for `target` with these fields, asked at `now`. The flag says that it would not be refused.
     #[must_use]
-    pub fn explain(&self, target: &str, headers: &HeaderMap, now: Wall) -> (bool, String) {
+    pub fn explain(&self, serving: &Serving<'_>, target: &str, headers: &HeaderMap, now: Wall) -> (bool, String) {
         let mut out = String::new();
-        let fine = self.write(target, headers, now, &mut out);
+        let fine = self.write(serving, target, headers, now, &mut out);
         (fine.unwrap_or(true), out)
     }
 
-    fn write(&self, text: &str, headers: &HeaderMap, now: Wall, out: &mut String) -> Result<bool, std::fmt::Error> {
+    fn write(&self, serving: &Serving<'_>, text: &str, headers: &HeaderMap, now: Wall, out: &mut String) -> Result<bool, std::fmt::Error> {
         writeln!(out, "request    GET {text}")?;
         let target = match Target::parse(text) {
             Ok(target) => target,
@@ -70,9 +102,25 @@ impl Explainer {
             writeln!(out, "answer     Sluice's own: it is neither cached nor passed on")?;
             return Ok(true);
         }
-        let route = if target.doubtful { None } else { self.choose(&target, out)? };
-        let admission =
-            Admission { method: &Method::GET, headers, has_body: false, doubtful: target.doubtful, head_as_get: self.head_as_get };
+        let route = if target.doubtful { None } else { choose(serving.routes, &target, out)? };
+        for limit in &serving.limits {
+            if limit.counts_on(route.map(|route| route.name.as_str())) {
+                writeln!(out, "limited    {limit}")?;
+            }
+        }
+        let admission = Admission {
+            method: &Method::GET,
+            headers,
+            has_body: false,
+            doubtful: target.doubtful,
+            head_as_get: self.head_as_get,
+            client: Some(serving.client),
+        };
+        if let Some(route) = route.filter(|route| route.cache && route.rollout != Rollout::ALL) {
+            let (share, client) = (route.rollout, serving.client);
+            let verb = if share.includes(&route.name, client) { "is one of them" } else { "is not" };
+            writeln!(out, "rollout    for {share} of clients; {client} {verb}")?;
+        }
         let route = match admit(route, admission) {
             Ok(route) => route,
             Err(why) => {
@@ -80,29 +128,29 @@ impl Explainer {
                 return Ok(true);
             }
         };
-        self.write_key(route, &target, headers, out)?;
+        let key = self.write_key(route, &target, headers, out)?;
+        write_voids(&key, serving.voids, out)?;
         write_lifetimes(route, &target, now, out)?;
-        writeln!(out, "answer     from the cache, or fetched once from {} for all who ask at the same time", self.backend)?;
+        if route.shadow {
+            writeln!(out, "shadow     the answer of {} is compared with what the cache would have said", self.backend)?;
+            writeln!(out, "answer     passed to {} (shadow)", self.backend)?;
+            return Ok(true);
+        }
+        let mut first = "";
+        if route.timeline && self.timeline.enabled && !route.sees_credentials(headers) {
+            match needs(&self.timeline, &target, now) {
+                Some(needs) => {
+                    write_needs(&needs, serving.locate, out)?;
+                    first = "from the timeline if that can, else ";
+                }
+                None => writeln!(out, "timeline   not asked: this is for the backend to answer")?,
+            }
+        }
+        writeln!(out, "answer     {first}from the cache, or fetched once from {} for all who ask at the same time", self.backend)?;
         Ok(true)
     }
 
-    fn choose(&self, target: &Target<'_>, out: &mut String) -> Result<Option<&Route>, std::fmt::Error> {
-        for route in &self.routes {
-            if route.matches(target) {
-                writeln!(out, "rule       {} ({})", route.name, shape(route))?;
-                return Ok(Some(route));
-            }
-            if route.path.matches(&target.path) {
-                let missing = route.with.iter().find(|name| !target.has(name)).map(|name| format!("'{name}' is absent"));
-                let present = route.without.iter().find(|name| target.has(name)).map(|name| format!("'{name}' is present"));
-                writeln!(out, "not        {} ({})", route.name, missing.or(present).unwrap_or_default())?;
-            }
-        }
-        writeln!(out, "rule       none matches")?;
-        Ok(None)
-    }
-
-    fn write_key(&self, route: &Route, target: &Target<'_>, headers: &HeaderMap, out: &mut String) -> std::fmt::Result {
+    fn write_key(&self, route: &Route, target: &Target<'_>, headers: &HeaderMap, out: &mut String) -> Result<Key, std::fmt::Error> {
         let key = Key::new(route, target, Canonical::new(route, target, headers));
         write!(out, "canonical  {}", target.path)?;
         let keyed = |name: &[u8]| route.query.as_ref().is_none_or(|names| names.iter().any(|known| known.as_bytes() == name));
@@ -114,20 +162,94 @@ impl Explainer {
             let folded = route.fold_case.contains(&name);
             write!(out, "  {name}={:?}", if folded { value.to_ascii_uppercase() } else { value.into_owned() })?;
         }
-        if let Some(origin) = headers.get(http::header::ORIGIN) {
+        if let Some(origin) = headers.get(ORIGIN) {
             write!(out, "  Origin: {origin:?}")?;
         }
         writeln!(out)?;
         for parameter in parameters.iter().filter(|parameter| !keyed(parameter.name())) {
             writeln!(out, "ignored    {} (not in the rule's query)", String::from_utf8_lossy(parameter.name()))?;
         }
+        for name in route.request_fields.listed() {
+            for value in headers.get_all(name) {
+                // The value may be a credential.
+                writeln!(out, "keyed      {name}: {} bytes (listed in request_headers)", value.len())?;
+            }
+        }
+        if matches!(route.request_fields, RequestFields::Listed(_)) {
+            let own = |name: &&HeaderName| may_go_on(name) && **name != ORIGIN && !route.request_fields.listed().contains(name);
+            let withheld: Vec<&str> = headers.keys().filter(own).map(HeaderName::as_str).collect();
+            if !withheld.is_empty() {
+                writeln!(out, "not sent   {} (to the backend, unless it names them in Vary)", withheld.join(", "))?;
+            }
+        }
         writeln!(out, "key        {}", key.readable)?;
         writeln!(out, "in Redis   {}", key.name(&self.namespace))?;
         if !key.tags.is_empty() {
             writeln!(out, "tags       {}", key.tags.join(", "))?;
         }
-        Ok(())
+        Ok(key)
     }
+}
+
+/// The newest purges and changes that concern a key.
+fn write_voids(key: &Key, voids: Option<&Voids>, out: &mut String) -> std::fmt::Result {
+    let found = voids.map(|voids| voids.concerning(&key.readable, &key.tags, key.target)).unwrap_or_default();
+    for purge in found.iter().take(MOST_VOIDS) {
+        let left = if purge.soft { "stale" } else { "void" };
+        writeln!(out, "voided     by {}: what was asked for before {} is {left}", purge.what, purge.at.text())?;
+    }
+    if found.len() > MOST_VOIDS {
+        writeln!(out, "           and by {} more", found.len() - MOST_VOIDS)?;
+    }
+    Ok(())
+}
+
+/// The rule that serves a target, saying why others before it do not.
+fn choose<'r>(routes: &'r [Route], target: &Target<'_>, out: &mut String) -> Result<Option<&'r Route>, std::fmt::Error> {
+    for route in routes {
+        if route.matches(target) {
+            writeln!(out, "rule       {} ({})", route.name, shape(route))?;
+            return Ok(Some(route));
+        }
+        if route.path.matches(&target.path) {
+            let missing = route.with.iter().find(|name| !target.has(name)).map(|name| format!("'{name}' is absent"));
+            let present = route.without.iter().find(|name| target.has(name)).map(|name| format!("'{name}' is present"));
+            writeln!(out, "not        {} ({})", route.name, missing.or(present).unwrap_or_default())?;
+        }
+    }
+    writeln!(out, "rule       none matches")?;
+    Ok(None)
+}
+
+/// Which spans of orders a request needs, and where they are if that is known.
+fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Located>, out: &mut String) -> std::fmt::Result {
+    let day = |moment: i64| u64::try_from(moment).map_or_else(|_| moment.to_string(), |moment| Wall::from_millis(moment).text());
+    write!(out, "timeline   {}: ", needs.symbol)?;
+    match &needs.spans {
+        Some(spans) if needs.count() == 1 => write!(out, "the span from {}", day(*spans.start()))?,
+        Some(spans) => write!(out, "{} spans, from {} to that from {}", needs.count(), day(*spans.start()), day(*spans.end()))?,
+        None => {}
+    }
+    let and = if needs.spans.is_some() { " and " } else { "" };
+    writeln!(out, "{}", if needs.newest { format!("{and}the newest orders") } else { String::new() })?;
+    let Some(Located { state, known, in_memory, before_first, newest }) = locate(needs) else { return Ok(()) };
+    match state {
+        State::On if known => writeln!(out, "           answered from it, if all of that is there or can be had quickly")?,
+        State::On => writeln!(out, "           not yet: nothing was asked about this symbol, or nothing was found")?,
+        State::Probation { equal, of } => {
+            writeln!(out, "           on probation: {equal} of {of} answers in a row were the backend's own")?
+        }
+        State::Off => writeln!(out, "           off: an answer differed from the backend's (the log says how)")?,
+    }
+    if !known {
+        return Ok(());
+    }
+    let newest = newest.map_or_else(|| "not known".to_owned(), |age| format!("asked for {} ms ago", age.as_millis()));
+    let missing = needs.count() - in_memory - before_first;
+    writeln!(
+        out,
+        "           in memory: {in_memory} spans; before the first order: {before_first}; elsewhere: {missing}; newest orders: {newest}"
+    )
 }
 
 fn shape(route: &Route) -> String {

@@ -8,31 +8,46 @@
 //! | `GET /stats`                                  | everyone                           |
 //! | `GET /explain?target=…`                       | everyone                           |
 //! | `POST /purge?pattern=\|symbol=\|tag=[&soft=]` | holders of the admin token         |
+//! | `GET /purge?number=I`                         | everyone                           |
+//! | `GET /warm`                                   | everyone                           |
 //! | `POST /warm`                                  | holders of the admin token         |
+//! | `POST /reload`                                | holders of the admin token         |
+//! | `POST /stop`                                  | holders of the admin token         |
 
+pub mod audit;
 pub mod explain;
 pub mod own;
 mod purge;
+mod reload;
 mod stats;
-pub mod token;
 
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use tokio::net::TcpListener;
+use serde_json::json;
+use tokio::sync::watch;
 
 use crate::body::Reply;
+use crate::cache::hot_file::HotFile;
 use crate::clock::Wall;
 use crate::config::Config;
+use crate::config::tokens::Right;
+use crate::control::reload::Reloader;
 use crate::front::body::RequestBody;
 use crate::front::connection_limits::ConnectionLimits;
-use crate::front::listener;
+use crate::front::listener::{self, Stop};
+use crate::front::sockets::Listener;
 use crate::proxy::{Proxy, errors};
 use crate::request::Arrival;
+use crate::request::refusal::Refusal;
 use crate::request::target::Target;
-use explain::Explainer;
+use crate::timeline::needs::Needs;
+use audit::Actor;
+use explain::{Explainer, Serving};
 use own::Endpoints;
 
 /// Connections that the admin listener takes at one time.
@@ -43,18 +58,31 @@ pub struct AdminState {
     proxy: Arc<Proxy>,
     endpoints: Arc<Endpoints>,
     explainer: Explainer,
+    /// `None`: the configuration does not come from a file.
+    reloader: Option<Arc<Reloader>>,
+    /// Ends the program, once another process takes over.
+    hand_over: watch::Sender<bool>,
+    /// What memory holds is left there for that process.
+    hot: Option<Arc<HotFile>>,
 }
 
 impl AdminState {
     /// For this proxy.
     #[must_use]
-    pub fn new(proxy: Arc<Proxy>, endpoints: Arc<Endpoints>, config: &Config) -> Arc<Self> {
-        Arc::new(Self { proxy, endpoints, explainer: Explainer::new(config) })
+    pub fn new(
+        proxy: Arc<Proxy>,
+        endpoints: Arc<Endpoints>,
+        config: &Config,
+        reloader: Option<Arc<Reloader>>,
+        hand_over: watch::Sender<bool>,
+        hot: Option<Arc<HotFile>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { proxy, endpoints, explainer: Explainer::new(config), reloader, hand_over, hot })
     }
 }
 
 /// Serves the admin listener until `shutdown`.
-pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl Future<Output = ()>) {
+pub async fn serve(listener: Listener, state: Arc<AdminState>, told: watch::Receiver<Stop>) -> io::Result<()> {
     let mut limits = state.proxy.limits.clone();
     limits.connections = CONNECTIONS;
     limits.connections_per_address = CONNECTIONS;
@@ -63,42 +91,77 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: impl
         async move {
             match arrival.refused {
                 Some(refusal) => errors::refused(refusal),
-                None => state.answer(&request).await,
+                None => state.answer(&request, arrival.peer).await,
             }
         }
     };
-    listener::run(listener, ConnectionLimits::uncounted(limits), answer, shutdown).await;
+    listener::run(listener, ConnectionLimits::uncounted(limits), answer, told).await
 }
 
 impl AdminState {
-    async fn answer(&self, request: &Request<RequestBody>) -> Response<Reply> {
+    async fn answer(&self, request: &Request<RequestBody>, peer: IpAddr) -> Response<Reply> {
         let text = request.uri().path_and_query().map_or("/", |target| target.as_str());
         let target = match Target::parse(text) {
             Ok(target) => target,
             Err(refusal) => return errors::refused(refusal),
         };
+        match (&*target.path, request.method()) {
+            ("/purge", &Method::GET) => return purge::get(&self.proxy.cache, &target),
+            ("/warm", &Method::GET) => return errors::json(200, json!(self.endpoints.warmer.state()).to_string()),
+            _ => {}
+        }
         let wanted = match &*target.path {
             "/livez" | "/readyz" | "/metrics" | "/stats" | "/explain" => Method::GET,
-            "/purge" | "/warm" => Method::POST,
+            "/purge" | "/warm" | "/reload" | "/stop" => Method::POST,
             _ => return errors::json(404, r#"{"detail":"Not Found"}"#),
         };
         if request.method() != wanted && !(wanted == Method::GET && request.method() == Method::HEAD) {
             return errors::wrong_method(if wanted == Method::GET { "GET" } else { "POST" });
         }
-        if wanted == Method::POST
-            && let Err(refusal) = self.endpoints.token.authorize(request.headers())
-        {
-            return errors::refused(refusal);
-        }
         match &*target.path {
             "/livez" => text_page(200, "ok\n"),
             "/readyz" => self.readyz(),
-            "/metrics" => page(200, "text/plain; version=0.0.4", self.proxy.metrics.render()),
+            "/metrics" => self.metrics(),
             "/stats" => errors::json(200, stats::page(&self.proxy)),
-            "/explain" => self.explain(&target, request.headers()),
-            "/purge" => purge::post(&self.proxy.cache, &target).await,
-            _ => errors::json(200, format!(r#"{{"warming":{}}}"#, self.endpoints.warmer.start(&self.proxy))),
+            "/explain" => self.explain(&target, request.headers(), peer),
+            _ => self.manage(&target, request.headers(), peer).await.unwrap_or_else(errors::refused),
         }
+    }
+
+    /// What needs a token.
+    async fn manage(&self, target: &Target<'_>, headers: &HeaderMap, peer: IpAddr) -> Result<Response<Reply>, Refusal> {
+        let rules = self.proxy.rules.load_full();
+        let actor = |right| Actor::authorize(&rules.tokens, headers, peer, right);
+        Ok(match &*target.path {
+            "/reload" => reload::post(self.reloader.as_ref(), &actor(Right::Reload)?).await,
+            "/purge" => purge::post(&self.proxy, target, &actor(Right::Purge)?).await,
+            "/stop" => self.stop(&actor(Right::Stop)?).await,
+            _ => self.warm(&actor(Right::Warm)?),
+        })
+    }
+
+    /// Leaves what memory holds for the process that takes over, and ends this one.
+    async fn stop(&self, actor: &Actor<'_>) -> Response<Reply> {
+        let left = match &self.hot {
+            Some(hot) => hot.write(&self.proxy.cache).await,
+            None => 0,
+        };
+        actor.did("", &format!("stopping, {left} entries left for the next process"));
+        self.hand_over.send_replace(true);
+        errors::json(200, format!(r#"{{"stopping":true,"left":{left}}}"#))
+    }
+
+    fn warm(&self, actor: &Actor<'_>) -> Response<Reply> {
+        let targets = self.endpoints.warmer.start(&self.proxy);
+        actor.did("", &format!("{targets} targets"));
+        errors::json(200, format!(r#"{{"warming":{targets}}}"#))
+    }
+
+    fn metrics(&self) -> Response<Reply> {
+        if let Some(timeline) = &self.proxy.timeline {
+            timeline.update_gauges();
+        }
+        page(200, "text/plain; version=0.0.4", self.proxy.metrics.render())
     }
 
     /// Ready while the backend or the cache can answer.
@@ -118,13 +181,22 @@ impl AdminState {
         text_page(503, reasons)
     }
 
-    fn explain(&self, target: &Target<'_>, headers: &HeaderMap) -> Response<Reply> {
+    fn explain(&self, target: &Target<'_>, headers: &HeaderMap, peer: IpAddr) -> Response<Reply> {
         let Some(asked) = target.text("target") else {
             return errors::json(400, r#"{"detail":"Say what to explain: /explain?target=/api/symbols, percent-encoded"}"#);
         };
         let mut headers = headers.clone();
         headers.remove(AUTHORIZATION);
-        text_page(200, self.explainer.explain(&asked, &headers, Wall::now()).1)
+        let locate = |needs: &Needs| self.proxy.timeline.as_ref().map(|timeline| timeline.locate(needs));
+        let rules = self.proxy.rules.load();
+        let serving = Serving {
+            routes: &rules.routes,
+            limits: rules.limits.defined().collect(),
+            client: explain::client(&headers, peer),
+            voids: Some(self.proxy.cache.voids()),
+            locate: &locate,
+        };
+        text_page(200, self.explainer.explain(&serving, &asked, &headers, Wall::now()).1)
     }
 }
 

@@ -5,22 +5,55 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::cache::store::Tier;
+use crate::cache::void_log::VoidLog;
 use crate::config::route::Route;
 use crate::proxy::Proxy;
 use crate::telemetry::metrics::OutcomeLabel;
+use crate::timeline::Report;
 
 #[derive(Serialize)]
 struct Stats<'a> {
     version: &'static str,
+    /// Which configuration serves.
+    config: Serving<'a>,
     total: Counts,
     routes: BTreeMap<&'a str, RouteStats>,
     /// Entries in memory by the first part of their key.
     keys: BTreeMap<String, u64>,
     tiers: Vec<Tier>,
+    /// Orders kept in spans of time; `null` without a timeline.
+    timeline: Option<Report>,
     breakers: Breakers,
+    /// Purges and changes that instances share; `null` without Redis.
+    voids: Option<SharedVoids>,
     inflight: i64,
     connections: i64,
     purged: u64,
+}
+
+#[derive(Serialize)]
+struct SharedVoids {
+    /// Which log it is: another one once Redis has lost its data.
+    epoch: String,
+    /// The number of the newest one that is known.
+    seq: u64,
+    /// How many wait for Redis to be back.
+    waiting: usize,
+}
+
+impl SharedVoids {
+    fn of(log: &VoidLog) -> Self {
+        let at = log.position();
+        Self { epoch: at.epoch_text(), seq: at.seq, waiting: log.waiting() }
+    }
+}
+
+#[derive(Serialize)]
+struct Serving<'a> {
+    /// The first digits of the SHA-256 of its file.
+    digest: &'a str,
+    since: String,
+    rules: usize,
 }
 
 #[derive(Serialize)]
@@ -28,6 +61,9 @@ struct RouteStats {
     #[serde(flatten)]
     counts: Counts,
     ttl_seconds: Option<u64>,
+    /// How answers in shadow compared with what the cache would have said.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    shadow: BTreeMap<&'static str, u64>,
 }
 
 /// Requests by outcome. The hit ratio is of those that the cache could have answered.
@@ -55,29 +91,33 @@ struct Breakers {
 /// The page.
 #[must_use]
 pub fn page(proxy: &Proxy) -> String {
-    let rows = proxy.routes.iter().map(|route| (route.name.as_str(), Some(route))).chain([("none", None)]);
+    let rules = proxy.rules.load();
+    let rows = rules.routes.iter().map(|route| (route.name.as_str(), Some(route))).chain([("none", None)]);
     let mut total = [(0, 0.0); OutcomeLabel::ALL.len()];
     let mut routes = BTreeMap::new();
     for (row, (name, route)) in rows.enumerate() {
         let mut of_route = [(0, 0.0); OutcomeLabel::ALL.len()];
         for (outcome, (cell, sum)) in OutcomeLabel::ALL.into_iter().zip(of_route.iter_mut().zip(&mut total)) {
-            *cell = proxy.metrics.requests_of(row, outcome);
+            *cell = rules.rows.requests_of(row, outcome);
             sum.0 += cell.0;
             sum.1 += cell.1;
         }
         let ttl_seconds = route.filter(|route| route.cache).map(|route: &Route| route.policy.ttl.as_secs());
-        routes.insert(name, RouteStats { counts: counts(&of_route), ttl_seconds });
+        routes.insert(name, RouteStats { counts: counts(&of_route), ttl_seconds, shadow: proxy.metrics.shadow_of(name) });
     }
     let tiers = proxy.cache.store().report();
     let state = |up: bool| if up { "closed" } else { "open" };
     let redis = tiers.iter().find(|tier| tier.tier == "redis").map_or("not configured", |tier| state(tier.up));
     let stats = Stats {
         version: env!("CARGO_PKG_VERSION"),
+        config: Serving { digest: &rules.digest, since: rules.since.text(), rules: rules.routes.len() },
         total: counts(&total),
         routes,
         keys: proxy.cache.store().keys_by_prefix(),
         tiers,
+        timeline: proxy.timeline.as_ref().map(|timeline| timeline.report()),
         breakers: Breakers { backend: state(!proxy.fetcher.failing().upstream()), redis },
+        voids: proxy.cache.log().map(SharedVoids::of),
         inflight: proxy.metrics.inflight.get(),
         connections: proxy.metrics.connections.get(),
         purged: proxy.metrics.purged.get(),

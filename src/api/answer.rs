@@ -63,7 +63,9 @@ pub(super) fn set_gzip(headers: &mut HeaderMap) {
     headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
-pub(super) fn refuse(error: ApiError) -> Response<Stream> {
+/// The response to a request that was not answered 200.
+#[must_use]
+pub fn refuse(error: ApiError) -> Response<Stream> {
     match error {
         ApiError::Invalid(faults) => detail(StatusCode::UNPROCESSABLE_ENTITY, faults),
         ApiError::BadRequest(sentence) => detail(StatusCode::BAD_REQUEST, sentence),
@@ -72,7 +74,7 @@ pub(super) fn refuse(error: ApiError) -> Response<Stream> {
             tracing::warn!(%error, "a query to the database was not answered");
             let status = match error {
                 OrdersError::TooSlow(_) => StatusCode::GATEWAY_TIMEOUT,
-                OrdersError::Unavailable(_) | OrdersError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                OrdersError::Unavailable(_) | OrdersError::Busy | OrdersError::NotCovered => StatusCode::SERVICE_UNAVAILABLE,
             };
             let mut response = detail(status, sentence(&error));
             if matches!(error, OrdersError::Busy) {
@@ -86,7 +88,7 @@ pub(super) fn refuse(error: ApiError) -> Response<Stream> {
 /// What clients are told of trouble with the database; its causes are for the log.
 pub(super) fn sentence(error: &OrdersError) -> String {
     match error {
-        OrdersError::Unavailable(_) => "Database service unavailable".to_owned(),
+        OrdersError::Unavailable(_) | OrdersError::NotCovered => "Database service unavailable".to_owned(),
         OrdersError::TooSlow(limit) => format!("Query timeout after {} seconds", limit.as_secs_f64()),
         OrdersError::Busy => "Too many queries are waiting for the database".to_owned(),
     }

@@ -4,7 +4,7 @@ use http::Response;
 
 use super::answer::{ApiError, json};
 use super::decimal::write_f64;
-use super::json::{Style, push, write_text};
+use super::json::{Style, write_text};
 use super::orders::Orders;
 use super::params::{Params, span};
 use super::schema::{Invalid, LiquidationBucket, Refusal};
@@ -57,8 +57,11 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<
     }
     let mut out = String::with_capacity(buckets.len() * 120);
     for bucket in &buckets {
-        out.push(if out.is_empty() { '[' } else { ',' });
-        push(&mut out, format_args!("{{\"timestamp\":{0},\"timestamp_iso\":\"{1}\",\"side\":", bucket.timestamp, iso(bucket.timestamp)));
+        out.push_str(if out.is_empty() { "[{\"timestamp\":" } else { ",{\"timestamp\":" });
+        out.push_str(itoa::Buffer::new().format(bucket.timestamp));
+        out.push_str(",\"timestamp_iso\":\"");
+        write_iso(bucket.timestamp, &mut out);
+        out.push_str("\",\"side\":");
         write_text(bucket.side.as_deref(), Style::Compact, &mut out);
         out.push_str(",\"cumulated_usd_size\":");
         write_f64(bucket.usd, &mut out);
@@ -81,10 +84,49 @@ fn width(timeframe: &str) -> Option<i64> {
     if count > 0 { Some(count.saturating_mul(unit_millis)) } else { None }
 }
 
-/// `2025-01-01T02:53:20+00:00`, with six digits of fraction where the milliseconds are not zero.
-#[must_use]
-pub fn iso(timestamp: i64) -> String {
-    let Ok(at) = jiff::Timestamp::from_millisecond(timestamp) else { return timestamp.to_string() };
-    let form = if timestamp % 1000 == 0 { "%Y-%m-%dT%H:%M:%S+00:00" } else { "%Y-%m-%dT%H:%M:%S.%6f+00:00" };
-    at.strftime(form).to_string()
+/// Writes `2025-01-01T02:53:20+00:00`, with six digits of fraction where the milliseconds are not zero.
+fn write_iso(timestamp: i64, out: &mut String) {
+    let Ok(at) = jiff::Timestamp::from_millisecond(timestamp) else {
+        return out.push_str(itoa::Buffer::new().format(timestamp));
+    };
+    let at = jiff::tz::Offset::UTC.to_datetime(at);
+    let mut number = |value: i16, width: usize, after: char| {
+        let mut buffer = itoa::Buffer::new();
+        let digits = buffer.format(value);
+        (digits.len()..width).for_each(|_| out.push('0'));
+        out.push_str(digits);
+        out.push(after);
+    };
+    number(at.year(), 4, '-');
+    number(at.month().into(), 2, '-');
+    number(at.day().into(), 2, 'T');
+    number(at.hour().into(), 2, ':');
+    number(at.minute().into(), 2, ':');
+    match at.millisecond() {
+        0 => number(at.second().into(), 2, '+'),
+        milliseconds => {
+            number(at.second().into(), 2, '.');
+            number(milliseconds, 3, '0');
+            out.push_str("00+");
+        }
+    }
+    out.push_str("00:00");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn times_are_written_as_iso_8601(timestamp in 0_i64..253_402_300_799_999, whole: bool) {
+            let timestamp = if whole { timestamp / 1000 * 1000 } else { timestamp };
+            let form = if timestamp % 1000 == 0 { "%Y-%m-%dT%H:%M:%S+00:00" } else { "%Y-%m-%dT%H:%M:%S.%6f+00:00" };
+            let expected = jiff::Timestamp::from_millisecond(timestamp).unwrap().strftime(form).to_string();
+            let mut out = String::new();
+            write_iso(timestamp, &mut out);
+            prop_assert_eq!(out, expected);
+        }
+    }
 }

@@ -21,6 +21,7 @@ pub mod schema;
 pub mod stream;
 pub mod symbols;
 pub mod texts;
+pub mod usd;
 
 use std::sync::Arc;
 

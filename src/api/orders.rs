@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::usd::Usd;
 use crate::body::BoxError;
 
 /// Text of a row; `None` is NULL. Rows share what repeats.
@@ -36,6 +37,8 @@ pub struct Order {
     pub order_filled_accumulated_quantity: Option<f64>,
     /// Milliseconds since 1970.
     pub order_trade_time: Option<i64>,
+    /// What it adds to a bucket.
+    pub usd: Usd,
 }
 
 /// From `start` to `end`, both included, in milliseconds since 1970.
@@ -132,6 +135,34 @@ pub trait Orders: Send + Sync + 'static {
     fn check(&self) -> impl Future<Output = Result<(), OrdersError>> + Send;
 }
 
+impl<O: Orders> Orders for Arc<O> {
+    type StreamError = O::StreamError;
+
+    fn symbols(&self) -> impl Future<Output = Result<Vec<Arc<str>>, OrdersError>> + Send {
+        (**self).symbols()
+    }
+
+    fn buckets(&self, symbol: &str, span: Span, width: i64) -> impl Future<Output = Result<Vec<Bucket>, OrdersError>> + Send {
+        (**self).buckets(symbol, span, width)
+    }
+
+    fn latest(&self, symbol: &str, limit: usize) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send {
+        (**self).latest(symbol, limit)
+    }
+
+    fn page(&self, symbol: &str, span: Span, page: Page) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send {
+        (**self).page(symbol, span, page)
+    }
+
+    fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches<Self::StreamError>, OrdersError>> + Send {
+        (**self).stream(symbol, span)
+    }
+
+    fn check(&self) -> impl Future<Output = Result<(), OrdersError>> + Send {
+        (**self).check()
+    }
+}
+
 /// Why there are no orders.
 #[derive(Debug)]
 pub enum OrdersError {
@@ -141,6 +172,8 @@ pub enum OrdersError {
     TooSlow(Duration),
     /// Too many queries are waiting already.
     Busy,
+    /// Whoever was asked does not know all of them, or not for certain: another must be asked.
+    NotCovered,
 }
 
 impl fmt::Display for OrdersError {
@@ -149,6 +182,7 @@ impl fmt::Display for OrdersError {
             Self::Unavailable(cause) => write!(f, "the database failed: {cause}"),
             Self::TooSlow(limit) => write!(f, "a query took longer than {limit:?} and was ended"),
             Self::Busy => f.write_str("too many queries wait for the database (mysql.queue)"),
+            Self::NotCovered => f.write_str("not all of these orders are known for certain"),
         }
     }
 }
@@ -157,7 +191,7 @@ impl std::error::Error for OrdersError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Unavailable(cause) => Some(cause.as_ref()),
-            Self::TooSlow(_) | Self::Busy => None,
+            Self::TooSlow(_) | Self::Busy | Self::NotCovered => None,
         }
     }
 }

@@ -17,11 +17,8 @@ use crate::http::encoding::Coding;
 use crate::http::freshness::Lifetimes;
 
 const MAGIC: &[u8; 4] = b"SLUC";
-/// Raised whenever the payload changes, so that instances of different versions never misread each other. The version
-/// before is still read, so that an upgrade does not begin with an empty cache.
-const VERSION: u8 = 3;
-/// The version before, whose entries do not say when they were asked for.
-const PREVIOUS: u8 = 2;
+/// Raised whenever the payload changes, so that instances of different versions never misread each other.
+const VERSION: u8 = 4;
 const HEAD: usize = 4 + 1 + 8 + 8;
 
 /// Why bytes are not an entry.
@@ -64,9 +61,11 @@ pub fn encode(entry: &Entry) -> Bytes {
     put(&mut out, entry.readable.as_bytes());
     put_count(&mut out, entry.tags.len());
     entry.tags.iter().for_each(|tag| put(&mut out, tag.as_bytes()));
+    out.put_u64_le(entry.target);
     out.put_u64_le(entry.asked_at.as_millis());
     out.put_u64_le(entry.stored_at.as_millis());
     out.put_u32_le(entry.age_when_stored);
+    out.put_u32_le(entry.cost);
     let Lifetimes { fresh, stale_while_revalidate, stale_if_error, validatable } = entry.lifetimes;
     for span in [fresh, stale_while_revalidate, stale_if_error, validatable] {
         out.put_u64_le(millis(span));
@@ -116,7 +115,7 @@ pub fn decode(mut bytes: Bytes) -> Result<Entry, DecodeError> {
     }
     bytes.advance(4);
     let version = bytes.get_u8();
-    if version != VERSION && version != PREVIOUS {
+    if version != VERSION {
         return Err(DecodeError::Version);
     }
     let (length, checksum) = (bytes.get_u64_le(), bytes.get_u64_le());
@@ -126,17 +125,18 @@ pub fn decode(mut bytes: Bytes) -> Result<Entry, DecodeError> {
     if checksum != xxh3_64(&bytes) {
         return Err(DecodeError::Checksum);
     }
-    payload(&mut bytes, version).filter(|_| bytes.is_empty()).ok_or(DecodeError::Content)
+    payload(&mut bytes).filter(|_| bytes.is_empty()).ok_or(DecodeError::Content)
 }
 
-fn payload(bytes: &mut Bytes, version: u8) -> Option<Entry> {
+fn payload(bytes: &mut Bytes) -> Option<Entry> {
     let canonical = take(bytes)?;
     let readable = take_text(bytes)?;
     let tags = (0..take_count(bytes)?).map(|_| take_text(bytes)).collect::<Option<_>>()?;
-    let asked_at = if version == PREVIOUS { None } else { Some(take_moment(bytes)?) };
+    let target = bytes.try_get_u64_le().ok()?;
+    let asked_at = take_moment(bytes)?;
     let stored_at = take_moment(bytes)?;
-    let asked_at = asked_at.unwrap_or(stored_at);
     let age_when_stored = bytes.try_get_u32_le().ok()?;
+    let cost = bytes.try_get_u32_le().ok()?;
     let mut span = || bytes.try_get_u64_le().ok().map(Duration::from_millis);
     let lifetimes = Lifetimes { fresh: span()?, stale_while_revalidate: span()?, stale_if_error: span()?, validatable: span()? };
     let content = match bytes.try_get_u8().ok()? {
@@ -144,7 +144,19 @@ fn payload(bytes: &mut Bytes, version: u8) -> Option<Entry> {
         1 => Content::Varies((0..take_count(bytes)?).map(|_| take_name(bytes)).collect::<Option<_>>()?),
         _ => return None,
     };
-    Some(Entry { canonical, readable, tags, asked_at, stored_at, age_when_stored, lifetimes, content, checked: Checked::default() })
+    Some(Entry {
+        canonical,
+        readable,
+        tags,
+        target,
+        asked_at,
+        stored_at,
+        age_when_stored,
+        cost,
+        lifetimes,
+        content,
+        checked: Checked::default(),
+    })
 }
 
 fn take_response(bytes: &mut Bytes) -> Option<StoredResponse> {
@@ -216,9 +228,11 @@ pub(crate) mod tests {
             canonical: Bytes::from_static(b"canonical"),
             readable: "liq:é".into(),
             tags: tags.to_vec(),
+            target: 77,
             asked_at: Wall::from_millis(1_735_689_600_100),
             stored_at: Wall::from_millis(1_735_689_600_123),
             age_when_stored: 7,
+            cost: 11,
             lifetimes: Lifetimes { fresh: Duration::from_millis(5), ..Lifetimes::default() },
             content: Content::Response(response),
             checked: Checked::default(),
@@ -229,20 +243,6 @@ pub(crate) mod tests {
     fn a_variant_marker_reads_back() {
         let marker = Entry { content: Content::Varies(vec![http::header::ORIGIN]), ..entry(b"", &[], "x") };
         assert_eq!(decode(encode(&marker)), Ok(marker));
-    }
-
-    #[test]
-    fn entries_of_the_version_before_are_read_as_asked_for_when_they_were_stored() {
-        let new = entry(b"body", &["t".into()], "x");
-        let mut bytes = encode(&new).to_vec();
-        let moment = new.asked_at.as_millis().to_le_bytes();
-        let at = bytes.windows(8).position(|window| window == moment).unwrap();
-        bytes.drain(at..at + 8);
-        bytes[4] = PREVIOUS;
-        let (length, checksum) = ((bytes.len() - HEAD) as u64, xxh3_64(&bytes[HEAD..]));
-        bytes[5..13].copy_from_slice(&length.to_le_bytes());
-        bytes[13..21].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(decode(bytes.into()), Ok(Entry { asked_at: new.stored_at, ..new }));
     }
 
     #[test]
@@ -275,7 +275,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn hostile_payloads_with_a_true_checksum_are_read_calmly(payload in proptest::collection::vec(any::<u8>(), 0..200), version in PREVIOUS..=VERSION) {
+        fn hostile_payloads_with_a_true_checksum_are_read_calmly(payload in proptest::collection::vec(any::<u8>(), 0..200), version in VERSION - 1..=VERSION) {
             let mut bytes = BytesMut::new();
             bytes.put_slice(MAGIC);
             bytes.put_u8(version);

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use super::key::{Canonical, Key};
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
-use crate::http::encoding::Coding;
+use crate::http::encoding::{Coding, gunzip, inflation_limit};
 use crate::http::freshness::Lifetimes;
 
 /// What is stored under a key, with everything that is needed to judge it.
@@ -21,6 +21,8 @@ pub struct Entry {
     pub readable: String,
     /// Its tags.
     pub tags: Vec<String>,
+    /// What an invalidation names it by ([`Key::target`]).
+    pub target: u64,
     /// When the upstream was asked for it, by the clock of [`Voids`](super::void::Voids): whatever was voided since, this is
     /// not to be used.
     pub asked_at: Wall,
@@ -28,6 +30,8 @@ pub struct Entry {
     pub stored_at: Wall,
     /// How old it already was then, in seconds (`Age` of the upstream's response).
     pub age_when_stored: u32,
+    /// How long it took to get it, in milliseconds.
+    pub cost: u32,
     /// How long it may be used from then.
     pub lifetimes: Lifetimes,
     /// The response, or where to look for it.
@@ -102,6 +106,19 @@ impl StoredResponse {
         Self { plain: Some(plain), ..self.clone() }
     }
 
+    /// The body as the upstream meant it, without gzip (another coding stays); `None` if it is damaged or larger than
+    /// `max_object` allows. Inflated where it holds up no request.
+    pub async fn inflated(&self, max_object: usize) -> Option<Bytes> {
+        match (self.coding, &self.plain) {
+            (Coding::Identity | Coding::Opaque, _) => Some(self.body.clone()),
+            (Coding::Gzip, Some(plain)) => Some(plain.clone()),
+            (Coding::Gzip, None) => {
+                let (coded, limit) = (self.body.clone(), inflation_limit(self.body.len(), max_object));
+                tokio::task::spawn_blocking(move || gunzip(&coded, limit)).await.ok()?.ok()
+            }
+        }
+    }
+
     /// The fields and the body for a client, and whether the body must first be inflated.
     #[must_use]
     pub fn form(&self, gzip_accepted: bool) -> (&HeaderMap, Form<'_>) {
@@ -173,9 +190,11 @@ impl Entry {
             canonical: key.canonical.0.clone(),
             readable: key.readable.clone(),
             tags: key.tags.clone(),
+            target: key.target,
             asked_at,
             stored_at,
             age_when_stored,
+            cost: 0,
             lifetimes,
             content,
             checked: Checked::default(),
@@ -185,7 +204,7 @@ impl Entry {
     /// The key that it is stored under.
     #[must_use]
     pub fn key(&self) -> Key {
-        Key { canonical: Canonical(self.canonical.clone()), readable: self.readable.clone(), tags: self.tags.clone() }
+        Key { canonical: Canonical(self.canonical.clone()), readable: self.readable.clone(), tags: self.tags.clone(), target: self.target }
     }
 
     /// About how many bytes it takes in memory: its parts, and the allocator's and the map's share.

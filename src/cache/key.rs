@@ -2,12 +2,13 @@
 //!
 //! The *canonical request* is the whole truth: length-prefixed fields, so that no two requests run together. The
 //! memory tier is keyed by it, and an entry that comes from Redis is compared with it. The *name* is what Redis and
-//! operators see: the rule's readable template, then the canonical request's SHA-256.
+//! operators see: the rule's readable template, marks of its tags for purges, then the canonical request's SHA-256.
 
 use bytes::Bytes;
 use http::header::ORIGIN;
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::route::Route;
 use crate::http::conditional::hex;
@@ -24,8 +25,9 @@ pub struct Canonical(pub Bytes);
 impl Canonical {
     /// The canonical form of a GET (or of a HEAD, which shares its answers) on `route`.
     ///
-    /// It holds the rule, the decoded path, `Origin` (services answer it without saying `Vary`), and the parameters
-    /// that matter: sorted by name, repeated and similar names in their order, case folded where the rule says so.
+    /// It holds the rule (its name and its shape), the decoded path, `Origin` (services answer it without saying `Vary`), and the
+    /// parameters that matter: sorted by name, repeated and similar names in their order, case folded where the rule says so.
+    /// Fields that the rule lists in `request_headers` follow.
     #[must_use]
     pub fn new(route: &Route, target: &Target<'_>, headers: &HeaderMap) -> Self {
         let matters = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| !is_ignored(parameter, names));
@@ -36,8 +38,11 @@ impl Canonical {
         // Exactly as much as is needed: the bytes are then shared without being copied again.
         let of_parameters: usize = parameters.iter().map(|p| 9 + p.name().len() + p.value().map_or(0, <[u8]>::len)).sum();
         let of_origins: usize = origins().map(|origin| 5 + origin.len()).sum();
-        let mut out = Vec::with_capacity(9 + route.name.len() + target.path.len() + of_origins + of_parameters);
+        let listed = || route.request_fields.listed().iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)));
+        let of_listed: usize = listed().map(|(name, value)| 9 + name.as_str().len() + value.len()).sum();
+        let mut out = Vec::with_capacity(17 + route.name.len() + target.path.len() + of_origins + of_parameters + of_listed);
         field(&mut out, route.name.as_bytes());
+        out.extend_from_slice(&route.shape);
         field(&mut out, target.path.as_bytes());
         out.push(0);
         for origin in origins() {
@@ -52,6 +57,11 @@ impl Canonical {
             if route.fold_case.iter().any(|name| parameter.is(name)) {
                 out[start + 4..].make_ascii_uppercase();
             }
+        }
+        for (name, value) in listed() {
+            out.push(6);
+            field(&mut out, name.as_str().as_bytes());
+            field(&mut out, value.as_bytes());
         }
         debug_assert_eq!(out.len(), out.capacity(), "counted above");
         Self(Bytes::from(out))
@@ -115,6 +125,58 @@ pub struct Key {
     pub readable: String,
     /// What an entry under this key is tagged with.
     pub tags: Vec<String>,
+    /// A digest of the request without origin and variant: what an invalidation names (RFC 9111 §4.4). 0: nothing names it.
+    pub target: u64,
+}
+
+/// A tag that begins so says which keys answers have that are made from this entry, as a glob. A purge of any of them by
+/// pattern concerns the entry too.
+pub const MADE_INTO: &str = "\u{1}made-into:";
+
+/// More tags than this do not stand in a name.
+const MOST_MARKS: usize = 8;
+/// Stands in a name in place of marks that do not fit.
+const UNMARKED: &str = "~";
+
+/// Five characters that stand for a tag or a target in names, so that a purge finds entries by their names alone.
+#[must_use]
+pub fn mark(text: &[u8]) -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let digest = xxh3_64(text);
+    digest.to_le_bytes()[..5].iter().map(|byte| char::from(LETTERS[usize::from(byte & 31)])).collect()
+}
+
+/// The mark of a target.
+#[must_use]
+pub fn target_mark(target: u64) -> String {
+    mark(&target.to_le_bytes())
+}
+
+/// What a name in Redis tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameParts<'a> {
+    /// The readable part.
+    pub readable: &'a str,
+    /// The marks of target and tags; `None`: they do not stand there, or the readable part is cut.
+    pub marks: Option<&'a str>,
+}
+
+impl<'a> NameParts<'a> {
+    /// Reads a name; `None` if it is that of no entry.
+    #[must_use]
+    pub fn read(name: &'a [u8], namespace: &str) -> Option<Self> {
+        let rest = std::str::from_utf8(name).ok()?.strip_prefix(namespace)?.strip_prefix(':')?;
+        let (rest, digest) = rest.rsplit_once(':')?;
+        let (readable, marks) = rest.rsplit_once('#')?;
+        (digest.len() == 64).then(|| Self { readable, marks: Some(marks).filter(|marks| *marks != UNMARKED) })
+    }
+
+    /// Whether a mark stands there. `None`: that is not known.
+    #[must_use]
+    pub fn has(&self, mark: &str) -> Option<bool> {
+        let marks = self.marks?.as_bytes();
+        Some(marks.chunks(mark.len()).any(|one| one == mark.as_bytes()))
+    }
 }
 
 impl Key {
@@ -127,19 +189,26 @@ impl Key {
             Some(if fold { text.to_ascii_uppercase().into() } else { text })
         };
         let tags = route.tags.iter().map(|tag| tag.render(value)).collect();
-        Self { canonical, readable: route.key.render(value), tags }
+        let target = xxh3_64(&Canonical::new(route, target, &HeaderMap::new()).0);
+        Self { canonical, readable: route.key.render(value), tags, target }
     }
 
-    /// The name in Redis, at most [`MAX_NAME`] bytes: `namespace:readable:sha256`.
+    /// The name in Redis, at most [`MAX_NAME`] bytes: `namespace:readable#marks:sha256`.
     #[must_use]
     pub fn name(&self, namespace: &str) -> String {
         let digest = self.canonical.digest();
-        let room = MAX_NAME.saturating_sub(namespace.len() + digest.len() + 2);
+        let tags: Vec<&String> = self.tags.iter().filter(|tag| !tag.starts_with(MADE_INTO)).collect();
+        let mut marks = target_mark(self.target);
+        tags.iter().for_each(|tag| marks.push_str(&mark(tag.as_bytes())));
+        let room = MAX_NAME.saturating_sub(namespace.len() + digest.len() + marks.len() + 3);
         let mut end = self.readable.len().min(room);
         while !self.readable.is_char_boundary(end) {
             end -= 1;
         }
-        format!("{namespace}:{}:{digest}", &self.readable[..end])
+        if end < self.readable.len() || tags.len() > MOST_MARKS {
+            UNMARKED.clone_into(&mut marks);
+        }
+        format!("{namespace}:{}#{marks}:{digest}", &self.readable[..end])
     }
 
     /// The key of the variant that `headers` select.
@@ -217,12 +286,53 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn listed_fields_make_keys_of_their_own() {
+        let route = routes("[[route]]\nname='r'\npath='/x'\nrequest_headers=['X-Tenant','x-other']\n").remove(0);
+        let target = Target::parse("/x").unwrap();
+        let with = |fields: &[(&'static str, &'static str)]| {
+            let fields = fields.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            Canonical::new(&route, &target, &fields.collect())
+        };
+        let all = [
+            with(&[]),
+            with(&[("x-tenant", "")]),
+            with(&[("x-tenant", "a")]),
+            with(&[("x-tenant", "b")]),
+            with(&[("x-other", "a")]),
+            with(&[("x-other", "a"), ("x-tenant", "a")]),
+        ];
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
+        assert_eq!(with(&[("x-unlisted", "a")]), all[0]);
+    }
+
+    #[test]
     fn names_are_bounded_and_end_in_the_hash() {
         let route = all();
         let long = key(&route, &format!("/x?a={}", "%C3%A9".repeat(400)));
         let name = long.name("sluice");
         assert!(name.len() <= MAX_NAME && name.starts_with("sluice:k:%C3%A9"), "{name}");
         assert!(name.ends_with(&long.canonical.digest()));
+        assert_eq!(NameParts::read(name.as_bytes(), "sluice").unwrap().marks, None, "it is cut");
+    }
+
+    #[test]
+    fn names_tell_purges_what_they_are_about() {
+        let route = routes("[[route]]\nname='r'\npath='/x'\nkey='k#:{a}'\ntags=['s:{a}','all']\n").remove(0);
+        let key = key(&route, "/x?a=b%23");
+        let name = key.name("ns:x");
+        let parts = NameParts::read(name.as_bytes(), "ns:x").unwrap();
+        assert_eq!(parts.readable, key.readable);
+        for (mark, stands) in
+            [(mark(key.tags[0].as_bytes()), true), (mark(b"all"), true), (target_mark(key.target), true), (mark(b"other"), false)]
+        {
+            assert_eq!(parts.has(&mark), Some(stands), "{name} {mark}");
+        }
+        for foreign in ["ns:x", "ns:x!voids", "ns:x:a", "ns:xy:a#b:c", "other:k#aaaaa:0"] {
+            assert_eq!(NameParts::read(foreign.as_bytes(), "ns:x"), None, "{foreign}");
+        }
+        let many = Key { tags: (0..9).map(|number| number.to_string()).collect(), ..key };
+        let name = many.name("ns:x");
+        assert_eq!(NameParts::read(name.as_bytes(), "ns:x").unwrap().has("aaaaa"), None);
     }
 
     #[test]

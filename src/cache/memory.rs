@@ -11,7 +11,7 @@ use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 use super::entry::Entry;
 use super::key::{Canonical, Key};
 use super::store::{Store, StoreFuture, Tier};
-use super::void::Purge;
+use super::void::Validity;
 use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
 
@@ -82,20 +82,6 @@ impl Memory {
             self.update_gauges();
         }
     }
-
-    /// Removes what a purge concerns or makes it stale, at once.
-    pub fn purge_now(&self, purge: &Purge) -> usize {
-        let concerned: Vec<_> = self.cache.iter().filter(|(_, entry)| purge.what.matches(&entry.readable, &entry.tags)).collect();
-        for (canonical, entry) in &concerned {
-            // Only the very entry that was selected: a fresh one that took its place meanwhile stays.
-            let removed = self.cache.remove_if(canonical, |current| Arc::ptr_eq(current, entry));
-            if purge.soft && removed.is_some() {
-                self.cache.insert(canonical.clone(), Arc::new(purge.expire(entry)));
-            }
-        }
-        self.update_gauges();
-        concerned.len()
-    }
 }
 
 impl Store for Memory {
@@ -138,8 +124,20 @@ impl Store for Memory {
         Box::pin(std::future::ready(()))
     }
 
-    fn purge<'a>(&'a self, purge: &'a Purge) -> StoreFuture<'a, usize> {
-        Box::pin(std::future::ready(self.purge_now(purge)))
+    fn work_off(&self, judge: &mut dyn FnMut(&Entry) -> Validity) {
+        let judged: Vec<_> = self
+            .cache
+            .iter()
+            .filter_map(|(_, entry)| match judge(&entry) {
+                Validity::Valid => None,
+                Validity::Expired(left) => Some((entry, Some(Arc::from(left)))),
+                Validity::Void => Some((entry, None)),
+            })
+            .collect();
+        for (entry, left) in judged {
+            // Only the very entry that was judged: a fresh one that took its place meanwhile stays.
+            self.replace(&entry, left);
+        }
     }
 
     fn report(&self) -> Vec<Tier> {
@@ -174,10 +172,9 @@ impl Store for Memory {
 mod tests {
     use super::*;
     use crate::cache::codec::tests::entry;
-    use crate::cache::void::Selection;
 
     fn memory(bytes: u64) -> Memory {
-        Memory::new(bytes, 1 << 20, Arc::new(Metrics::new(&[]).unwrap())).unwrap()
+        Memory::new(bytes, 1 << 20, Arc::new(Metrics::new().unwrap())).unwrap()
     }
 
     fn numbered(number: u32, size: usize) -> Arc<Entry> {
@@ -228,13 +225,16 @@ mod tests {
     }
 
     #[test]
-    fn purges_take_what_they_name() {
+    fn what_is_judged_void_goes_and_what_expired_is_left_stale() {
         let memory = memory(1 << 20);
         (0..4).for_each(|number| memory.insert(numbered(number, 10)));
-        let purge = |what, soft| Purge { what, soft, at: Wall::from_millis(1_735_689_600_124) };
-        assert_eq!(memory.purge_now(&purge(Selection::Tag("t0".into()), true)), 2);
+        let now = Wall::from_millis(1_735_689_600_124);
+        memory.work_off(&mut |entry| match &*entry.readable {
+            "k:0" => Validity::Expired(Box::new(entry.expired(now, now))),
+            "k:1" => Validity::Void,
+            _ => Validity::Valid,
+        });
         assert_eq!(memory.peek(&canonical(0)).unwrap().lifetimes.fresh, std::time::Duration::ZERO);
-        assert_eq!(memory.purge_now(&purge(Selection::Pattern("k:1".into()), false)), 1);
-        assert!(memory.peek(&canonical(1)).is_none() && memory.peek(&canonical(3)).is_some());
+        assert!(memory.peek(&canonical(1)).is_none() && memory.peek(&canonical(2)).is_some() && memory.peek(&canonical(3)).is_some());
     }
 }

@@ -1,11 +1,13 @@
-//! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`]), what is void of them ([`void`]), and the
-//! stores ([`store`]): [`memory`], [`redis`] (bytes by [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`].
+//! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`]), what is void of them ([`void`], with other
+//! instances through [`void_log`], worked off by [`void_worker`]), and the stores ([`store`]): [`memory`], [`redis`] (bytes by
+//! [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a restart in a [`hot_file`].
 //!
 //! Knows rules only to make keys from them. A store knows keys and entries, never requests or freshness decisions, and it
 //! never fails: what cannot be read is a miss, what cannot be written is not stored, and both are counted.
 
 pub mod codec;
 pub mod entry;
+pub mod hot_file;
 pub mod key;
 pub mod memory;
 pub mod redis;
@@ -13,11 +15,17 @@ pub mod seal;
 pub mod store;
 pub mod tiered;
 pub mod void;
+pub mod void_log;
+pub mod void_worker;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
@@ -25,22 +33,54 @@ use entry::Entry;
 use key::{Canonical, Key};
 use store::Store;
 use void::{Selection, Validity, Voids};
+use void_log::{Added, LoggedVoid, VoidLog};
+
+/// Counts of purges that are kept.
+const COUNTS: usize = 256;
+/// So many invalidated targets are worked off in memory together.
+const TARGETS: usize = 20_000;
+/// How long whoever purges waits for the count of what was concerned.
+const PATIENCE: Duration = Duration::from_millis(800);
 
 /// The cache: a store, and what is void of it. Whatever is read here may be used, as far as purges and invalidations go.
-///
-/// `target_uri` is, throughout, the canonical request without origin and variant: what an invalidation names (RFC 9111 §4.4).
 pub struct Cache {
     store: Arc<dyn Store>,
-    voids: Voids,
+    voids: Arc<Voids>,
+    /// The voids of all instances, if Redis is configured.
+    log: Option<Arc<VoidLog>>,
+    /// How many entries in memory each of the last purges concerned.
+    counts: tokio::sync::Mutex<BTreeMap<Wall, u64>>,
     runtime: Handle,
     metrics: Arc<Metrics>,
 }
 
+/// What came of a purge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// How many entries it concerned; `None`: that is being found out.
+    pub count: Option<u64>,
+    /// Its number among those of all instances, by which it can be asked for later.
+    pub number: Option<u64>,
+    /// Whether other instances get to know it only when Redis is back.
+    pub waits: bool,
+}
+
+impl fmt::Display for Purged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.count, self.number) {
+            (Some(count), _) => write!(f, "{count} entries")?,
+            (None, Some(number)) => write!(f, "being counted as number {number}")?,
+            (None, None) => f.write_str("being counted")?,
+        }
+        f.write_str(if self.waits { ", other instances when Redis is back" } else { "" })
+    }
+}
+
 impl Cache {
-    /// The cache over a store. What need not be waited for is done on `runtime`.
+    /// The cache over a store, with the voids that hold for it. What need not be waited for is done on `runtime`.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { store, voids: Voids::default(), runtime, metrics })
+    pub fn new(store: Arc<dyn Store>, voids: Arc<Voids>, log: Option<Arc<VoidLog>>, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { store, voids, log, counts: tokio::sync::Mutex::default(), runtime, metrics })
     }
 
     /// The store, for what voids do not bear upon: reports, and other forms of an entry.
@@ -51,32 +91,44 @@ impl Cache {
 
     /// The voids.
     #[must_use]
-    pub const fn voids(&self) -> &Voids {
+    pub fn voids(&self) -> &Voids {
         &self.voids
+    }
+
+    /// Whether other instances may have voided something that is not known here: before anything is served,
+    /// [`ascertain`](Self::ascertain).
+    #[must_use]
+    pub fn is_uncertain(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.is_uncertain())
+    }
+
+    /// Waits until it is known what other instances voided, or, a tenth of a second later, that Redis cannot say.
+    pub async fn ascertain(&self) {
+        if let Some(log) = &self.log {
+            log.ascertain().await;
+        }
     }
 
     /// The entry in memory. For hits: no allocation, no I/O.
     #[must_use]
-    pub fn peek(&self, canonical: &Canonical, target_uri: impl FnOnce() -> Canonical) -> Option<Arc<Entry>> {
+    pub fn peek(&self, canonical: &Canonical) -> Option<Arc<Entry>> {
         let entry = self.store.peek(canonical)?;
-        self.valid(entry, target_uri)
+        self.valid(entry)
     }
 
     /// The entry under a key, whatever its age.
-    pub async fn get(&self, key: &Key, target_uri: impl FnOnce() -> Canonical) -> Option<Arc<Entry>> {
+    pub async fn get(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.store.get(key).await?;
-        self.valid(entry, target_uri)
+        self.valid(entry)
     }
 
     /// What may be used of an entry that was read.
-    fn valid(&self, entry: Arc<Entry>, target_uri: impl FnOnce() -> Canonical) -> Option<Arc<Entry>> {
-        let left = match self.voids.check(&entry, target_uri) {
+    fn valid(&self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+        let left = match self.voids.check(&entry) {
             Validity::Valid => return Some(entry),
             Validity::Expired(left) => Some(Arc::from(left)),
             Validity::Void => None,
         };
-        // A purge removes what was stored when it came. This entry may have been read from Redis before that and put into
-        // memory after.
         self.store.replace(&entry, left.clone());
         left
     }
@@ -85,11 +137,11 @@ impl Cache {
     ///
     /// What was voided meanwhile does not stay. A void that is made after the check within finds the entry in the store, one
     /// that was made before is found by the check.
-    pub fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>, target_uri: &'a Canonical) -> impl Future<Output = ()> + Send + 'a {
+    pub fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> impl Future<Output = ()> + Send + 'a {
         let writing = self.store.put(key, Arc::clone(&entry));
         async move {
             writing.await;
-            match self.voids.check_written(&entry, target_uri) {
+            match self.voids.check_written(&entry) {
                 Validity::Valid => {}
                 Validity::Expired(left) => self.store.put(key, left.into()).await,
                 Validity::Void => self.store.remove(key).await,
@@ -97,25 +149,78 @@ impl Cache {
         }
     }
 
-    /// Purges what `what` selects, or with `soft` makes it stale. Returns how many entries that were.
-    pub async fn purge(&self, what: Selection, soft: bool) -> usize {
-        let purge = self.voids.purge(what, soft);
-        let purged = self.store.purge(&purge).await;
-        self.metrics.purged.inc_by(purged as u64);
-        tracing::info!(what = ?purge.what, soft, purged, "purged");
-        purged
+    /// Purges what `what` selects, or with `soft` makes it stale, on every instance. What it concerns is not served here any more
+    /// from now on, and nowhere else within a second; what came of it is counted meanwhile.
+    pub async fn purge(self: &Arc<Self>, what: Selection, soft: bool) -> Purged {
+        let purge = self.voids.add(what.clone(), soft);
+        let added = match &self.log {
+            Some(log) => Some(log.add(LoggedVoid { what, soft }).await),
+            None => None,
+        };
+        let (cache, at) = (Arc::clone(self), purge.at);
+        let counting = self.runtime.spawn(async move { cache.work_off(at).await });
+        let (number, elsewhere) = match (&self.log, added) {
+            (Some(log), Some(Added::Shared(number))) => (Some(number), log.counted(number, PATIENCE).await),
+            _ => (None, Some(0)),
+        };
+        let here = match timeout(PATIENCE, counting).await {
+            Ok(Ok(count)) => Some(count),
+            _ => None,
+        };
+        let count = here.zip(elsewhere).map(|(here, elsewhere)| here.max(elsewhere));
+        self.metrics.purged.inc_by(count.or(here).unwrap_or(0));
+        Purged { count, number, waits: added == Some(Added::Waits) }
     }
 
-    /// A client changed what is stored under these keys, which are those of target URIs (RFC 9111 §4.4): neither that nor what
-    /// is being fetched for them is used any more. The returned task removes it.
-    pub fn invalidate(&self, keys: Vec<Key>) -> JoinHandle<()> {
-        for key in &keys {
-            self.voids.invalidate(&key.canonical);
+    /// The voids of all instances, if Redis is configured.
+    #[must_use]
+    pub fn log(&self) -> Option<&VoidLog> {
+        self.log.as_deref()
+    }
+
+    /// Works off all voids in memory, and says how many entries the purge of a moment concerned.
+    async fn work_off(self: &Arc<Self>, at: Wall) -> u64 {
+        let mut counts = self.counts.lock().await;
+        if let Some(count) = counts.get(&at) {
+            return *count;
         }
-        let store = Arc::clone(&self.store);
+        let (store, voids) = (Arc::clone(&self.store), Arc::clone(&self.voids));
+        let working = self.runtime.spawn_blocking(move || {
+            let (purges, newest) = voids.to_work_off();
+            let mut found = vec![0; purges.len()];
+            store.work_off(&mut |entry| {
+                for (purge, count) in purges.iter().zip(&mut found) {
+                    *count += u64::from(entry.asked_at <= purge.at && purge.what.concerns(entry));
+                }
+                voids.check(entry)
+            });
+            voids.worked_off(newest);
+            purges.into_iter().map(|purge| purge.at).zip(found).collect::<Vec<_>>()
+        });
+        counts.extend(working.await.unwrap_or_default());
+        while counts.len() > COUNTS {
+            counts.pop_first();
+        }
+        counts.get(&at).copied().unwrap_or(0)
+    }
+
+    /// A client changed something: what is stored under these keys, which are those of target URIs (RFC 9111 §4.4), and whatever is
+    /// being fetched for them, is not used any more, on no instance. The returned task ends when all of them have been told.
+    pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> JoinHandle<()> {
+        for key in &keys {
+            self.voids.add(Selection::Target(key.target), false);
+        }
+        let cache = Arc::clone(self);
         self.runtime.spawn(async move {
-            for key in keys {
-                store.remove(&key).await;
+            for key in &keys {
+                if let Some(log) = &cache.log {
+                    log.add(LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
+                }
+                cache.store.remove(key).await;
+            }
+            if cache.voids.targets() > TARGETS {
+                let newest = cache.voids.to_work_off().1;
+                cache.work_off(newest).await;
             }
         })
     }
@@ -132,7 +237,6 @@ mod tests {
     use super::codec::tests::entry as stored;
     use super::memory::Memory;
     use super::store::{StoreFuture, Tier};
-    use super::void::Purge;
     use super::*;
     use bytes::Bytes;
     use std::collections::BTreeMap;
@@ -174,8 +278,8 @@ mod tests {
             self.memory.remove(key)
         }
 
-        fn purge<'a>(&'a self, purge: &'a Purge) -> StoreFuture<'a, usize> {
-            self.memory.purge(purge)
+        fn work_off(&self, judge: &mut dyn FnMut(&Entry) -> Validity) {
+            self.memory.work_off(judge);
         }
 
         fn report(&self) -> Vec<Tier> {
@@ -192,27 +296,29 @@ mod tests {
     }
 
     fn key() -> Key {
-        Key { canonical: Canonical(Bytes::from_static(b"k")), readable: "liq:BTC".to_owned(), tags: vec!["symbol:BTC".to_owned()] }
-    }
-
-    fn target_uri() -> Canonical {
-        key().canonical
+        Key {
+            canonical: Canonical(Bytes::from_static(b"k")),
+            readable: "liq:BTC".to_owned(),
+            tags: vec!["symbol:BTC".to_owned()],
+            target: 5,
+        }
     }
 
     /// What is left in the store of a response that was asked for before `meanwhile` and stored after.
     async fn left_after(meanwhile: Meanwhile) -> Option<Arc<Entry>> {
-        let metrics = Arc::new(Metrics::new(&[]).unwrap());
+        let metrics = Arc::new(Metrics::new().unwrap());
         let memory = Memory::new(1 << 20, 1 << 20, Arc::clone(&metrics)).unwrap();
         let store = Arc::new(Slow { memory, cache: OnceLock::new(), meanwhile });
-        let cache = Cache::new(Arc::clone(&store) as _, Handle::current(), metrics);
+        let cache = Cache::new(Arc::clone(&store) as _, Arc::default(), None, Handle::current(), metrics);
         store.cache.set(Arc::downgrade(&cache)).unwrap();
         let key = key();
         let template = stored(b"old", &key.tags, "v");
-        let entry = Entry { asked_at: cache.ask(), canonical: key.canonical.0.clone(), readable: key.readable.clone(), ..template };
-        cache.put(&key, Arc::new(entry), &target_uri()).await;
+        let entry =
+            Entry { asked_at: cache.ask(), canonical: key.canonical.0.clone(), readable: key.readable.clone(), target: 5, ..template };
+        cache.put(&key, Arc::new(entry)).await;
         // Not only may it not be used: it is gone, so that it cannot come back once its void is forgotten.
         let left = store.peek(&key.canonical);
-        assert_eq!(cache.peek(&key.canonical, target_uri), left);
+        assert_eq!(cache.peek(&key.canonical), left);
         left
     }
 

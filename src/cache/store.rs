@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::entry::Entry;
 use super::key::{Canonical, Key};
-use super::void::Purge;
+use super::void::Validity;
 
 /// The future of what a store does.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -29,8 +29,13 @@ pub trait Store: Send + Sync {
     /// Removes the entry under a key.
     fn remove<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, ()>;
 
-    /// Removes what a purge concerns, or with `soft` makes it stale. Returns how many entries that were.
-    fn purge<'a>(&'a self, purge: &'a Purge) -> StoreFuture<'a, usize>;
+    /// Shows every entry in memory to `judge`, and keeps what that leaves of it. It takes a while: not for a thread that serves.
+    fn work_off(&self, judge: &mut dyn FnMut(&Entry) -> Validity);
+
+    /// The tier that instances share, by itself: for what must not take room in memory. `None` without one.
+    fn shared(&self) -> Option<&dyn Store> {
+        None
+    }
 
     /// The tiers, for `stats`.
     fn report(&self) -> Vec<Tier>;

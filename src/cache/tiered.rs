@@ -7,7 +7,7 @@ use super::entry::Entry;
 use super::key::{Canonical, Key};
 use super::memory::Memory;
 use super::store::{Store, StoreFuture, Tier};
-use super::void::Purge;
+use super::void::Validity;
 
 /// Memory in front of a slower store.
 ///
@@ -15,12 +15,12 @@ use super::void::Purge;
 /// would have lived there.
 pub struct Tiered<S> {
     memory: Memory,
-    below: S,
+    below: Arc<S>,
 }
 
 impl<S: Store> Tiered<S> {
     /// Both tiers as one.
-    pub const fn new(memory: Memory, below: S) -> Self {
+    pub const fn new(memory: Memory, below: Arc<S>) -> Self {
         Self { memory, below }
     }
 }
@@ -56,13 +56,12 @@ impl<S: Store> Store for Tiered<S> {
         self.below.remove(key)
     }
 
-    fn purge<'a>(&'a self, purge: &'a Purge) -> StoreFuture<'a, usize> {
-        Box::pin(async move {
-            // Below first: what memory reads back meanwhile is then purged from memory too.
-            let below = self.below.purge(purge).await;
-            let above = self.memory.purge(purge).await;
-            below.max(above)
-        })
+    fn work_off(&self, judge: &mut dyn FnMut(&Entry) -> Validity) {
+        self.memory.work_off(judge);
+    }
+
+    fn shared(&self) -> Option<&dyn Store> {
+        Some(&*self.below)
     }
 
     fn report(&self) -> Vec<Tier> {

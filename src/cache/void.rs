@@ -1,52 +1,99 @@
 //! What is void. Purges by an operator and invalidations by a client's change (RFC 9111 §4.4) are one idea: *what matches this
 //! and was asked for until this moment is not to be used any more*.
 //!
-//! A void is held against an entry when the entry is read. So it does not matter when the entry was written, or by whom:
-//! what a fetch brings that began before the void is void when it is stored. Removing void entries from the stores only makes
-//! room.
+//! A void is noted in no time, and held against an entry when the entry is read. So it does not matter when the entry was written,
+//! or by whom: what a fetch brings that began before the void is void when it is stored. Removing void entries from the stores
+//! only makes room; that is done in the background, a little at a time (as Varnish does with its bans).
 //!
-//! So many purges are remembered. An older one can be forgotten, because nothing is left that it concerns: the purge removed
-//! what was stored when it came, and whoever stores a response looks once more afterwards ([`Voids::check_written`]), where a
-//! purge that was forgotten counts as matching.
+//! Voids of other instances come through [`void_log`](super::void_log), and are voids of this one from then on.
+//!
+//! So many voids are remembered. An older one can be forgotten once it is worked off, because nothing is left that it concerns,
+//! and whoever stores a response looks once more afterwards ([`Voids::check_written`]), where a void that was forgotten counts as
+//! matching.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use foldhash::fast::RandomState;
-use quick_cache::UnitWeighter;
-use quick_cache::sync::{Cache, DefaultLifecycle};
+use serde::{Deserialize, Serialize};
 
-use super::entry::Entry;
-use super::key::Canonical;
+use super::entry::{Checked, Entry};
+use super::key::MADE_INTO;
 use crate::clock::Wall;
 
-/// Purges that are remembered.
-const PURGES: usize = 256;
-/// Invalidated targets that are remembered; the longest unused is forgotten first. The entry of the target itself is removed
-/// at once: this memory is for its variants and for other origins, whose keys cannot be named.
-const TARGETS: usize = 16_384;
+/// Purges that are remembered, and how many at most while they are not worked off.
+const PURGES: (usize, usize) = (256, 4096);
+/// The same for invalidated targets.
+const TARGETS: (usize, usize) = (16_384, 262_144);
 
 /// Which entries a purge concerns.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Selection {
     /// Those whose readable key matches a glob (`*`, `?`).
     Pattern(String),
     /// Those that carry a tag.
     Tag(String),
+    /// Those for a target URI, in all variants and for every origin ([`Key::target`](super::key::Key::target)).
+    Target(u64),
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pattern(pattern) => write!(f, "pattern {pattern}"),
+            Self::Tag(tag) => write!(f, "tag {tag}"),
+            Self::Target(target) => write!(f, "target {target:016x}"),
+        }
+    }
 }
 
 impl Selection {
-    /// Whether it concerns an entry with this readable key and these tags.
+    /// Whether it concerns an entry.
     #[must_use]
-    pub fn matches(&self, readable: &str, tags: &[String]) -> bool {
+    pub fn concerns(&self, entry: &Entry) -> bool {
+        self.matches(&entry.readable, &entry.tags, entry.target)
+    }
+
+    /// Whether it concerns an entry with this readable key, these tags and this target.
+    #[must_use]
+    pub fn matches(&self, readable: &str, tags: &[String], target: u64) -> bool {
         match self {
-            Self::Pattern(pattern) => glob(pattern.as_bytes(), readable.as_bytes()),
+            Self::Pattern(pattern) => {
+                let made = || tags.iter().filter_map(|tag| tag.strip_prefix(MADE_INTO));
+                glob(pattern.as_bytes(), readable.as_bytes()) || made().any(|keys| overlap(pattern.as_bytes(), keys.as_bytes()))
+            }
             Self::Tag(tag) => tags.contains(tag),
+            Self::Target(voided) => *voided == target,
         }
     }
+}
+
+/// The readable keys of entries with such tags begin so: whether a pattern concerns them, their names alone do not say.
+pub const ORDERS: &str = "timeline:";
+
+/// Whether some text matches two patterns of `*` and `?` both.
+#[must_use]
+pub fn overlap(one: &[u8], two: &[u8]) -> bool {
+    // Row by row from the end: whether what is left of `one` and of `two` can be the same.
+    let mut below = vec![false; two.len() + 1];
+    for at in (0..=one.len()).rev() {
+        let mut row = vec![false; two.len() + 1];
+        for other in (0..=two.len()).rev() {
+            row[other] = match (one.get(at), two.get(other)) {
+                (None, None) => true,
+                (Some(b'*'), None) => below[other],
+                (None, Some(b'*')) => row[other + 1],
+                (Some(b'*'), Some(_)) | (Some(_), Some(b'*')) => below[other] || row[other + 1],
+                (Some(a), Some(b)) => (a == b || *a == b'?' || *b == b'?') && below[other + 1],
+                _ => false,
+            };
+        }
+        below = row;
+    }
+    below[0]
 }
 
 /// Whether `text` matches a pattern of `*` and `?`. Linear in practice: only the last `*` is ever tried again.
@@ -102,32 +149,66 @@ pub enum Validity {
     Void,
 }
 
-type Targets = Cache<Bytes, Wall, UnitWeighter, RandomState, DefaultLifecycle<Bytes, Wall>>;
-
 /// All voids of this process, and the clock that says what came first.
 ///
 /// The clock is wall time, since entries carry it, made to run forwards: a moment of [`Voids::ask`] is later than every void
 /// made before, a void's moment is not earlier than everything asked before, and no two voids share one.
+#[derive(Default)]
 pub struct Voids {
     /// The newest void. What was asked for later, as nearly everything was, needs no closer look.
     newest: AtomicU64,
     /// The latest moment at which something was asked for.
     asked: AtomicU64,
-    purges: Mutex<Remembered>,
-    targets: Targets,
+    remembered: Mutex<Remembered>,
 }
 
 #[derive(Default)]
 struct Remembered {
     purges: VecDeque<Purge>,
-    /// The newest purge that was forgotten.
+    /// Invalidated targets, and the same in the order of their moments.
+    targets: HashMap<u64, Wall>,
+    targets_in_order: VecDeque<(Wall, u64)>,
+    /// All voids until then are worked off in memory.
+    worked_off: Wall,
+    /// The newest void that was forgotten.
     forgotten: Wall,
+    /// The newest void that was forgotten before it was worked off: all that was asked for until then is void.
+    floor: Wall,
 }
 
-impl Default for Voids {
-    fn default() -> Self {
-        let targets = Cache::with(TARGETS, TARGETS as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default());
-        Self { newest: AtomicU64::new(0), asked: AtomicU64::new(0), purges: Mutex::default(), targets }
+impl Remembered {
+    /// Forgets what need not be remembered any more.
+    fn forget(&mut self) {
+        while let Some(oldest) = self.purges.front().map(|purge| purge.at)
+            && self.may_forget(oldest, self.purges.len(), PURGES)
+        {
+            self.purges.pop_front();
+        }
+        while let Some(&(oldest, target)) = self.targets_in_order.front()
+            && self.may_forget(oldest, self.targets_in_order.len(), TARGETS)
+        {
+            self.targets_in_order.pop_front();
+            if self.targets.get(&target) == Some(&oldest) {
+                self.targets.remove(&target);
+            }
+        }
+    }
+
+    /// Whether the oldest of `count` voids goes, and what that means.
+    fn may_forget(&mut self, oldest: Wall, count: usize, (enough, most): (usize, usize)) -> bool {
+        let worked_off = oldest <= self.worked_off;
+        let goes = count > most || (count > enough && worked_off);
+        if goes {
+            self.forgotten = self.forgotten.max(oldest);
+            if !worked_off {
+                self.floor = self.floor.max(oldest);
+            }
+        }
+        goes
+    }
+
+    fn is_invalidated(&self, target: u64, asked_at: Wall) -> bool {
+        asked_at <= self.floor || self.targets.get(&target).is_some_and(|&at| asked_at <= at)
     }
 }
 
@@ -146,40 +227,33 @@ impl Voids {
     }
 
     /// Voids what matches `what`: for ever, or with `soft` its freshness.
-    pub fn purge(&self, what: Selection, soft: bool) -> Purge {
+    pub fn add(&self, what: Selection, soft: bool) -> Purge {
         let mut remembered = self.remembered();
         let purge = Purge { what, soft, at: self.next(&remembered) };
-        if remembered.purges.len() == PURGES {
-            let oldest = remembered.purges.pop_front();
-            remembered.forgotten = oldest.map_or(remembered.forgotten, |oldest| oldest.at);
+        match &purge.what {
+            Selection::Target(target) if !soft => {
+                remembered.targets.insert(*target, purge.at);
+                remembered.targets_in_order.push_back((purge.at, *target));
+            }
+            _ => remembered.purges.push_back(purge.clone()),
         }
-        remembered.purges.push_back(purge.clone());
+        remembered.forget();
         self.newest.store(purge.at.as_millis(), Ordering::Release);
         purge
     }
 
-    /// Voids what is stored for a target, in all its variants and for every origin. `target_uri` is the canonical request
-    /// without either.
-    pub fn invalidate(&self, target_uri: &Canonical) {
-        let remembered = self.remembered();
-        let at = self.next(&remembered);
-        self.targets.insert(target_uri.0.clone(), at);
-        self.newest.store(at.as_millis(), Ordering::Release);
-    }
-
-    /// Whether an entry that was read may be used. `target_uri` is the canonical request without origin and variant; it is
-    /// made only if it is needed.
+    /// Whether an entry that was read may be used.
     #[must_use]
-    pub fn check(&self, entry: &Entry, target_uri: impl FnOnce() -> Canonical) -> Validity {
+    pub fn check(&self, entry: &Entry) -> Validity {
         let newest = Wall::from_millis(self.newest.load(Ordering::Acquire));
         if entry.asked_at > newest || entry.checked.covers(newest) {
             return Validity::Valid;
         }
-        if self.is_invalidated(&target_uri(), entry.asked_at) {
+        let remembered = self.remembered();
+        if remembered.is_invalidated(entry.target, entry.asked_at) {
             return Validity::Void;
         }
-        let remembered = self.remembered();
-        let matching = |purge: &&Purge| purge.at >= entry.asked_at && purge.what.matches(&entry.readable, &entry.tags);
+        let matching = |purge: &&Purge| purge.at >= entry.asked_at && purge.what.concerns(entry);
         let mut softest = None;
         for purge in remembered.purges.iter().rev().filter(matching) {
             if !purge.soft {
@@ -196,29 +270,81 @@ impl Voids {
         }
     }
 
-    /// Whether an entry that was just written may stay, however long ago it was asked for.
+    /// Whether an entry that was just written, or is about to be, may stay, however long ago it was asked for.
     #[must_use]
-    pub fn check_written(&self, entry: &Entry, target_uri: &Canonical) -> Validity {
+    pub fn check_written(&self, entry: &Entry) -> Validity {
         if entry.asked_at <= self.remembered().forgotten {
             return Validity::Void;
         }
-        self.check(entry, || target_uri.clone())
+        self.check(entry)
+    }
+
+    /// The purges that are not worked off in memory yet, and the moment of the newest void.
+    #[must_use]
+    pub fn to_work_off(&self) -> (Vec<Purge>, Wall) {
+        let remembered = self.remembered();
+        let purges = remembered.purges.iter().filter(|purge| purge.at > remembered.worked_off).cloned().collect();
+        (purges, Wall::from_millis(self.newest.load(Ordering::Acquire)))
+    }
+
+    /// All voids until `at` are worked off in memory.
+    pub fn worked_off(&self, at: Wall) {
+        let mut remembered = self.remembered();
+        remembered.worked_off = remembered.worked_off.max(at);
+        remembered.forget();
+    }
+
+    /// How many invalidated targets are remembered.
+    #[must_use]
+    pub fn targets(&self) -> usize {
+        self.remembered().targets_in_order.len()
+    }
+
+    /// The purges that are remembered and concern what has this readable key, these tags and this target, newest first.
+    #[must_use]
+    pub fn concerning(&self, readable: &str, tags: &[String], target: u64) -> Vec<Purge> {
+        let remembered = self.remembered();
+        let mut found: Vec<Purge> =
+            remembered.purges.iter().rev().filter(|purge| purge.what.matches(readable, tags, target)).cloned().collect();
+        found.extend(remembered.targets.get(&target).map(|&at| Purge { what: Selection::Target(target), soft: false, at }));
+        found
+    }
+
+    /// Whether what was asked for at `asked_at` was purged since, softly or not. `concerned` says which purges concern it,
+    /// `checked` which it was held against already. For what is no [`Entry`] and is read again and again.
+    #[must_use]
+    pub fn is_purged(&self, asked_at: Wall, checked: &Checked, concerned: impl Fn(&Selection) -> bool) -> bool {
+        let newest = Wall::from_millis(self.newest.load(Ordering::Acquire));
+        if asked_at > newest || checked.covers(newest) {
+            return false;
+        }
+        let remembered = self.remembered();
+        let forgotten = asked_at <= remembered.floor || (asked_at <= remembered.forgotten && !checked.covers(remembered.forgotten));
+        let mut since = remembered.purges.iter().rev().take_while(|purge| purge.at >= asked_at);
+        if forgotten || since.any(|purge| concerned(&purge.what)) {
+            return true;
+        }
+        checked.note(newest);
+        false
     }
 
     /// Whether anything was purged since something was asked for at `asked_at`.
     #[must_use]
     pub fn is_purged_since(&self, asked_at: Wall) -> bool {
-        self.remembered().purges.back().is_some_and(|purge| asked_at <= purge.at)
+        {
+            let remembered = self.remembered();
+            asked_at <= remembered.floor || remembered.purges.back().is_some_and(|purge| asked_at <= purge.at)
+        }
     }
 
-    /// Whether something was invalidated that was asked for at `asked_at` for a target URI.
+    /// Whether something was invalidated that was asked for at `asked_at` for a target.
     #[must_use]
-    pub fn is_invalidated(&self, target_uri: &Canonical, asked_at: Wall) -> bool {
-        self.targets.get(&target_uri.0).is_some_and(|at| asked_at <= at)
+    pub fn is_invalidated(&self, target: u64, asked_at: Wall) -> bool {
+        self.remembered().is_invalidated(target, asked_at)
     }
 
     fn remembered(&self) -> MutexGuard<'_, Remembered> {
-        self.purges.lock().unwrap_or_else(PoisonError::into_inner)
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The moment of a new void. Only one is made at a time: whoever makes one holds the lock.
@@ -233,17 +359,22 @@ impl Voids {
 mod tests {
     use super::*;
     use crate::cache::codec::tests::entry as stored;
-
-    fn target() -> Canonical {
-        Canonical(Bytes::from_static(b"target"))
-    }
+    use proptest::prelude::*;
 
     fn entry(voids: &Voids) -> Entry {
-        Entry { asked_at: voids.ask(), readable: "liq:BTC".into(), ..stored(b"x", &["t".into()], "v") }
+        Entry { asked_at: voids.ask(), readable: "liq:BTC".into(), target: 7, ..stored(b"x", &["t".into()], "v") }
+    }
+
+    /// So many purges that the ones before are forgotten.
+    fn forget(voids: &Voids) {
+        for _ in 0..=PURGES.0 {
+            voids.add(Selection::Tag("x".into()), false);
+            voids.worked_off(voids.to_work_off().1);
+        }
     }
 
     fn check(voids: &Voids, entry: &Entry) -> Validity {
-        voids.check(entry, target)
+        voids.check(entry)
     }
 
     #[test]
@@ -261,14 +392,36 @@ mod tests {
     }
 
     #[test]
+    fn purges_by_pattern_find_what_the_answers_that_they_name_are_made_from() {
+        let tags = ["symbol:BTCUSDT".to_owned(), format!("{MADE_INTO}liq:BTCUSDT:*:*"), format!("{MADE_INTO}orders:BTCUSDT:*")];
+        let concerned = |pattern: &str| Selection::Pattern(pattern.into()).matches("timeline:BTCUSDT", &tags, 0);
+        for pattern in ["*", "liq:*", "liq:BTC*:1m:*", "liq:BTCUSDT:1m:1:2", "orders:?TCUSDT:latest:50", "*USDT*", "timeline:*"] {
+            assert!(concerned(pattern), "{pattern}");
+        }
+        for pattern in ["", "liq", "liq:ETH*", "symbols:all", "other:*"] {
+            assert!(!concerned(pattern), "{pattern}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_that_match_one_text_overlap(one in "[ab*?]{0,6}", two in "[ab*?]{0,6}", text in "[ab]{0,6}") {
+            if glob(one.as_bytes(), text.as_bytes()) && glob(two.as_bytes(), text.as_bytes()) {
+                prop_assert!(overlap(one.as_bytes(), two.as_bytes()));
+            }
+            prop_assert_eq!(overlap(one.as_bytes(), text.as_bytes()), glob(one.as_bytes(), text.as_bytes()));
+        }
+    }
+
+    #[test]
     fn what_was_asked_for_before_a_purge_is_void_and_what_was_asked_for_after_is_not() {
         for what in [Selection::Pattern("liq:*".into()), Selection::Tag("t".into())] {
             let voids = Voids::default();
             let before = entry(&voids);
             assert_eq!(check(&voids, &before), Validity::Valid);
-            voids.purge(Selection::Pattern("other".into()), false);
+            voids.add(Selection::Pattern("other".into()), false);
             assert_eq!(check(&voids, &before), Validity::Valid);
-            voids.purge(what.clone(), false);
+            voids.add(what.clone(), false);
             assert_eq!(check(&voids, &before), Validity::Void, "{what:?}");
             assert_eq!(check(&voids, &entry(&voids)), Validity::Valid, "{what:?}");
         }
@@ -278,11 +431,11 @@ mod tests {
     fn a_soft_purge_leaves_a_stale_entry_and_a_hard_one_wins() {
         let voids = Voids::default();
         let before = entry(&voids);
-        let purge = voids.purge(Selection::Tag("t".into()), true);
+        let purge = voids.add(Selection::Tag("t".into()), true);
         let Validity::Expired(left) = check(&voids, &before) else { panic!("not expired") };
         assert_eq!((left.lifetimes.fresh, left.stored_at), (Duration::ZERO, purge.at));
         assert_eq!(check(&voids, &left), Validity::Valid, "what is left is not purged again");
-        voids.purge(Selection::Tag("t".into()), false);
+        voids.add(Selection::Tag("t".into()), false);
         assert_eq!((check(&voids, &before), check(&voids, &left)), (Validity::Void, Validity::Void));
     }
 
@@ -290,34 +443,83 @@ mod tests {
     fn an_invalidated_target_is_void_in_all_its_variants() {
         let voids = Voids::default();
         let before = entry(&voids);
-        voids.invalidate(&Canonical(Bytes::from_static(b"other")));
+        voids.add(Selection::Target(8), false);
         assert_eq!(check(&voids, &before), Validity::Valid);
-        voids.invalidate(&target());
+        voids.add(Selection::Target(7), false);
         assert_eq!(check(&voids, &before), Validity::Void);
         assert_eq!(check(&voids, &entry(&voids)), Validity::Valid);
-        assert!(voids.is_invalidated(&target(), before.asked_at));
+        assert!(voids.is_invalidated(7, before.asked_at));
     }
 
     #[test]
     fn no_two_voids_share_a_moment() {
         let voids = Voids::default();
         let old = entry(&voids);
-        let moments: Vec<Wall> = (0..50).map(|_| voids.purge(Selection::Tag("x".into()), false).at).collect();
+        let moments: Vec<Wall> = (0..50).map(|_| voids.add(Selection::Tag("x".into()), false).at).collect();
         assert!(moments.is_sorted_by(|a, b| a < b));
         // An entry that was held against the newest is held against the next all the same.
         assert_eq!(check(&voids, &old), Validity::Valid);
-        voids.purge(Selection::Tag("t".into()), false);
+        voids.add(Selection::Tag("t".into()), false);
         assert_eq!(check(&voids, &old), Validity::Void);
+    }
+
+    #[test]
+    fn what_is_no_entry_is_held_against_every_purge_once() {
+        let (voids, checked) = (Voids::default(), Checked::default());
+        let asked_at = voids.ask();
+        let tagged = |selection: &Selection| *selection == Selection::Tag("t".into());
+        assert!(!voids.is_purged(asked_at, &checked, tagged));
+        voids.add(Selection::Tag("x".into()), false);
+        assert!(!voids.is_purged(asked_at, &checked, tagged) && !voids.is_purged(asked_at, &checked, |_| panic!("held against twice")));
+        forget(&voids);
+        assert!(voids.is_purged(asked_at, &Checked::default(), tagged), "a purge was forgotten that it was never held against");
+        assert!(!voids.is_purged(voids.ask(), &Checked::default(), tagged));
+        voids.add(Selection::Tag("t".into()), true);
+        assert!(voids.is_purged(asked_at, &checked, tagged));
     }
 
     #[test]
     fn a_forgotten_purge_counts_against_what_is_written_and_not_against_what_is_read() {
         let voids = Voids::default();
         let slow = entry(&voids);
-        (0..=PURGES).for_each(|_| drop(voids.purge(Selection::Tag("x".into()), false)));
-        assert_eq!(voids.check_written(&slow, &target()), Validity::Void);
+        forget(&voids);
+        assert_eq!(voids.check_written(&slow), Validity::Void);
         assert_eq!(check(&voids, &slow), Validity::Valid);
         let quick = entry(&voids);
-        assert_eq!(voids.check_written(&quick, &target()), Validity::Valid);
+        assert_eq!(voids.check_written(&quick), Validity::Valid);
+    }
+
+    #[test]
+    fn what_is_not_worked_off_is_remembered_or_voids_everything() {
+        let voids = Voids::default();
+        let (old, purged) = (entry(&voids), voids.add(Selection::Tag("t".into()), false));
+        for _ in 0..PURGES.1 - 1 {
+            voids.add(Selection::Tag("x".into()), false);
+        }
+        assert_eq!(voids.to_work_off().0.len(), PURGES.1);
+        assert_eq!(check(&voids, &old), Validity::Void);
+        let other = Entry { tags: Vec::new(), ..old.clone() };
+        assert_eq!(check(&voids, &other), Validity::Valid);
+        let unchecked = Entry { checked: Checked::default(), ..other };
+        voids.add(Selection::Tag("x".into()), false);
+        assert_eq!(check(&voids, &unchecked), Validity::Void, "the purge at {:?} was forgotten", purged.at);
+        voids.worked_off(voids.to_work_off().1);
+        assert_eq!(voids.to_work_off().0.len(), 0);
+        assert_eq!(check(&voids, &entry(&voids)), Validity::Valid);
+    }
+
+    #[test]
+    fn targets_are_remembered_by_their_last_change() {
+        let voids = Voids::default();
+        let early = entry(&voids);
+        voids.add(Selection::Target(7), false);
+        let late = entry(&voids);
+        for target in 100..100 + TARGETS.0 as u64 + 10 {
+            voids.add(Selection::Target(target), false);
+        }
+        assert_eq!((check(&voids, &early), check(&voids, &late)), (Validity::Void, Validity::Valid));
+        voids.worked_off(voids.to_work_off().1);
+        assert!(voids.targets() <= TARGETS.0);
+        assert_eq!(voids.check_written(&early), Validity::Void);
     }
 }

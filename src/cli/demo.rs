@@ -1,5 +1,6 @@
 //! `sluice demo`: a slow sample API behind a real proxy, in one process.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,14 +44,17 @@ pub fn run(options: &Options) -> ExitCode {
     };
     options.listen.apply(&mut config);
     let _logging = crate::telemetry::log::start(&config.log);
-    super::serve::run_until_told(&config, |running| {
+    super::serve::run_until_told(&config, None, None, |running| {
         let (address, admin) = (running.address, running.admin);
         say(format_args!(
             "\nA sample liquidation API that takes {} ms a query, behind Sluice. Try, twice each:\n\n  \
              curl -i 'http://{address}/api/symbols'\n  \
              curl -i 'http://{address}/api/liquidation-orders?symbol=BTCUSDT&limit=3'\n  \
              curl -i 'http://{address}/api/liquidations?symbol=BTCUSDT&timeframe=1d&start_timestamp=0&end_timestamp=4102444800000'\n\n\
-             The first time Cache-Status says fwd=uri-miss, the second time hit.\n\
+             The first time Cache-Status says fwd=uri-miss, the second time hit.\n\n\
+             The last 24 hours up to now, as dashboards ask for them: another URL each time, and orders go on arriving.\n\n  \
+             curl -i \"http://{address}/api/liquidations?symbol=BTCUSDT&timeframe=1m&start_timestamp=$(( $(date +%s%3N) - 86400000 ))&end_timestamp=$(date +%s%3N)\"\n\n\
+             After the first two times Cache-Status says hit; detail=timeline.\n\n\
              The API: http://{address}/docs   Metrics: http://{admin}/metrics   Statistics: http://{admin}/stats   Stop: Ctrl-C\n",
             DELAY.as_millis()
         ));
@@ -72,7 +76,8 @@ async fn live(proxy: Arc<Proxy>) {
             ("stale", OutcomeLabel::Stale),
             ("passed", OutcomeLabel::Pass),
         ];
-        let line = counted.map(|(word, outcome)| format!("{word} {}", proxy.metrics.requests_with(outcome))).join("   ");
+        let mut line = counted.map(|(word, outcome)| format!("{word} {}", proxy.metrics.requests_with(outcome))).join("   ");
+        let _ = write!(line, "   from the timeline {}", proxy.metrics.timeline_answered());
         if line == last {
             continue;
         }

@@ -1,22 +1,28 @@
 //! `sluice explain`.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::client::{Client, exit};
 use super::{FileOption, NO, load, say};
-use crate::admin::explain::Explainer;
+use crate::admin::explain::{Explainer, Serving, client};
 use crate::clock::Wall;
+use crate::config::template::escape_in_url;
 
 /// What to explain.
 #[derive(Args)]
 pub struct Options {
     #[command(flatten)]
     file: FileOption,
-    /// A header field of the request; may be repeated
+    /// A header field of the request; may be repeated. X-Forwarded-For says who asks
     #[arg(short = 'H', long = "header", value_name = "Name: value", value_parser = field)]
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// Ask the running proxy, which knows what is void and where orders are too
+    #[arg(long)]
+    running: bool,
     /// The path and query, as in the request line
     #[arg(value_name = "TARGET")]
     target: String,
@@ -29,14 +35,29 @@ fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, value))
 }
 
-/// Explains, without asking anybody.
+/// Explains, without asking anybody, or as the running proxy does.
 pub fn run(options: &Options) -> ExitCode {
+    if options.running {
+        return ask(options);
+    }
     let config = match load(&options.file.config) {
         Ok(config) => config,
         Err(code) => return code,
     };
     let headers: HeaderMap = options.headers.iter().cloned().collect();
-    let (fine, text) = Explainer::new(&config).explain(&options.target, &headers, Wall::now());
+    let serving = Serving {
+        routes: &config.routes,
+        limits: config.rate_limits.iter().collect(),
+        client: client(&headers, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        voids: None,
+        locate: &|_| None,
+    };
+    let (fine, text) = Explainer::new(&config).explain(&serving, &options.target, &headers, Wall::now());
     say(text.trim_end());
     if fine { ExitCode::SUCCESS } else { ExitCode::from(NO) }
+}
+
+fn ask(options: &Options) -> ExitCode {
+    let target = format!("/explain?target={}", escape_in_url(&options.target));
+    exit(Client::new(&options.file.config).and_then(|client| client.ask_with(None, &target, &options.headers)))
 }

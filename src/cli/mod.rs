@@ -7,6 +7,7 @@ mod client;
 mod demo;
 mod explain;
 mod purge;
+mod reload;
 mod serve;
 mod stats;
 mod warm;
@@ -46,9 +47,11 @@ enum Command {
     /// Show Sluice at work: a slow sample API behind a proxy in one process, no services needed
     Demo(demo::Options),
     /// Print the statistics of the running proxy
-    Stats(FileOption),
+    Stats(stats::Options),
     /// Remove entries from the cache of the running proxy
     Purge(purge::Options),
+    /// Have the running proxy read its configuration file again
+    Reload(FileOption),
     /// Have the running proxy ask for the targets of [warm]
     Warm(FileOption),
 }
@@ -88,8 +91,9 @@ pub fn main() -> ExitCode {
         Command::Check(options) => check::run(&options.config),
         Command::Explain(options) => explain::run(&options),
         Command::Demo(options) => demo::run(&options),
-        Command::Stats(options) => stats::run(&options.config),
+        Command::Stats(options) => stats::run(&options),
         Command::Purge(options) => purge::run(&options),
+        Command::Reload(options) => reload::run(&options.config),
         Command::Warm(options) => warm::run(&options.config),
     }
 }

@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use http::Method;
+use serde_json::Value;
 
 use super::FileOption;
-use crate::config::template::escape;
+use super::client::{Client, exit};
+use crate::config::template::escape_in_url;
+use crate::config::tokens::Right;
 
 /// What to purge.
 #[derive(Args)]
@@ -41,11 +43,21 @@ pub fn run(options: &Options) -> ExitCode {
     let mut target = format!("/purge?soft={}", options.soft);
     for (name, value) in given {
         if let Some(value) = value {
-            target.push_str(&format!("&{name}="));
-            let mut escaped = String::new();
-            escape(value, &mut escaped);
-            target.push_str(&escaped.replace('+', "%2B"));
+            target.push_str(&format!("&{name}={}", escape_in_url(value)));
         }
     }
-    super::client::call(&options.file.config, &Method::POST, &target)
+    exit(purge(options, &target))
+}
+
+/// Purges, and waits until it is known how much that concerned.
+fn purge(options: &Options, target: &str) -> Result<Value, ExitCode> {
+    let client = Client::new(&options.file.config)?;
+    let said = client.ask_json(Some(Right::Purge), target)?;
+    match said["number"].as_u64() {
+        Some(number) if said["waits"] != true => {
+            let is_done = |said: &Value| said["purged"].is_u64();
+            client.follow(&format!("/purge?number={number}"), is_done, |_| "void already; counting".to_owned())
+        }
+        _ => Ok(said),
+    }
 }

@@ -1,11 +1,29 @@
 //! `sluice warm`.
 
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use http::Method;
+use serde_json::Value;
 
-/// Has the running proxy ask for the targets of `[warm]`.
+use super::client::Client;
+use super::say;
+use crate::config::tokens::Right;
+
+/// Has the running proxy ask for what `[warm]` names; on a terminal, shows how far it is.
 pub fn run(path: &Path) -> ExitCode {
-    super::client::call(path, &Method::POST, "/warm")
+    match warm(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(code) => code,
+    }
+}
+
+fn warm(path: &Path) -> Result<(), ExitCode> {
+    let client = Client::new(path)?;
+    say(client.ask(Some(Right::Warm), "/warm")?);
+    if std::io::stderr().is_terminal() {
+        let is_done = |state: &Value| state["running"] != true;
+        client.follow("/warm", is_done, |state| format!("{} of {} asked for, {} failed", state["done"], state["of"], state["failed"]))?;
+    }
+    Ok(())
 }

@@ -7,17 +7,22 @@ use std::time::Duration;
 use http::Uri;
 use http::uri::Authority;
 use ipnet::IpNet;
+use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 use super::compile_route::route;
+use super::compile_timeline::timeline;
 use super::env::Lookup;
+use super::rate_limit;
 use super::reader::{Problem, Reader, Section};
 use super::route::Route;
 use super::secret::{Secret, SecretKey};
 use super::settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Tls};
+use super::tokens::tokens;
 use super::units::{duration, size};
+use super::warm::warm;
+use crate::http::conditional::hex;
 use crate::request::client::PublicUrl;
-use crate::request::target::Target;
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -36,6 +41,7 @@ pub fn compile(source: &str, lookup: Lookup<'_>) -> (Option<Config>, Vec<Problem
         return (None, reader.into_problems());
     }
     let config = top(Section::new(&reader, "the top level", Some(document.get_ref()), 0), &reader);
+    let config = config.map(|config| Config { digest: digest(source), ..config });
     (config, reader.into_problems())
 }
 
@@ -52,29 +58,61 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     sample.finish();
     mysql.finish();
     let cache = cache(top.table("cache", "[cache]"));
+    let timeline = timeline(top.table("timeline", "[timeline]"));
     let sections = top.tables("route", "[[route]]");
-    let mut warm = top.table("warm", "[warm]");
-    let targets = warm.strings("targets").unwrap_or_default();
-    for target in &targets {
-        if Target::parse(target).is_err() {
-            warm.error("targets", format!("'{target}' is not a path such as /api/symbols"));
-        }
-    }
-    warm.finish();
+    let limit_sections = top.tables("limit", "[[limit]]");
+    let limit_places: Vec<usize> = limit_sections.iter().map(|section| section.place("routes")).collect();
+    let warm = warm(top.table("warm", "[warm]"));
     top.finish();
+    let mut rate_limits = rate_limit::limits(limit_sections);
     let mut routes: Vec<(Route, usize)> = Vec::new();
     for section in sections {
         let at = section.at;
-        if let Some(route) = route(section, routes.len()) {
+        if let Some((route, limit)) = route(section, routes.len()) {
             if let Some((other, _)) = routes.iter().find(|(other, _)| other.name == route.name) {
                 reader.error(at, format!("the name '{}' is used twice; metrics and keys need it to be unique", other.name));
+            }
+            if let Some(limit) = limit {
+                if rate_limits.iter().any(|other| other.name == limit.name) {
+                    reader.error(at, format!("its limit has the name '{}', and so has a [[limit]]", limit.name));
+                }
+                rate_limits.push(limit);
             }
             routes.push((route, at));
         }
     }
+    for (limit, at) in rate_limits.iter().zip(limit_places) {
+        for name in limit.routes.iter().flatten().filter(|name| !routes.iter().any(|(route, _)| route.name == **name)) {
+            reader.error(at, format!("routes: there is no rule named '{name}'"));
+        }
+    }
+    if let Some(limit) = rate_limits.iter().find(|limit| limit.shared && cache.redis.is_none()) {
+        reader.warn(0, format!("the limit '{}' is shared, and without cache.redis each instance counts by itself", limit.name));
+    }
     warn_of_shadows(&routes, reader);
     let routes = routes.into_iter().map(|(route, _)| route).collect();
-    Some(Config { listen, public_url, limits, admin, log, backend: backend?, cache, routes, warm: targets })
+    Some(Config {
+        listen,
+        public_url,
+        limits,
+        admin,
+        log,
+        backend: backend?,
+        cache,
+        timeline,
+        routes,
+        rate_limits,
+        warm,
+        digest: String::new(),
+    })
+}
+
+/// The first digits of the SHA-256 of a file's text.
+fn digest(source: &str) -> String {
+    let mut text = String::with_capacity(64);
+    hex(&Sha256::digest(source.as_bytes()), &mut text);
+    text.truncate(12);
+    text
 }
 
 /// Warns of rules that can never match, because an earlier one takes all their requests or because they contradict
@@ -133,9 +171,10 @@ fn networks(section: &mut Section<'_, '_>, key: &'static str) -> Vec<IpNet> {
 
 fn admin(mut section: Section<'_, '_>) -> Admin {
     let listen = section.parsed("listen", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9090)));
-    let token = section.string("token").filter(|token| !token.is_empty()).map(Secret);
+    let tokens = tokens(&mut section);
+    let watch = section.boolean("watch").unwrap_or(false);
     section.finish();
-    Admin { listen, token }
+    Admin { listen, tokens, watch }
 }
 
 fn log(mut section: Section<'_, '_>) -> Log {
@@ -166,6 +205,7 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &m
     let timeout = positive(&mut section, "timeout", s(30));
     let body_timeout = positive(&mut section, "body_timeout", s(300));
     let head_as_get = section.choice("head", &[("get", true), ("forward", false)]).unwrap_or(true);
+    let forward_invalidation = section.boolean("forward_invalidation").unwrap_or(false);
     let max_in_flight = section.number("max_in_flight", 1..=100_000).and_then(|n| usize::try_from(n).ok()).unwrap_or(256);
     let orders = sample.string("orders").filter(|path| !path.is_empty()).map(Into::into);
     let delay = sample.parsed("delay", duration).unwrap_or_default();
@@ -182,7 +222,7 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &m
         Kind::Sample => BackendKind::Sample { orders, delay },
         Kind::Mysql => BackendKind::Mysql(mysql?),
     };
-    Some(Backend { kind, head_as_get, timeout, body_timeout, max_in_flight })
+    Some(Backend { kind, head_as_get, forward_invalidation, timeout, body_timeout, max_in_flight })
 }
 
 /// Checked even where it is not used, so that the day of the move brings no surprise.
@@ -259,6 +299,11 @@ fn cache(mut section: Section<'_, '_>) -> CacheSettings {
         section.warn("max_object", "more than a quarter of cache.memory: objects near that size will not stay in memory");
     }
     let compress_above = bytes(&mut section, "compress_above", 1 << 10);
+    let refresh_early = section.boolean("refresh_early").unwrap_or(true);
+    let handover = section.string("handover").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if handover.is_some() && redis.is_some() {
+        section.warn("handover", "does nothing with cache.redis, from which the next process has what it needs");
+    }
     let redis_timeout = positive(&mut section, "redis_timeout", Duration::from_millis(25));
     let key = |text: &str| match text {
         "" => Ok(None),
@@ -278,6 +323,8 @@ fn cache(mut section: Section<'_, '_>) -> CacheSettings {
         namespace: namespace.unwrap_or_else(|| "sluice".into()),
         max_object,
         compress_above,
+        refresh_early,
+        handover,
         redis_timeout,
     }
 }
@@ -325,7 +372,8 @@ fn redis_url(text: &str, password: Option<String>) -> Result<RedisUrl, String> {
     if matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) {
         return Err("this version reaches Redis without TLS only (redis:// or unix://)".into());
     }
-    let Some(password) = password else { return Ok(RedisUrl { info }) };
+    let told = (Secret(text.to_owned()), password.clone().map(Secret));
+    let Some(password) = password else { return Ok(RedisUrl { info, told }) };
     let settings = info.redis_settings().clone().set_password(password);
-    Ok(RedisUrl { info: info.set_redis_settings(settings) })
+    Ok(RedisUrl { info: info.set_redis_settings(settings), told })
 }

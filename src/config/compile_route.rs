@@ -1,19 +1,21 @@
 //! From a `[[route]]` of the document to a [`Route`]: every key with its default, bounds and meaning in one place.
 
-use http::Method;
+use http::{HeaderName, Method};
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::rate_limit::{self, RateLimit};
 use super::reader::Section;
-use super::route::{History, PathPattern, Route};
+use super::route::{History, PathPattern, RequestFields, Rollout, Route};
 use super::template::Template;
-use super::units::duration;
+use super::units::{duration, is_name};
 use crate::http::freshness::FreshnessPolicy;
+use crate::request::fields::unlistable;
 
-/// Reads one rule, which is number `index`. `None` if a problem was found without which there is no rule.
+/// Reads one rule, which is number `index`, and its limit. `None` if a problem was found without which there is no rule.
 #[must_use]
-pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
+pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<(Route, Option<RateLimit>)> {
     let name = section.parsed("name", |text| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if (1..=64).contains(&text.len()) && text.bytes().all(plain) && text != "none" {
+        if is_name(text) && text != "none" {
             Ok(text.to_owned())
         } else {
             Err("expected 1 to 64 letters, digits, '-', '_' or '.', and not 'none'".to_owned())
@@ -63,6 +65,14 @@ pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
             section.warn("fold_case", format!("'{name}' is not among the parameters in query, so it is dropped anyway"));
         }
     }
+    let request_fields = request_fields(&mut section);
+    let rollout = section.parsed("rollout", Rollout::parse).unwrap_or(Rollout::ALL);
+    let shadow = section.boolean("shadow").unwrap_or(false);
+    let timeline = section.boolean("timeline").unwrap_or(false);
+    if timeline {
+        let for_all = matches!(&request_fields, RequestFields::Listed(listed) if listed.is_empty());
+        check_timeline(&section, path.as_ref(), query.as_ref(), cache && !client_directives && for_all);
+    }
     let history = section.has("history").then(|| history(section.table("history", "[route.history]"), query.as_ref()));
     if history.is_none() {
         section.table("history", "[route.history]");
@@ -70,28 +80,79 @@ pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<Route> {
     if !cache && ["ttl", "key", "history", "negative_ttl"].iter().any(|key| section.has(key)) {
         section.warn("cache", "false: this rule passes everything through, so its ttl, key and history do nothing");
     }
+    let has_limit = section.has("limit");
+    let limit_section = section.table("limit", "[route.limit]");
     section.finish();
     let name = name?;
+    let limit = if has_limit { rate_limit::limit(limit_section, name.clone(), Some(vec![name.clone()])) } else { None };
     let key = key.map_or_else(|| Template::parse(&name), Ok).ok()?;
-    Some(Route {
+    let shape = xxh3_64(format!("{with:?}{without:?}{query:?}{fold_case:?}{request_fields:?}").as_bytes()).to_le_bytes();
+    let route = Route {
         index,
-        path: path?,
+        shape,
         methods,
         with,
         without,
         cache,
+        rollout,
+        shadow,
+        timeline,
         share_authorized: authorization,
         client_directives,
         match_language,
         complete_ranges,
         policy,
+        request_fields,
         key,
         query,
         fold_case,
         tags,
         history: history.flatten(),
+        path: path?,
         name,
-    })
+    };
+    Some((route, limit))
+}
+
+/// The paths whose answers are made of orders.
+const OF_ORDERS: [&str; 2] = ["/api/liquidations", "/api/liquidation-orders"];
+
+/// The timeline answers some endpoints, and needs all of their parameters in the key.
+fn check_timeline(section: &Section<'_, '_>, path: Option<&PathPattern>, query: Option<&Vec<String>>, fits: bool) {
+    let parameters: &[&str] = match path {
+        Some(PathPattern::Exact(path)) if path == OF_ORDERS[0] => &["symbol", "timeframe", "start_timestamp", "end_timestamp"],
+        Some(PathPattern::Exact(path)) if path == OF_ORDERS[1] => &["symbol", "start_timestamp", "end_timestamp", "page", "page_size"],
+        Some(_) => {
+            return section.error("timeline", format!("true: only for a rule whose path is \"{}\" or \"{}\"", OF_ORDERS[0], OF_ORDERS[1]));
+        }
+        None => return,
+    };
+    for name in parameters {
+        if query.is_some_and(|query| !query.iter().any(|known| known == name)) {
+            section.error("query", format!("does not list '{name}', which answers from the timeline depend on"));
+        }
+    }
+    if !fits {
+        section.error("timeline", "true: not together with cache = false, client_directives = \"respect\" or request_headers");
+    }
+}
+
+/// `request_headers`: a list of names, or "all".
+fn request_fields(section: &mut Section<'_, '_>) -> RequestFields {
+    let Some(names) = section.strings_or("request_headers", "all") else { return RequestFields::All };
+    let mut listed = Vec::new();
+    for text in names {
+        match HeaderName::from_bytes(text.as_bytes()) {
+            Ok(name) => match unlistable(&name) {
+                None => listed.push(name),
+                Some(why) => section.error("request_headers", format!("'{text}' cannot be listed: {why}")),
+            },
+            Err(_) => section.error("request_headers", format!("'{text}' is not the name of a field")),
+        }
+    }
+    listed.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    listed.dedup();
+    RequestFields::Listed(listed)
 }
 
 fn methods(section: &mut Section<'_, '_>, cache: bool) -> Vec<Method> {

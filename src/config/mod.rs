@@ -7,17 +7,21 @@
 
 pub mod compile;
 pub mod compile_route;
+pub mod compile_timeline;
 pub mod env;
+pub mod rate_limit;
 pub mod reader;
 pub mod route;
 pub mod secret;
 pub mod settings;
 pub mod template;
+pub mod tokens;
 pub mod units;
+pub mod warm;
 
 use std::path::Path;
 
-pub use settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Tls};
+pub use settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Timeline, Tls};
 
 use reader::Problem;
 
@@ -95,10 +99,11 @@ pub(crate) mod tests {
     fn every_misspelt_key_gets_the_nearest_one_named() {
         let route = "name='r'\npath='/'\n";
         for (section, other_keys, keys) in [
-            ("", "", "listen public_url trusted_proxies limits admin log backend sample mysql cache route warm"),
-            ("[admin]", "", "listen token"),
+            ("", "", "listen public_url trusted_proxies limits admin log backend sample mysql cache timeline route warm limit"),
+            ("[admin]", "", "listen token tokens watch"),
+            ("[[admin.tokens]]", "", "name token may"),
             ("[log]", "", "format level access"),
-            ("[backend]", "", "kind url host connect_timeout timeout body_timeout head max_in_flight"),
+            ("[backend]", "", "kind url host connect_timeout timeout body_timeout head max_in_flight forward_invalidation"),
             ("[sample]", "", "orders delay"),
             (
                 "[mysql]",
@@ -109,21 +114,24 @@ pub(crate) mod tests {
             (
                 "[cache]",
                 "",
-                "memory redis redis_password redis_timeout namespace max_object compress_above encryption_key \
+                "memory redis redis_password redis_timeout namespace max_object compress_above refresh_early handover encryption_key \
                  encryption_key_previous",
             ),
-            ("[warm]", "", "targets"),
+            ("[timeline]", "", "enabled span settle refresh memory probation verify concurrency"),
+            ("[warm]", "", "targets templates symbols symbols_from timeframes at_start concurrency hottest"),
             (
                 "[limits]",
                 "",
                 "connections connections_per_address header_bytes header_timeout idle_timeout stall_timeout min_rate drain_timeout \
                  waiters wait_timeout",
             ),
+            ("[[limit]]", "name='l'\nrate='1/s'\n", "routes by header burst count shared report_only"),
+            ("[[limit]]", "", "name rate"),
             (
                 "[[route]]",
                 route,
                 "methods with without ttl negative_ttl stale_while_revalidate stale_if_error origin_headers heuristic set_cookie \
-                 authorization language parts client_directives query fold_case key tags history cache",
+                 authorization language parts client_directives request_headers query fold_case key tags history cache rollout shadow timeline limit",
             ),
         ] {
             for key in keys.split_whitespace() {

@@ -198,6 +198,19 @@ impl<'r, 'd> Section<'r, 'd> {
         Some(texts)
     }
 
+    /// A list of strings, empty if it is left out; or `None` for one word that stands in its place.
+    pub fn strings_or(&mut self, key: &'static str, word: &str) -> Option<Vec<String>> {
+        let text = self.raw(key).and_then(|value| value.get_ref().as_str());
+        match text {
+            Some(text) if text == word => None,
+            Some(text) => {
+                self.error(key, format!("expected a list of strings or \"{word}\", found \"{text}\""));
+                Some(Vec::new())
+            }
+            None => Some(self.strings(key).unwrap_or_default()),
+        }
+    }
+
     /// `true` or `false`.
     pub fn boolean(&mut self, key: &'static str) -> Option<bool> {
         self.choice(key, &[("true", true), ("false", false)])

@@ -1,12 +1,17 @@
 //! Which rule serves a request, and what the rule says.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use http::Method;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, Method};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::template::Template;
 use crate::clock::{Wall, millis};
 use crate::http::freshness::FreshnessPolicy;
+use crate::request::fields::API_KEY;
 use crate::request::target::Target;
 use crate::request::timestamp;
 
@@ -17,6 +22,9 @@ pub struct Route {
     pub index: usize,
     /// The name, for metrics, logs and `explain`.
     pub name: String,
+    /// A digest of what decides which requests are equal under this rule: what was stored under other rules of this name is not
+    /// for its requests.
+    pub shape: [u8; 8],
     /// Which paths it serves.
     pub path: PathPattern,
     /// Which methods it caches.
@@ -27,6 +35,12 @@ pub struct Route {
     pub without: Vec<String>,
     /// `false`: requests pass through.
     pub cache: bool,
+    /// For which share of clients it caches.
+    pub rollout: Rollout,
+    /// Whether the upstream answers everything, and answers are compared with what the cache would have said.
+    pub shadow: bool,
+    /// Whether requests are answered from the timeline where it can.
+    pub timeline: bool,
     /// Whether responses to requests with `Authorization` may be shared where they say so (`authorization = "respect"`).
     pub share_authorized: bool,
     /// Whether a response in a language is also for those who prefer that language (`language = "prefer"`).
@@ -36,6 +50,8 @@ pub struct Route {
     pub complete_ranges: bool,
     /// Whether `Cache-Control` of requests counts (`client_directives = "respect"`).
     pub client_directives: bool,
+    /// Which fields of requests reach the upstream.
+    pub request_fields: RequestFields,
     /// How long it lets responses live.
     pub policy: FreshnessPolicy,
     /// The readable part of the key.
@@ -48,6 +64,78 @@ pub struct Route {
     pub tags: Vec<Template>,
     /// Longer freshness for answers about a closed past.
     pub history: Option<History>,
+}
+
+/// `rollout`: a share of clients, the same ones each time and on every instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rollout {
+    /// Hundredths of a percent, up to 10,000.
+    share: u16,
+}
+
+impl Rollout {
+    /// All clients.
+    pub const ALL: Self = Self { share: 10_000 };
+
+    /// A share such as `10%` or `0.5%`.
+    ///
+    /// # Errors
+    /// A sentence that says what is expected.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let share = || {
+            let percent = text.strip_suffix('%')?.trim();
+            let (whole, part) = percent.split_once('.').unwrap_or((percent, ""));
+            let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+            let plain = !whole.is_empty() && part.len() <= 2 && digits(whole) && digits(part);
+            plain.then(|| format!("{whole}{part:0<2}").parse().ok()).flatten().filter(|share: &u16| *share <= 10_000)
+        };
+        share().map(|share| Self { share }).ok_or_else(|| format!("'{text}' is not a share such as 10% or 0.5%"))
+    }
+
+    /// Whether the rule of this name caches for a client. Those of a smaller share are among those of a larger one.
+    #[must_use]
+    pub fn includes(self, route: &str, client: IpAddr) -> bool {
+        self == Self::ALL || Self::place(route, client) < self.share
+    }
+
+    /// The share from which on a client is included, in hundredths of a percent. Clients of one IPv6 /64 are one.
+    #[must_use]
+    pub fn place(route: &str, client: IpAddr) -> u16 {
+        let digest = match client.to_canonical() {
+            IpAddr::V4(address) => xxh3_64_with_seed(&address.octets(), xxh3_64(route.as_bytes())),
+            IpAddr::V6(address) => xxh3_64_with_seed(&address.octets()[..8], xxh3_64(route.as_bytes())),
+        };
+        u16::try_from(digest % 10_000).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Rollout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.share / 100, self.share % 100) {
+            (whole, 0) => write!(f, "{whole}%"),
+            (whole, part) => write!(f, "{whole}.{part:02}%"),
+        }
+    }
+}
+
+/// `request_headers`: which fields of clients' requests reach the upstream where others get the response too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestFields {
+    /// These, which are part of the key, and those that the upstream names in `Vary`. Lower-case, sorted.
+    Listed(Vec<HeaderName>),
+    /// All of them: the upstream names in `Vary` whatever its responses depend on.
+    All,
+}
+
+impl RequestFields {
+    /// The fields that are part of the key.
+    #[must_use]
+    pub fn listed(&self) -> &[HeaderName] {
+        match self {
+            Self::Listed(listed) => listed,
+            Self::All => &[],
+        }
+    }
 }
 
 /// The paths that a rule serves.
@@ -108,6 +196,12 @@ impl Route {
         named || (head_as_get && method == Method::HEAD && self.methods.contains(&Method::GET))
     }
 
+    /// Whether a request has credentials that are not part of the key: its response may be for one client alone.
+    #[must_use]
+    pub fn sees_credentials(&self, headers: &HeaderMap) -> bool {
+        headers.contains_key(AUTHORIZATION) || (headers.contains_key(API_KEY) && !self.request_fields.listed().contains(&API_KEY))
+    }
+
     /// Whether the response to this method, which is passed on, may store or update what answers GET.
     #[must_use]
     pub fn updates_from(&self, method: &Method) -> bool {
@@ -156,6 +250,25 @@ mod tests {
         assert!(below.matches("/api/x/y") && below.matches("/api/") && !below.matches("/api") && !below.matches("/apis"));
         assert!(exact.matches("/api/symbols") && !exact.matches("/api/symbols/"));
         assert!(below.covers(&exact) && !exact.covers(&below));
+    }
+
+    #[test]
+    fn a_rollout_is_a_share_of_clients_and_a_larger_one_includes_a_smaller_one() {
+        for (text, shown) in [("10%", "10%"), ("0.5%", "0.50%"), ("100%", "100%"), ("0%", "0%"), ("33.33%", "33.33%")] {
+            assert_eq!(Rollout::parse(text).unwrap().to_string(), shown);
+        }
+        for text in ["", "10", "%", "101%", "-1%", "1.234%", "x%", "1e1%"] {
+            assert!(Rollout::parse(text).is_err(), "{text}");
+        }
+        let clients = || (0..10_000_u32).map(|number| IpAddr::from((0x0a00_0000 + number).to_be_bytes()));
+        let included = |text: &str| clients().filter(|client| Rollout::parse(text).unwrap().includes("r", *client)).count();
+        assert_eq!((included("0%"), included("100%")), (0, 10_000));
+        assert!((850..1150).contains(&included("10%")), "{}", included("10%"));
+        let (few, many) = (Rollout::parse("10%").unwrap(), Rollout::parse("11%").unwrap());
+        assert!(clients().all(|client| !few.includes("r", client) || many.includes("r", client)));
+        assert!(clients().any(|client| few.includes("r", client) != few.includes("other", client)), "another rule, other clients");
+        let neighbours = ["2001:db8::1", "2001:db8::2"].map(|text| Rollout::place("r", text.parse().unwrap()));
+        assert_eq!(neighbours[0], neighbours[1]);
     }
 
     #[test]

@@ -8,8 +8,11 @@ use std::time::Duration;
 use http::uri::Authority;
 use ipnet::IpNet;
 
+use super::rate_limit::RateLimit;
 use super::route::Route;
 use super::secret::{Secret, SecretKey};
+use super::tokens::Tokens;
+use super::warm::Warm;
 use crate::request::client::PublicUrl;
 
 /// Everything that the program was told.
@@ -29,14 +32,46 @@ pub struct Config {
     pub backend: Backend,
     /// What is kept, and where.
     pub cache: CacheSettings,
+    /// Orders kept in spans of time.
+    pub timeline: Timeline,
     /// The rules, in the order in which they are tried.
     pub routes: Vec<Route>,
-    /// Targets that `sluice warm` asks for.
-    pub warm: Vec<String>,
+    /// How many requests clients may make: `[[limit]]` tables first, then those of rules.
+    pub rate_limits: Vec<RateLimit>,
+    /// What is asked for before clients do.
+    pub warm: Warm,
+    /// The first digits of the SHA-256 of the file.
+    pub digest: String,
+}
+
+impl Config {
+    /// The names of the parts in which another configuration differs that cannot change while the program runs.
+    #[must_use]
+    pub fn fixed_changes(&self, other: &Self) -> Vec<&'static str> {
+        let serves = |config: &Self| config.timeline.enabled && config.routes.iter().any(|route| route.timeline);
+        let parts = [
+            ("listen", self.listen == other.listen),
+            ("public_url", self.public_url == other.public_url),
+            ("trusted_proxies", self.limits.trusted_proxies == other.limits.trusted_proxies),
+            (
+                "[limits]",
+                Limits { trusted_proxies: Vec::new(), ..self.limits.clone() }
+                    == Limits { trusted_proxies: Vec::new(), ..other.limits.clone() },
+            ),
+            ("admin.listen", self.admin.listen == other.admin.listen),
+            ("admin.watch", self.admin.watch == other.admin.watch),
+            ("log.format", self.log.json == other.log.json),
+            ("[backend] or what it reads from", self.backend == other.backend),
+            ("[cache]", self.cache == other.cache),
+            ("[timeline]", self.timeline == other.timeline),
+            ("timeline = true in the first or from the last rule", serves(self) == serves(other)),
+        ];
+        parts.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
+    }
 }
 
 /// `[limits]`: bounds on what clients may take.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Whose word about clients is believed (`trusted_proxies`), and whose connections are not counted by address.
     pub trusted_proxies: Vec<IpNet>,
@@ -72,16 +107,18 @@ impl Limits {
 }
 
 /// `[admin]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Admin {
     /// Where the admin listener is.
     pub listen: SocketAddr,
-    /// What management needs; `None`: management is refused.
-    pub token: Option<Secret>,
+    /// Who may manage.
+    pub tokens: Tokens,
+    /// Whether the configuration file is read again when it changes.
+    pub watch: bool,
 }
 
 /// `[log]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Log {
     /// One JSON object a line instead of text.
     pub json: bool,
@@ -103,12 +140,14 @@ pub enum Access {
 }
 
 /// `[backend]`, with the section of its kind.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Backend {
     /// What answers.
     pub kind: BackendKind,
     /// HEAD is answered from GET; otherwise it is forwarded.
     pub head_as_get: bool,
+    /// Whether purges are passed on, for a cache that it has of its own.
+    pub forward_invalidation: bool,
     /// To the response's head.
     pub timeout: Duration,
     /// The longest silence within a body that is passed through.
@@ -126,7 +165,7 @@ impl Backend {
 }
 
 /// What answers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum BackendKind {
     /// An existing API over HTTP.
     Http {
@@ -141,7 +180,7 @@ pub enum BackendKind {
     Mysql(Mysql),
     /// Orders held in memory, answered by the native API.
     Sample {
-        /// A CSV file in the schema's column order; `None`: orders that the program makes up.
+        /// A CSV file in the schema's column order; `None`: orders that the program makes up, and that go on arriving.
         orders: Option<PathBuf>,
         /// How long a query pretends to take.
         delay: Duration,
@@ -149,7 +188,7 @@ pub enum BackendKind {
 }
 
 /// `[mysql]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mysql {
     /// Where the server is.
     pub host: String,
@@ -198,7 +237,7 @@ pub enum Tls {
 }
 
 /// `[cache]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CacheSettings {
     /// Bytes of the in-process tier; zero turns it off.
     pub memory: u64,
@@ -210,10 +249,50 @@ pub struct CacheSettings {
     pub max_object: usize,
     /// Bodies from this size on are kept compressed.
     pub compress_above: usize,
+    /// Whether what is asked for often is refreshed before it is stale.
+    pub refresh_early: bool,
+    /// Where what memory holds is left for the process that comes next, without Redis.
+    pub handover: Option<PathBuf>,
     /// How long a read from Redis may take.
     pub redis_timeout: Duration,
     /// The key with which entries in Redis are sealed, and the one before it, which still opens them.
     pub encryption: Option<(SecretKey, Option<SecretKey>)>,
+}
+
+/// `[timeline]`: orders kept in spans of time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Timeline {
+    /// Whether there is one; each rule says besides whether it is answered from it.
+    pub enabled: bool,
+    /// The length of a span: whole minutes.
+    pub span: Duration,
+    /// Orders may arrive so late.
+    pub settle: Duration,
+    /// The newest part is asked for again at most so often.
+    pub refresh: Duration,
+    /// Bytes that all of it may take.
+    pub memory: u64,
+    /// Equal answers in a row before an existing service's are not needed any more.
+    pub probation: u32,
+    /// The fraction of answers that are compared with the service's after that.
+    pub verify: f64,
+    /// Fetches of spans that are over at one time.
+    pub concurrency: usize,
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            span: Duration::from_secs(86_400),
+            settle: Duration::from_secs(300),
+            refresh: Duration::from_secs(5),
+            memory: 128 << 20,
+            probation: 20,
+            verify: 0.001,
+            concurrency: 2,
+        }
+    }
 }
 
 /// Where Redis is. Its debug form hides the password.
@@ -221,6 +300,14 @@ pub struct CacheSettings {
 pub struct RedisUrl {
     /// What the client connects with.
     pub info: redis::ConnectionInfo,
+    /// The URL and the password that it was made from.
+    pub told: (Secret, Option<Secret>),
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.told == other.told
+    }
 }
 
 impl fmt::Debug for RedisUrl {

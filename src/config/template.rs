@@ -75,6 +75,21 @@ impl Template {
         }
         out
     }
+
+    /// A pattern that everything matches that it renders to with these values, and `*` for the others.
+    pub fn pattern<'a>(&self, value: impl Fn(&str) -> Option<Cow<'a, str>>) -> String {
+        let mut out = String::with_capacity(64);
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                Piece::Parameter { name, .. } => match value(name) {
+                    Some(value) => escape(&value, &mut out),
+                    None => out.push('*'),
+                },
+            }
+        }
+        out
+    }
 }
 
 /// Percent-encodes everything but letters, digits and `-._~+`.
@@ -89,6 +104,14 @@ pub fn escape(value: &str, out: &mut String) {
     }
 }
 
+/// A value as it stands in a URL: as [`escape`] writes it, and `+`, which would be a space in a query, by its code.
+#[must_use]
+pub fn escape_in_url(value: &str) -> String {
+    let mut out = String::new();
+    escape(value, &mut out);
+    out.replace('+', "%2B")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +121,7 @@ mod tests {
         let template = Template::parse("orders:{symbol}:page:{page:-1}").unwrap();
         let value = |name: &str| (name == "symbol").then_some(Cow::Borrowed("a:*é"));
         assert_eq!(template.render(value), "orders:a%3A%2A%C3%A9:page:1");
+        assert_eq!(template.pattern(value), "orders:a%3A%2A%C3%A9:page:*");
         assert_eq!(template.parameters().collect::<Vec<_>>(), ["symbol", "page"]);
     }
 

@@ -48,6 +48,13 @@ fn split(text: &str) -> (&str, &str) {
     text.split_at(at)
 }
 
+/// Whether a text is a name for metrics, logs and keys: 1 to 64 letters, digits, `-`, `_` or `.`.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=64).contains(&text.len()) && text.bytes().all(plain)
+}
+
 /// Writes a duration as one would in the configuration.
 #[must_use]
 pub fn show(span: Duration) -> String {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::fill::Fill;
+use crate::cache::entry::Entry;
 use crate::cache::key::Canonical;
 use crate::upstream::failure::Failure;
 
@@ -22,6 +23,8 @@ pub enum Progress {
     Pending,
     /// It answered, and the response is for everyone who waits.
     Shared(Arc<Fill>),
+    /// It need not be asked: a fetch that had just ended stored this.
+    Stored(Arc<Entry>),
     /// It answered, and the response is for the request alone that caused it.
     Unshared,
     /// It did not answer.
@@ -95,6 +98,11 @@ impl Leader {
     /// The response is not to be shared; from now on, others ask for themselves.
     pub fn unshare(self) {
         self.fetch.progress.send_replace(Progress::Unshared);
+    }
+
+    /// Nothing needs to be fetched: this was stored just before.
+    pub fn found(self, entry: Arc<Entry>) {
+        self.fetch.progress.send_replace(Progress::Stored(entry));
     }
 
     /// There is no response.

@@ -356,7 +356,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     fn start(max_object: usize, limit: usize) -> (Arc<Fill>, Writer, Arc<Budget>) {
-        let budget = Arc::new(Budget::new(limit, Arc::new(Metrics::new(&[]).unwrap())));
+        let budget = Arc::new(Budget::new(limit, Arc::new(Metrics::new().unwrap())));
         let head = Head {
             status: StatusCode::OK,
             fields: HeaderMap::new(),

@@ -6,7 +6,6 @@ use super::Fetcher;
 use crate::body::{self, Stream};
 use crate::cache::entry::{Content, Entry};
 use crate::http::conditional::validates;
-use crate::http::encoding::{self, Coding};
 use crate::http::headers::freshened;
 use crate::upstream::response_fields;
 
@@ -18,14 +17,7 @@ impl Fetcher {
         if !validates(not_modified, &response.fields) {
             return None;
         }
-        let plain = match (response.coding, &response.plain) {
-            (Coding::Identity | Coding::Opaque, _) => response.body.clone(),
-            (Coding::Gzip, Some(plain)) => plain.clone(),
-            (Coding::Gzip, None) => {
-                let (coded, limit) = (response.body.clone(), encoding::inflation_limit(response.body.len(), self.settings.max_object));
-                self.runtime.spawn_blocking(move || encoding::gunzip(&coded, limit)).await.ok()?.ok()?
-            }
-        };
+        let plain = response.inflated(self.settings.max_object).await?;
         let mut fields = response.fields.clone();
         response_fields::remove_own_via(&mut fields);
         let mut fresh = Response::new(body::full(plain));

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
-use http::{HeaderName, Request, Response, StatusCode, response};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, VARY};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::collapse::Leader;
 use super::fill::{Fill, Head, Writer};
 use super::partial::Beginning;
-use super::{Fetcher, Job};
+use super::{Fetcher, Job, Private};
 use crate::body::{self, Stream};
 use crate::clock::Wall;
 use crate::http::encoding::Coding;
@@ -21,11 +21,16 @@ use crate::http::vary::{Vary, selection};
 use crate::upstream::failure::{BrokenBody, Failure};
 use crate::upstream::response_fields;
 
+/// More fields than this are not told to an upstream that names them in `Vary`.
+const MOST_NAMED: usize = 16;
+/// So often an upstream is asked again because it named other fields than it was told.
+const MOST_TRIES: u32 = 2;
+
 impl Fetcher {
     /// One fetch, from the request to the stored response. `private` gets the response if it is for one client alone; it
     /// leads nowhere where no client asked.
-    pub(super) async fn lead(self: Arc<Self>, job: Job, leader: Leader, private: oneshot::Sender<Response<Stream>>) {
-        let response = match self.ask(&job).await {
+    pub(super) async fn lead(self: Arc<Self>, mut job: Job, leader: Leader, private: oneshot::Sender<Private>) {
+        let response = match self.negotiate(&mut job).await {
             Ok(response) => response,
             Err(failure) => {
                 self.failing.failed(&job.collapse_key, failure);
@@ -63,7 +68,7 @@ impl Fetcher {
         if matches!(verdict, Verdict::StoreForValidation(_)) {
             // For the one who asked, and for those to come once the upstream has been asked again.
             if let Some(response) = fill.reader().map(|reader| fill.head.response(reader.boxed_unsync())) {
-                drop(private.send(response));
+                drop(private.send(Private::Response(response)));
             }
             leader.unshare();
             return self.transfer(&job, None, &fill, writer, body, lifetimes).await;
@@ -72,10 +77,31 @@ impl Fetcher {
         self.transfer(&job, Some(leader), &fill, writer, body, lifetimes).await;
     }
 
+    /// Asks until the upstream was told what it names in `Vary`, and nothing else that the cache key does not hold. What it
+    /// names is remembered, so that the next request needs no second try.
+    async fn negotiate(&self, job: &mut Job) -> Result<Response<Stream>, Failure> {
+        let mut tries = 0;
+        loop {
+            let mut response = self.ask(job).await?;
+            let Vary::Fields(named) = Vary::of(response.headers()) else { return Ok(response) };
+            if !job.negotiable.tell(&named, &mut job.request.headers) {
+                return Ok(response);
+            }
+            tries += 1;
+            if named.len() > MOST_NAMED || tries > MOST_TRIES {
+                // It never names the same ones: nothing is known of what it depends on, and this response is for nobody.
+                job.negotiable.tell(&[], &mut job.request.headers);
+                response.headers_mut().insert(VARY, HeaderValue::from_static("*"));
+                return Ok(response);
+            }
+            self.varying.insert(job.key.canonical.0.clone(), named.into());
+        }
+    }
+
     /// Asks the upstream for the whole response: for the rest alone where the beginning is known, and for all of it where the
     /// two do not belong together.
     async fn ask(&self, job: &Job) -> Result<Response<Stream>, Failure> {
-        let known = job.complete_ranges.then(|| self.beginnings.get(&job.collapse_key, &job.target_uri, self.cache.voids())).flatten();
+        let known = job.complete_ranges.then(|| self.beginnings.get(&job.collapse_key, job.key.target, self.cache.voids())).flatten();
         let Some(beginning) = known else { return self.call(job, None).await };
         let (mut head, rest) = self.call(job, Some(&beginning)).await?.into_parts();
         if head.status != StatusCode::PARTIAL_CONTENT {
@@ -130,19 +156,20 @@ impl Fetcher {
     ) -> (Arc<Fill>, Writer) {
         let (coding, mut fields) = (Coding::of(&head.headers), head.headers);
         fields.remove(CONTENT_LENGTH);
-        let selected = selection(&names, &job.request.headers);
+        let selected = selection(&names, &job.selecting);
         let head = Head { status: head.status, fields, coding, length, stored, vary: (names, selected) };
         Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
     }
 
     /// Gives a response to the one client that it is for. Whoever waited asks by itself, and those to come do not wait.
-    fn deliver_privately(&self, job: &Job, leader: Leader, private: oneshot::Sender<Response<Stream>>, response: Response<Stream>) {
+    fn deliver_privately(&self, job: &Job, leader: Leader, private: oneshot::Sender<Private>, response: Response<Stream>) {
         // What a client did wrong says nothing about the next one.
         if !response.status().is_client_error() {
             self.note_uncacheable(&job.collapse_key);
         }
+        let answer = if job.negotiable.withholds() { Private::AskAgain } else { Private::Response(response) };
         // A client that left, or a revalidation, has no use for it.
-        drop(private.send(response));
+        drop(private.send(answer));
         leader.unshare();
     }
 

@@ -26,20 +26,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use http::{HeaderValue, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, request};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::body::Stream;
 use crate::cache::Cache;
-use crate::cache::entry::Entry;
+use crate::cache::entry::{Content, Entry};
 use crate::cache::key::{Canonical, Key};
 use crate::clock::Wall;
 use crate::http::freshness::FreshnessPolicy;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use crate::upstream::failure::Failure;
+use crate::upstream::request_fields::Negotiable;
 use budget::Budget;
 use collapse::{Collapse, Join, Progress};
 use failing::Failing;
@@ -50,19 +51,26 @@ use remembered::{Remembered, remembered};
 /// Keys that are known to be uncacheable, and for how long: requests for them do not wait for each other.
 const UNCACHEABLE_KEYS: usize = 16_384;
 const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
+/// Requests of which it is remembered what their responses vary by: the upstream need not be asked twice for them.
+const VARYING_KEYS: usize = 16_384;
 /// Requests at a time that are passed by themselves because the fetch that they waited for takes too long.
 const IMPATIENT: usize = 8;
+
+/// Responses at a time that are refreshed before they are stale.
+const EARLY: usize = 4;
 
 /// What a fetch needs to know.
 pub struct Job {
     /// The request as the upstream is sent it.
     pub request: request::Parts,
+    /// What the upstream is told of the client's fields once it names them in `Vary`.
+    pub negotiable: Negotiable,
+    /// The request's fields as `Vary` selects by them (RFC 9111 §4.1).
+    pub selecting: HeaderMap,
     /// The key under which the response is stored.
     pub key: Key,
     /// What is fetched once at a time: the key, or its variant where it is known that the response varies.
     pub collapse_key: Canonical,
-    /// The canonical request without origin and variant: what an invalidation names.
-    pub target_uri: Canonical,
     /// The rule's name.
     pub route: String,
     /// How long the rule lets a response live.
@@ -73,6 +81,8 @@ pub struct Job {
     pub complete_ranges: bool,
     /// The authority that the client asked for.
     pub requested_host: Option<HeaderValue>,
+    /// When the upstream was asked for what was found in the cache and does not do as it is; `None` if nothing was found.
+    pub found: Option<Wall>,
     /// When it is asked for: what is voided after that does not stay in the cache.
     pub asked_at: Wall,
     /// What is stored and stale, if the request is conditional on its validators.
@@ -90,6 +100,8 @@ pub enum Fetched {
         /// Whether another request had begun the fetch.
         collapsed: bool,
     },
+    /// What another request's fetch stored between the look into the cache and now.
+    Stored(Arc<Entry>),
     /// A response for this client alone.
     Private(Response<Stream>),
     /// No response.
@@ -100,6 +112,14 @@ pub enum Fetched {
     TooSlow,
     /// Too many wait.
     Full,
+}
+
+/// What becomes of a response that is for one client alone.
+pub(crate) enum Private {
+    /// The client gets it.
+    Response(Response<Stream>),
+    /// The client said something that the upstream was not told, so it must ask by itself.
+    AskAgain,
 }
 
 /// Bounds and thresholds of fetches.
@@ -127,7 +147,10 @@ pub struct Fetcher {
     budget: Arc<Budget>,
     failing: Failing,
     uncacheable: Remembered<Instant>,
+    /// By canonical request: what its responses vary by.
+    varying: Remembered<Arc<[HeaderName]>>,
     impatient: Semaphore,
+    early: Arc<Semaphore>,
     beginnings: Beginnings,
     settings: Settings,
     /// The names by which the upstream may call itself.
@@ -154,7 +177,9 @@ impl Fetcher {
             budget: Arc::new(Budget::new(settings.fill_budget, Arc::clone(&metrics))),
             failing: Failing::new(Arc::clone(&metrics)),
             uncacheable: remembered(UNCACHEABLE_KEYS),
+            varying: remembered(VARYING_KEYS),
             impatient: Semaphore::new(IMPATIENT),
+            early: Arc::new(Semaphore::new(EARLY)),
             beginnings: Beginnings::default(),
             settings,
             authorities,
@@ -179,6 +204,12 @@ impl Fetcher {
         self.uncacheable.insert(key.0.clone(), Instant::now() + UNCACHEABLE_FOR);
     }
 
+    /// The fields by which responses to this request varied lately, so far as they are remembered.
+    #[must_use]
+    pub fn varies_by(&self, request: &Canonical) -> Arc<[HeaderName]> {
+        self.varying.get(&request.0).unwrap_or_default()
+    }
+
     /// The beginnings of responses that are known.
     #[must_use]
     pub const fn beginnings(&self) -> &Beginnings {
@@ -193,8 +224,25 @@ impl Fetcher {
     /// Has a stored response revalidated in the background, unless that is under way already.
     pub fn revalidate(self: &Arc<Self>, job: Job) {
         if let Join::Lead(leader, _) = self.collapse.join(&job.collapse_key) {
+            if let Some(entry) = self.stored_meanwhile(&job) {
+                return leader.found(entry);
+            }
             let (private, _) = oneshot::channel();
             self.runtime.spawn(Arc::clone(self).lead(job, leader, private));
+        }
+    }
+
+    /// The same for a response that is fresh still, within the budget for those.
+    pub fn refresh_early(self: &Arc<Self>, job: Job) {
+        let Ok(permit) = Arc::clone(&self.early).try_acquire_owned() else { return };
+        if let Join::Lead(leader, _) = self.collapse.join(&job.collapse_key) {
+            self.metrics.early_refreshes.with_label_values(&[&job.route]).inc();
+            let (private, _) = oneshot::channel();
+            let fetching = Arc::clone(self).lead(job, leader, private);
+            self.runtime.spawn(async move {
+                fetching.await;
+                drop(permit);
+            });
         }
     }
 
@@ -202,11 +250,20 @@ impl Fetcher {
     pub async fn fetch(self: &Arc<Self>, job: Job) -> Fetched {
         match self.collapse.join(&job.collapse_key) {
             Join::Lead(leader, follower) => {
+                if let Some(entry) = self.stored_meanwhile(&job) {
+                    leader.found(Arc::clone(&entry));
+                    return Fetched::Stored(entry);
+                }
                 let (sender, private) = oneshot::channel();
                 self.runtime.spawn(Arc::clone(self).lead(job, leader, sender));
                 match follower.outcome().await {
                     Progress::Shared(fill) => Fetched::Shared { fill, collapsed: false },
-                    Progress::Unshared => private.await.map_or(Fetched::Failed(Failure::Lost), Fetched::Private),
+                    Progress::Stored(entry) => Fetched::Stored(entry),
+                    Progress::Unshared => match private.await {
+                        Ok(Private::Response(response)) => Fetched::Private(response),
+                        Ok(Private::AskAgain) => Fetched::NotShared,
+                        Err(_) => Fetched::Failed(Failure::Lost),
+                    },
                     Progress::Failed(failure) => Fetched::Failed(failure),
                     Progress::Pending => Fetched::TooSlow,
                 }
@@ -216,6 +273,7 @@ impl Fetcher {
                 // The leader waits for as long as the upstream may take; the others for `limits.wait_timeout`.
                 match timeout(self.settings.wait_timeout, follower.outcome()).await {
                     Ok(Progress::Shared(fill)) => Fetched::Shared { fill, collapsed: true },
+                    Ok(Progress::Stored(entry)) => Fetched::Stored(entry),
                     Ok(Progress::Unshared) => Fetched::NotShared,
                     Ok(Progress::Failed(failure)) => Fetched::Failed(failure),
                     Ok(Progress::Pending) | Err(_) => Fetched::TooSlow,
@@ -223,6 +281,15 @@ impl Fetcher {
             }
             Join::Full => Fetched::Full,
         }
+    }
+
+    /// What a fetch stored that ended after the job's request had looked into the cache and before it could join that fetch.
+    /// Whoever leads now begins the only fetch of the key, so this look is the last one that is needed.
+    fn stored_meanwhile(&self, job: &Job) -> Option<Arc<Entry>> {
+        let entry = self.cache.peek(&job.collapse_key)?;
+        let is_newer = job.found.is_none_or(|found| entry.asked_at > found);
+        let is_fresh = Wall::now().since(entry.stored_at) < entry.lifetimes.fresh;
+        (is_newer && is_fresh && matches!(entry.content, Content::Response(_))).then_some(entry)
     }
 
     /// A permit of the few requests that may be passed by themselves because the fetch takes too long.

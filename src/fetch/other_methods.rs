@@ -56,7 +56,7 @@ impl Fetcher {
         let Content::Response(response) = &entry.content else { return };
         if !is_the_same(&head, response) {
             let stale = Arc::new(entry.expired(Wall::now(), job.asked_at));
-            return self.cache.put(&entry.key(), stale, &job.target_uri).await;
+            return self.cache.put(&entry.key(), stale).await;
         }
         if let Some(fresh) = self.freshen(&entry, &head).await {
             drop(self.store_passing(job, fresh));

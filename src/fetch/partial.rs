@@ -105,9 +105,9 @@ impl Default for Beginnings {
 impl Beginnings {
     /// The beginning that is known of the response for a key, unless it is stale or was voided.
     #[must_use]
-    pub fn get(&self, key: &Canonical, target_uri: &Canonical, voids: &Voids) -> Option<Arc<Beginning>> {
+    pub fn get(&self, key: &Canonical, target: u64, voids: &Voids) -> Option<Arc<Beginning>> {
         let known = self.0.get(&key.0).filter(|known| Wall::now() < known.fresh_until)?;
-        let void = voids.is_purged_since(known.asked_at) || voids.is_invalidated(target_uri, known.asked_at);
+        let void = voids.is_purged_since(known.asked_at) || voids.is_invalidated(target, known.asked_at);
         (!void).then_some(known)
     }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::CONNECTION;
@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
 use super::deadlines::{Activity, InFlight, watchdog};
@@ -33,6 +34,9 @@ const MAX_STREAMS: u32 = 256;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long an idle HTTP/1 connection may bring one more request once the program is told to stop.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
 /// Serves a connection. What ends it is logged at debug: clients come and go.
 pub async fn serve<F, A>(stream: TcpStream, peer: SocketAddr, limits: &Limits, answer: F, mut draining: watch::Receiver<bool>)
 where
@@ -42,20 +46,28 @@ where
     let (activity, interim, refused) = (Arc::new(Activity::default()), Arc::new(InterimQueue::default()), RefusedRequest::default());
     let socket = Socket::new(stream, Arc::clone(&activity), Arc::clone(&interim), limits.header_bytes, Arc::clone(&refused));
     let (counted, requests) = (Arc::clone(&activity), AtomicU64::new(0));
+    let ending = Arc::new(AtomicBool::new(false));
+    let end = Arc::clone(&ending);
+    let speaks_http2 = Arc::new(AtomicBool::new(false));
+    let http2 = Arc::clone(&speaks_http2);
     let service = service_fn(move |request: Request<Incoming>| {
-        let in_flight = InFlight::begin(&counted, request.version());
+        let (version, ending) = (request.version(), Arc::clone(&ending));
+        if version == Version::HTTP_2 {
+            speaks_http2.store(true, Ordering::Relaxed);
+        }
+        let in_flight = InFlight::begin(&counted, version);
         // Only this connection's task counts, so that load and store suffice.
         let number = requests.load(Ordering::Relaxed) + 1;
         requests.store(number, Ordering::Relaxed);
         let refused = refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
         // Interim responses are for HTTP/1.1 (RFC 9110 §15.2); HTTP/2 would frame them otherwise.
-        let sender = (request.version() == Version::HTTP_11).then(|| interim.open());
-        let arrival = Arrival { peer: peer.ip(), interim: sender.clone(), refused };
+        let sender = (version == Version::HTTP_11).then(|| interim.open());
+        let arrival = Arrival { peer: peer.ip(), interim: sender.clone(), own: false, refused };
         let answering = answer(request.map(|body| RequestBody::new(body, limits)), arrival);
         async move {
             let mut response = answering.await;
-            if refused.is_some() {
-                // What follows has no meaning.
+            if refused.is_some() || (ending.load(Ordering::Relaxed) && version == Version::HTTP_11) {
+                // What follows has no meaning, or is for another process.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             if let Some(sender) = sender {
@@ -76,8 +88,22 @@ where
         Either::Busy(ended) => Ok(ended),
         Either::Quiet(Some(why)) => Err(why),
         Either::Quiet(None) => {
-            serving.as_mut().graceful_shutdown();
-            match select(serving.as_mut(), pin!(watchdog(&activity, limits))).await {
+            // A client may be sending a request right now, which would be lost: it is answered, and told to come again anew.
+            // (HTTP/2 has a message for that.)
+            end.store(true, Ordering::Relaxed);
+            let ended = if http2.load(Ordering::Relaxed) {
+                None
+            } else {
+                timeout(LAST_REQUEST, select(serving.as_mut(), pin!(watchdog(&activity, limits)))).await.ok()
+            };
+            let ended = match ended {
+                Some(ended) => ended,
+                None => {
+                    serving.as_mut().graceful_shutdown();
+                    select(serving.as_mut(), pin!(watchdog(&activity, limits))).await
+                }
+            };
+            match ended {
                 Either::Busy(ended) => Ok(ended),
                 Either::Quiet(why) => Err(why),
             }

@@ -11,16 +11,41 @@ use std::time::Duration;
 use http::{Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::RequestBody;
 use super::connection;
 use super::connection_limits::ConnectionLimits;
+use super::sockets::{Listener, retire};
 use crate::body::Reply;
 use crate::request::Arrival;
 
-/// Serves `answer` on `listener` until `shutdown` is ready, then lets open requests finish within `limits.drain_timeout`.
-pub async fn run<F, A>(listener: TcpListener, limits: ConnectionLimits, answer: F, shutdown: impl Future<Output = ()>)
+/// What ends a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stop {
+    /// Nothing yet.
+    #[default]
+    No,
+    /// It ends.
+    End,
+    /// Another process listens at the same address, and takes over.
+    HandOver,
+}
+
+/// How long connections are accepted that had begun when another process took over.
+const HANDING_OVER: Duration = Duration::from_millis(200);
+
+/// Waits until a listener is to end.
+async fn stopped(told: &mut watch::Receiver<Stop>) -> Stop {
+    // A sender that is gone means the end too.
+    told.wait_for(|stop| *stop != Stop::No).await.map_or(Stop::End, |stop| *stop)
+}
+
+/// Serves `answer` on `listener` until `told` to stop, then lets open requests finish within `limits.drain_timeout`.
+///
+/// # Errors
+/// The socket cannot be used.
+pub async fn run<F, A>(listener: Listener, limits: ConnectionLimits, answer: F, mut told: watch::Receiver<Stop>) -> io::Result<()>
 where
     F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
@@ -28,18 +53,36 @@ where
     // Tells connections to end, and is told when all have.
     let (drain, draining) = watch::channel(false);
     let (open, mut all_closed) = mpsc::channel::<()>(1);
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        let (stream, peer, permit) = tokio::select! {
-            accepted = accept(&listener, &limits) => accepted,
-            () = &mut shutdown => break,
-        };
-        let Some(admitted) = limits.admit(peer.ip(), permit) else { continue };
+    let inherited = listener.inherited;
+    let listener = TcpListener::from_std(listener.socket)?;
+    let begin = |(stream, peer, permit): (TcpStream, SocketAddr, OwnedSemaphorePermit)| {
+        let Some(admitted) = limits.admit(peer.ip(), permit) else { return };
         let (answer, draining, open) = (answer.clone(), draining.clone(), open.clone());
         tokio::spawn(async move {
             connection::serve(stream, peer, admitted.limits(), answer, draining).await;
             drop((admitted, open));
         });
+    };
+    let stop = {
+        let mut stopped = std::pin::pin!(stopped(&mut told));
+        loop {
+            tokio::select! {
+                accepted = accept(&listener, &limits) => begin(accepted),
+                stop = &mut stopped => break stop,
+            }
+        }
+    };
+    if stop == Stop::HandOver && !inherited {
+        match retire(&listener) {
+            Ok(()) => {
+                drain.send_replace(true);
+                let end = Instant::now() + HANDING_OVER;
+                while let Ok(accepted) = timeout_at(end, accept(&listener, &limits)).await {
+                    begin(accepted);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "connections may be lost: the old socket cannot be retired"),
+        }
     }
     drop((listener, open));
     drain.send_replace(true);
@@ -47,6 +90,7 @@ where
     if drained.is_err() {
         tracing::warn!("some requests did not finish in time and were broken off (limits.drain_timeout)");
     }
+    Ok(())
 }
 
 /// The next connection, once there may be another. Out of file descriptors, it waits for some to be closed.
@@ -68,21 +112,4 @@ async fn accept(listener: &TcpListener, limits: &ConnectionLimits) -> (TcpStream
             }
         }
     }
-}
-
-/// Binds a listener. A bare `[::]` serves IPv4 too.
-///
-/// # Errors
-/// The address is taken or not ours.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() && address.ip().is_unspecified() {
-        socket.set_only_v6(false)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(4096)?;
-    Ok(socket.into())
 }

@@ -12,3 +12,4 @@ pub mod framing;
 pub mod listener;
 pub mod select;
 pub mod socket;
+pub mod sockets;

@@ -1,11 +1,13 @@
 //! A request as the steps of its way read it: first as any request, then as one that the cache may answer.
 
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, request};
+use http::request;
 
 use crate::cache::key::Canonical;
 use crate::clock::Wall;
 use crate::config::route::Route;
+use crate::limit::ClientLimits;
+use crate::request::fields::API_KEY;
 use crate::request::target::Target;
 use crate::upstream::request_fields::Forwarding;
 
@@ -20,6 +22,10 @@ pub struct Asked<'a> {
     pub route: Option<&'a Route>,
     /// What the upstream is told of it besides.
     pub forwarding: Forwarding<'a>,
+    /// How many requests its client may make.
+    pub limits: &'a ClientLimits<'a>,
+    /// Whether Sluice asks itself.
+    pub own: bool,
 }
 
 /// A request that the cache may answer.
@@ -32,11 +38,13 @@ pub struct CacheableRequest<'a> {
     pub parts: &'a request::Parts,
     /// What the upstream is told of it besides.
     pub forwarding: Forwarding<'a>,
+    /// How many requests its client may make.
+    pub limits: &'a ClientLimits<'a>,
     /// Its canonical form.
     pub canonical: Canonical,
     /// The variant under which the response was looked for, where it is known that it varies.
     pub variant: Option<Canonical>,
-    /// The canonical form with its credentials, for a request with `Authorization`.
+    /// The canonical form with its credentials, for a request with credentials.
     pub authorized: Option<Canonical>,
     /// When it came.
     pub now: Wall,
@@ -46,16 +54,10 @@ impl<'a> CacheableRequest<'a> {
     /// A request on a rule that admits it.
     #[must_use]
     pub fn new(route: &'a Route, asked: Asked<'a>) -> Self {
-        let Asked { parts, target, forwarding, route: _ } = asked;
+        let Asked { parts, target, forwarding, limits, route: _, own: _ } = asked;
         let canonical = Canonical::new(route, target, &parts.headers);
-        let authorized = parts.headers.contains_key(AUTHORIZATION).then(|| canonical.variant(&[AUTHORIZATION], &parts.headers));
-        Self { route, target, parts, forwarding, canonical, variant: None, authorized, now: Wall::now() }
-    }
-
-    /// The canonical form without origin and variant: what an invalidation names.
-    #[must_use]
-    pub fn target_uri(&self) -> Canonical {
-        Canonical::new(self.route, self.target, &HeaderMap::new())
+        let authorized = route.sees_credentials(&parts.headers).then(|| canonical.variant(&[AUTHORIZATION, API_KEY], &parts.headers));
+        Self { route, target, parts, forwarding, limits, canonical, variant: None, authorized, now: Wall::now() }
     }
 
     /// What is fetched once at a time: the request or its variant. Of requests with `Authorization` only those with the same

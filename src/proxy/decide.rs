@@ -4,9 +4,9 @@
 //! stored response that was found allow now ([`decide`]), and what is left of that once the client's own directives count
 //! ([`respect_directives`])?
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method};
 
 use super::outcome::{FetchWhy, PassWhy};
@@ -28,6 +28,8 @@ pub struct Admission<'a> {
     pub has_body: bool,
     /// Whether programs may disagree about what its target means.
     pub doubtful: bool,
+    /// Which client asks; `None`: Sluice itself.
+    pub client: Option<IpAddr>,
     /// Whether HEAD is answered from what is stored for GET (`backend.head = "get"`).
     pub head_as_get: bool,
 }
@@ -47,8 +49,11 @@ pub fn admit<'r>(route: Option<&'r Route>, request: Admission<'_>) -> Result<&'r
     if !route.cache {
         return Err(PassWhy::Rule);
     }
+    if request.client.is_some_and(|client| !route.rollout.includes(&route.name, client)) {
+        return Err(PassWhy::Rollout);
+    }
     // RFC 9111 §3.5: a shared cache neither answers nor stores these, but for the exceptions that a rule must allow.
-    if request.headers.contains_key(AUTHORIZATION) && !route.share_authorized {
+    if route.sees_credentials(request.headers) && !route.share_authorized {
         return Err(PassWhy::Authorization);
     }
     if request.has_body {
@@ -108,6 +113,19 @@ pub fn decide(found: Result<(Wall, Lifetimes), FetchWhy>, now: Wall, upstream_fa
     Decision::Fetch { why: FetchWhy::Stale, fallback: may_replace_errors.then_some(by) }
 }
 
+/// Whether a response that is fresh for `left` of `fresh` is to be refreshed already: by chance, the more likely the nearer its end and
+/// the more a fetch costs (XFetch: Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB
+/// 2015). Each request throws the dice, so what is asked for often is refreshed in time, and what is not, not. `random` gives numbers
+/// from 0 to 1; it is asked only where that can matter.
+#[must_use]
+pub fn is_early(left: Duration, fresh: Duration, cost: Duration, random: impl FnOnce() -> f64) -> bool {
+    // With less than one chance in e^12 it is not worth a throw; and half of a life is lived in any case.
+    if left > cost * 12 || left > fresh / 2 {
+        return false;
+    }
+    left.as_secs_f64() < cost.as_secs_f64() * -random().max(f64::MIN_POSITIVE).ln()
+}
+
 /// What is left of a decision about what was found once the client's directives count (RFC 9111 §5.2.1).
 #[must_use]
 pub fn respect_directives(directives: &RequestDirectives, decision: Decision, found: Option<&Entry>, now: Wall) -> Decision {
@@ -152,6 +170,7 @@ mod tests {
     use crate::cache::codec::tests::entry;
     use crate::config::tests::routes;
     use http::HeaderValue;
+    use http::header::AUTHORIZATION;
     use http::header::CACHE_CONTROL;
     use proptest::prelude::*;
 
@@ -199,7 +218,9 @@ mod tests {
         let (plain, posts) = (rule(""), rule("methods=['GET','POST']"));
         let (shares, passes) = (rule("authorization='respect'"), rule("cache=false"));
         let (none, secret) = (HeaderMap::new(), HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static("x"))]));
-        let get = Admission { method: &Method::GET, headers: &none, has_body: false, doubtful: false, head_as_get: true };
+        let client = Some("192.0.2.1".parse().unwrap());
+        let get = Admission { method: &Method::GET, headers: &none, has_body: false, doubtful: false, head_as_get: true, client };
+        let nobody = rule("rollout='0%'");
         let head = Admission { method: &Method::HEAD, ..get };
         for (route, request, refused) in [
             (Some(&plain), get, None),
@@ -211,6 +232,8 @@ mod tests {
             (Some(&shares), Admission { headers: &secret, ..get }, None),
             (Some(&plain), Admission { has_body: true, ..get }, Some(PassWhy::Body)),
             (Some(&passes), get, Some(PassWhy::Rule)),
+            (Some(&nobody), get, Some(PassWhy::Rollout)),
+            (Some(&nobody), Admission { client: None, ..get }, None),
             (None, get, Some(PassWhy::NoRule)),
             (None, Admission { doubtful: true, ..get }, Some(PassWhy::DoubtfulPath)),
         ] {
@@ -248,6 +271,17 @@ mod tests {
             let left = respect_directives(&RequestDirectives::of(&headers), decision, Some(&stored), START + s(12));
             assert_eq!(left, expected, "{text}, fresh for {fresh} s");
         }
+    }
+
+    #[test]
+    fn what_costs_much_and_is_nearly_over_is_refreshed_early() {
+        let ms = Duration::from_millis;
+        let early = |left, fresh, cost, random: f64| is_early(ms(left), ms(fresh), ms(cost), || random);
+        assert!(early(100, 10_000, 200, 0.5) && !early(150, 10_000, 200, 0.5));
+        assert!(early(900, 10_000, 200, 0.01) && !early(1000, 10_000, 200, 0.01));
+        assert!(!early(600, 1000, 5000, 0.0), "in the first half of its life");
+        assert!(!is_early(ms(2500), ms(10_000), ms(200), || panic!("no dice are thrown")));
+        assert!(!early(1, 1000, 0, 0.5) && !early(0, 0, 0, 1.0));
     }
 
     proptest! {

@@ -14,9 +14,10 @@ use super::outcome::Outcome;
 use crate::body::Reply;
 use crate::config::Access;
 use crate::request::client::{Client, PublicUrl};
+use crate::request::fields::REQUEST_ID;
 use crate::request::interim::InterimSender;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::request_fields::{Forwarding, REQUEST_ID};
+use crate::upstream::request_fields::Forwarding;
 
 /// The longest id that is taken over from a client, in bytes.
 const MAX_ID: usize = 128;

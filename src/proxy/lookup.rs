@@ -46,10 +46,10 @@ impl Proxy {
 
     /// The entry under one canonical request: in memory, or else in Redis.
     async fn find(&self, request: &CacheableRequest<'_>, canonical: &Canonical) -> Option<Arc<Entry>> {
-        if let Some(entry) = self.cache.peek(canonical, || request.target_uri()) {
+        if let Some(entry) = self.cache.peek(canonical) {
             return Some(entry);
         }
-        self.cache.get(&Key::new(request.route, request.target, canonical.clone()), || request.target_uri()).await
+        self.cache.get(&Key::new(request.route, request.target, canonical.clone())).await
     }
 
     /// What to do with a request, given what was found.

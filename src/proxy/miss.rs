@@ -9,20 +9,24 @@ use tokio::time::timeout;
 
 use super::answer::Answer;
 use super::asked::CacheableRequest;
+use super::decide::is_early;
 use super::outcome::{FetchWhy, Fetched as FetchedOutcome, Outcome, PassWhy, StaleWhy};
 use super::pass::deliver;
 use super::{Proxy, respond};
 use crate::body::{self, Reply};
 use crate::cache::entry::Entry;
 use crate::cache::key::Key;
+use crate::config::rate_limit::Counts;
+use crate::config::route::RequestFields;
 use crate::fetch::fill::{End, Fill};
 use crate::fetch::{Fetched, Job};
 use crate::http::freshness::{FreshnessPolicy, is_failure};
 use crate::http::vary::selection;
 use crate::request::client::request_authority;
+use crate::request::fields::API_KEY;
 use crate::request::refusal::Refusal;
 use crate::upstream::failure::Failure;
-use crate::upstream::request_fields::{self, is_keyed_range};
+use crate::upstream::request_fields::{self, Negotiable, is_keyed_range};
 
 /// A small response that was just fetched is waited for this long: then it is sent with its validator, as it is stored.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -41,7 +45,17 @@ impl Proxy {
         stored: Option<Arc<Entry>>,
         fallback: Option<Duration>,
     ) -> Answer {
-        if request.route.complete_ranges && stored.is_none() && request.parts.method == Method::GET && is_keyed_range(request.parts) {
+        if !request.limits.take(Counts::Backend).await {
+            return match self.respond(request, stored.as_ref().filter(|_| fallback.is_some())).await {
+                Some(response) => Answer { response, outcome: Outcome::Stale(fallback.unwrap_or_default(), StaleWhy::Limited) },
+                None => self.refuse_limited(&request.route.name),
+            };
+        }
+        if request.route.complete_ranges
+            && stored.is_none()
+            && request.parts.method == Method::GET
+            && is_keyed_range(request.parts, &request.route.request_fields)
+        {
             return self.fetch_range(request).await;
         }
         let failure = match self.fetch_or_pass(request, why, stored.as_ref(), fallback.is_some()).await {
@@ -87,6 +101,13 @@ impl Proxy {
                 // What came is not for this request, or its beginning is gone.
                 None => {
                     let response = self.pass_alone(request).await?;
+                    Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
+                }
+            },
+            Fetched::Stored(entry) => match self.respond(request, Some(&entry)).await {
+                Some(response) => Ok(Answer { response, outcome: Outcome::Fetched(FetchedOutcome { why, stored: true, collapsed: true }) }),
+                None => {
+                    let response = accept(self.pass_alone(request).await?)?;
                     Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
                 }
             },
@@ -167,6 +188,9 @@ impl Proxy {
 
     /// Asks for a client that wants nothing stored.
     pub(super) async fn fetch_unstored(&self, request: &CacheableRequest<'_>) -> Answer {
+        if !request.limits.take(Counts::Backend).await {
+            return self.refuse_limited(&request.route.name);
+        }
         match self.pass_alone(request).await {
             Ok(response) => Answer { response, outcome: Outcome::Pass(PassWhy::NoStore) },
             Err(failure) => Answer::failed(failure),
@@ -183,6 +207,15 @@ impl Proxy {
         self.fetcher.revalidate(self.job(request, found.as_ref().ok()));
     }
 
+    /// Has a response that is fresh for `left` revalidated already, by chance, if it is asked for often: see [`is_early`].
+    pub(super) fn refresh_if_early(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>, left: Duration) {
+        let Ok(entry) = found else { return };
+        let cost = Duration::from_millis(u64::from(entry.cost));
+        if self.refresh_early && is_early(left, entry.lifetimes.fresh, cost, fastrand::f64) && request.parts.method == Method::GET {
+            self.fetcher.refresh_early(self.job(request, Some(entry)));
+        }
+    }
+
     /// The same where the upstream fails: only if it was spared for long enough.
     pub(super) fn revalidate_if_due(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) {
         if self.fetcher.failing().may_try(request.collapse_key()) {
@@ -195,24 +228,35 @@ impl Proxy {
         let mut to_upstream = Request::new(());
         *to_upstream.method_mut() = Method::GET;
         *to_upstream.uri_mut() = request.parts.uri.clone();
-        *to_upstream.headers_mut() = request_fields::for_fetch(request.parts, request.forwarding);
+        let rule = &request.route.request_fields;
+        *to_upstream.headers_mut() = request_fields::for_fetch(request.parts, request.forwarding, rule);
+        let mut negotiable = Negotiable::of(request.parts, rule);
+        negotiable.tell(&self.fetcher.varies_by(&request.canonical), to_upstream.headers_mut());
         let conditions = stored.map(|entry| entry.conditions()).unwrap_or_default();
         let validated = stored.filter(|_| !conditions.is_empty()).cloned();
         to_upstream.headers_mut().extend(conditions);
-        if let Some(credentials) = request.parts.headers.get(AUTHORIZATION) {
-            to_upstream.headers_mut().insert(AUTHORIZATION, credentials.clone());
+        for name in [AUTHORIZATION, API_KEY] {
+            if let Some(credentials) = request.parts.headers.get(&name).filter(|_| request.authorized.is_some()) {
+                to_upstream.headers_mut().insert(name, credentials.clone());
+            }
         }
         let policy = request.route.policy_for(request.target, request.now);
+        let selecting = match rule {
+            RequestFields::Listed(_) => request.parts.headers.clone(),
+            RequestFields::All => to_upstream.headers().clone(),
+        };
         Job {
             request: to_upstream.into_parts().0,
+            selecting,
+            negotiable,
             key: Key::new(request.route, request.target, request.canonical.clone()),
             collapse_key: request.collapse_key().clone(),
-            target_uri: request.target_uri(),
             route: request.route.name.clone(),
             policy: FreshnessPolicy { authorized: request.authorized.is_some(), ..policy },
             match_language: request.route.match_language,
             complete_ranges: request.route.complete_ranges,
             requested_host: request_authority(request.parts),
+            found: stored.map(|entry| entry.asked_at),
             asked_at: self.cache.ask(),
             validated,
             replaces_errors: stored.is_some_and(|entry| entry.may_replace_errors(request.now)),

@@ -1,13 +1,14 @@
 //! What becomes of a request. **Begin here**: [`Proxy::handle`] is a request's way, from top to bottom.
 //!
 //! ```text
-//! request → refuse → route → admit → look up → decide → respond → outcome
-//!              │        │       │                  │
-//!              │        │       │                  ├─ Hit, stale: from the cache        (respond)
-//!              │        │       │                  └─ Fetch: from the upstream          (miss, then ../fetch)
-//!              │        │       └─ the cache has no say: passed to the upstream         (pass)
-//!              │        └─ Sluice's own endpoints                                       (OwnEndpoints)
-//!              └─ an error answer                                                       (errors)
+//! request → refuse → route → limit → admit → look up → decide → respond → outcome
+//!              │        │       │       │                  │
+//!              │        │       │       │                  ├─ Hit, stale: from the cache        (respond)
+//!              │        │       │       │                  └─ Fetch: from the upstream          (miss, then ../fetch)
+//!              │        │       │       └─ the cache has no say: passed to the upstream         (pass; compared: shadow)
+//!              │        │       └─ more than the client may ask for: 429                        (../limit)
+//!              │        └─ Sluice's own endpoints                                               (OwnEndpoints)
+//!              └─ an error answer                                                               (errors)
 //! ```
 //!
 //! Whatever happens ends in one [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place
@@ -22,18 +23,24 @@ pub mod asked;
 pub mod decide;
 pub mod errors;
 pub mod exchange;
+pub mod hottest;
 pub mod inflate;
 pub mod lookup;
 pub mod miss;
 pub mod outcome;
 pub mod pass;
+pub mod purge;
 pub mod respond;
+pub mod rules;
+pub mod shadow;
+pub mod timeline;
 pub mod warm;
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::uri::Authority;
@@ -43,36 +50,50 @@ use http_body_util::BodyExt;
 
 use crate::body::{BoxError, Reply};
 use crate::cache::Cache;
-use crate::config::route::{Route, select};
-use crate::config::{Access, Limits};
+use crate::config::Limits;
+use crate::config::rate_limit::Counts;
+use crate::config::route::select;
 use crate::fetch::Fetcher;
+use crate::limit::shared::SharedCounts;
 use crate::request::Arrival;
 use crate::request::client::{Client, PublicUrl, own_url};
+use crate::request::fields::REQUEST_ID;
 use crate::request::refusal::Refusal;
 use crate::request::target::Target;
 use crate::request::validate::validate;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::samples::Samples;
+use crate::timeline::Timeline;
 use crate::upstream::Upstream;
-use crate::upstream::request_fields::REQUEST_ID;
 use crate::upstream::response_fields::relocate;
 use answer::Answer;
 use asked::{Asked, CacheableRequest};
 use decide::{Admission, Decision, admit};
 use exchange::Exchange;
+use hottest::Hottest;
 use outcome::{FetchWhy, Outcome, StaleWhy};
+use rules::Rules;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Everything that answering a request needs.
 pub struct Proxy {
-    /// The rules.
-    pub routes: Vec<Route>,
+    /// The rules that serve now.
+    pub rules: ArcSwap<Rules>,
+    /// What counts requests together with other instances, if Redis is configured.
+    pub shared_counts: Option<SharedCounts>,
     /// What is stored.
     pub cache: Arc<Cache>,
+    /// What remembers the targets that are asked for most, if that is configured.
+    pub hottest: Option<Arc<Hottest>>,
+    /// Whether what is asked for often is refreshed before it is stale.
+    pub refresh_early: bool,
     /// What gets responses through the cache.
     pub fetcher: Arc<Fetcher>,
     /// What gets responses past it.
     pub upstream: Arc<Upstream>,
+    /// What computes answers from orders kept in spans of time, if that is configured.
+    pub timeline: Option<Arc<dyn Timeline>>,
     /// What Sluice answers itself.
     pub own: Arc<dyn OwnEndpoints>,
     /// All metrics.
@@ -85,14 +106,16 @@ pub struct Proxy {
     pub authorities: Vec<Authority>,
     /// Whether HEAD is answered from GET.
     pub head_as_get: bool,
+    /// Whether purges are passed on to the backend (`forward_invalidation`).
+    pub forward_invalidation: bool,
     /// To the head of the upstream's response.
     pub timeout: Duration,
     /// The longest silence within a body that is passed through.
     pub body_timeout: Duration,
     /// Larger bodies are not stored, in bytes.
     pub max_object: usize,
-    /// Which requests get an access line.
-    pub access: Access,
+    /// Which differences of answers in shadow are logged.
+    pub samples: Arc<Samples>,
 }
 
 /// The future of an answer.
@@ -117,35 +140,55 @@ impl Proxy {
         let exchange = Exchange::begin(&self.metrics, &parts);
         let client = Client::of(&parts, arrival.peer, |peer| self.limits.trusts(peer));
         let target = arrival.refused.map_or_else(|| validate(&parts).and_then(Target::parse), Err);
-        let route = target.as_ref().ok().and_then(|target| select(&self.routes, target));
+        let rules = self.rules.load();
+        let route = target.as_ref().ok().and_then(|target| select(&rules.routes, target));
         let forwarding = exchange.forwarding(&client, self.public.as_ref(), arrival.interim.as_ref());
-        let answer = match &target {
+        let (row, name) = route.map_or((rules.rows.no_route(), "none"), |route| (route.index, route.name.as_str()));
+        let own = arrival.own;
+        let limits = rules.limits.of(row, name, client.address, &parts.headers).unless(own);
+        let asked = |target| Asked { parts: &parts, target, route, forwarding, limits: &limits, own };
+        let mut answer = match &target {
             Err(refusal) => Answer::refused(*refusal),
-            Ok(target) if self.own.owns(&target.path) => self.own.answer(Asked { parts: &parts, target, route, forwarding }, self).await,
-            Ok(target) => self.answer(Asked { parts: &parts, target, route, forwarding }, body).await,
+            Ok(target) if self.own.owns(&target.path) => self.own.answer(asked(target), self).await,
+            Ok(_) if limits.count(Counts::All) && !Box::pin(limits.take(Counts::All)).await => self.refuse_limited(name),
+            Ok(target) => self.answer(asked(target), body).await,
         };
-        self.finish(exchange, route, &parts, &client, answer)
+        limits.describe(answer.response.headers_mut());
+        self.finish(exchange, &rules, (row, name), &parts, &client, answer)
     }
 
-    /// Answers from the cache where it has a say, else from the upstream.
+    /// Answers from the cache where it has a say (from the timeline where that can), else from the upstream.
     async fn answer<B>(&self, asked: Asked<'_>, body: B) -> Answer
     where
         B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
     {
         let (method, headers) = (&asked.parts.method, &asked.parts.headers);
         let has_body = !body.is_end_stream() || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-        let admission = Admission { method, headers, has_body, doubtful: asked.target.doubtful, head_as_get: self.head_as_get };
-        match admit(asked.route, admission) {
-            Ok(route) => self.answer_from_cache(CacheableRequest::new(route, asked)).await,
+        let (doubtful, head_as_get) = (asked.target.doubtful, self.head_as_get);
+        let client = (!asked.own).then_some(asked.forwarding.client.address);
+        if self.cache.is_uncertain() {
+            Box::pin(self.cache.ascertain()).await;
+        }
+        match admit(asked.route, Admission { method, headers, has_body, doubtful, head_as_get, client }) {
+            Ok(route) if route.shadow => {
+                Box::pin(self.answer_in_shadow(asked, CacheableRequest::new(route, asked), body.boxed_unsync())).await
+            }
+            Ok(route) => match self.timeline.as_deref().filter(|_| route.timeline) {
+                Some(timeline) => Box::pin(self.answer_from_timeline(timeline, CacheableRequest::new(route, asked))).await,
+                None => self.answer_from_stored(CacheableRequest::new(route, asked)).await,
+            },
             Err(why) => Box::pin(self.pass(asked, why, body.boxed_unsync())).await,
         }
     }
 
     /// Looks up what is stored, and does what it allows.
-    async fn answer_from_cache(&self, mut request: CacheableRequest<'_>) -> Answer {
+    async fn answer_from_stored(&self, mut request: CacheableRequest<'_>) -> Answer {
         let found = self.look_up(&mut request).await;
         let outcome = match self.decide(&request, &found) {
-            Decision::Hit(left) => Outcome::Hit(left),
+            Decision::Hit(left) => {
+                self.refresh_if_early(&request, &found, left);
+                Outcome::Hit(left)
+            }
             Decision::StaleAndRevalidate(by) => {
                 self.revalidate(&request, &found);
                 Outcome::Stale(by, StaleWhy::Revalidating)
@@ -158,29 +201,43 @@ impl Proxy {
             Decision::FetchUnstored => return Box::pin(self.fetch_unstored(&request)).await,
             Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&request, why, found.ok(), fallback)).await,
         };
+        if let (Some(hottest), Some(target)) = (&self.hottest, request.parts.uri.path_and_query()) {
+            hottest.note(target.as_str());
+        }
         match self.respond(&request, found.as_ref().ok()).await {
             Some(response) => Answer { response, outcome },
             // What is stored is damaged: as if it were not there.
-            None => Box::pin(self.fetch(&request, FetchWhy::UriMiss, None, None)).await,
+            None => {
+                if let Ok(damaged) = &found {
+                    self.cache.store().replace(damaged, None);
+                }
+                Box::pin(self.fetch(&request, FetchWhy::UriMiss, None, None)).await
+            }
         }
+    }
+
+    /// Refuses a request that is beyond a limit.
+    fn refuse_limited(&self, route: &str) -> Answer {
+        self.metrics.rate_limited.with_label_values(&[route]).inc();
+        Answer::refused(Refusal::RateLimited)
     }
 
     /// Says what became of the request: in the response, in the metrics, in the access log.
     fn finish(
         &self,
         mut exchange: Exchange<'_>,
-        route: Option<&Route>,
+        rules: &Rules,
+        (row, name): (usize, &str),
         parts: &request::Parts,
         client: &Client,
         answer: Answer,
     ) -> Response<Reply> {
         let Answer { mut response, outcome } = answer;
-        let (row, name) = route.map_or((self.metrics.no_route(), "none"), |route| (route.index, route.name.as_str()));
         let headers = response.headers_mut();
         relocate(headers, &self.authorities, |rest| own_url(rest, parts, client, self.public.as_ref()));
         headers.insert(CACHE_STATUS, outcome.cache_status());
         headers.insert(REQUEST_ID, exchange.take_id());
-        self.metrics.record(row, name, outcome.label(), response.status().as_u16(), exchange.elapsed());
-        exchange.end(self.access, name, parts, client.address, response, &outcome)
+        self.metrics.record(&rules.rows, row, name, outcome.label(), response.status().as_u16(), exchange.elapsed());
+        exchange.end(rules.access, name, parts, client.address, response, &outcome)
     }
 }

@@ -17,6 +17,11 @@ pub enum Outcome {
     Hit(Duration),
     /// Answered from the cache although it went stale this long ago.
     Stale(Duration, StaleWhy),
+    /// Answered from the timeline; `waited` says that something was asked for first.
+    Computed {
+        /// Whether something was asked for first.
+        waited: bool,
+    },
     /// Answered by the upstream through the cache.
     Fetched(Fetched),
     /// Passed to the upstream without the cache.
@@ -29,6 +34,9 @@ pub enum Outcome {
     Local,
 }
 
+/// The reason of what was answered from the timeline.
+const TIMELINE: &str = "timeline";
+
 /// Why a stale answer was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleWhy {
@@ -38,6 +46,8 @@ pub enum StaleWhy {
     Error(Failure),
     /// The upstream failed lately and is spared.
     WhileFailing,
+    /// The client made more requests than a limit allows.
+    Limited,
 }
 
 /// A response of the upstream's that went through the cache.
@@ -73,6 +83,10 @@ pub enum PassWhy {
     NoRule,
     /// The rule says `cache = false`.
     Rule,
+    /// The rule is being rolled out, and this client is not among those that it caches for.
+    Rollout,
+    /// The rule is in shadow: the upstream answers everything.
+    Shadow,
     /// The request carries `Authorization`.
     Authorization,
     /// A path whose meaning is doubtful: it is forwarded verbatim and never cached.
@@ -94,9 +108,9 @@ impl Outcome {
     #[must_use]
     pub const fn label(&self) -> OutcomeLabel {
         match self {
-            Self::Hit(_) => OutcomeLabel::Hit,
+            Self::Hit(_) | Self::Computed { waited: false } => OutcomeLabel::Hit,
             Self::Stale(..) => OutcomeLabel::Stale,
-            Self::Fetched(Fetched { collapsed: false, .. }) => OutcomeLabel::Miss,
+            Self::Fetched(Fetched { collapsed: false, .. }) | Self::Computed { waited: true } => OutcomeLabel::Miss,
             Self::Fetched(_) => OutcomeLabel::Collapsed,
             Self::Pass(_) => OutcomeLabel::Pass,
             Self::Refused(_) => OutcomeLabel::Refused,
@@ -116,6 +130,7 @@ impl Outcome {
     pub const fn detail(&self) -> &'static str {
         match self {
             Self::Hit(_) | Self::Fetched(_) | Self::Local => "",
+            Self::Computed { .. } => TIMELINE,
             Self::Stale(_, why) => why.detail(),
             Self::Pass(why) => why.detail(),
             Self::Refused(why) => why.row().detail,
@@ -132,6 +147,8 @@ impl Outcome {
         let written = match self {
             Self::Hit(left) => return hit_status(left.as_secs()),
             Self::Stale(by, why) => write!(text, "sluice; hit; ttl=-{}; detail={}", by.as_secs(), why.detail()),
+            Self::Computed { waited: false } => return HeaderValue::from_static("sluice; hit; detail=timeline"),
+            Self::Computed { waited: true } => return HeaderValue::from_static("sluice; fwd=miss; detail=timeline"),
             Self::Fetched(fetched) => {
                 let why = match fetched.why {
                     FetchWhy::UriMiss => "uri-miss",
@@ -178,6 +195,7 @@ impl StaleWhy {
         match self {
             Self::Revalidating => "stale-while-revalidate",
             Self::WhileFailing => "stale-if-error-backend-left-alone",
+            Self::Limited => "stale-rate-limited",
             Self::Error(failure) => match failure {
                 Failure::Connect => "stale-if-error-connect",
                 Failure::Reset => "stale-if-error-reset",
@@ -201,6 +219,8 @@ impl PassWhy {
             Self::Method => "method",
             Self::NoRule => "no-rule",
             Self::Rule => "rule",
+            Self::Rollout => "rollout",
+            Self::Shadow => "shadow",
             Self::Authorization => "authorization",
             Self::DoubtfulPath => "doubtful-path",
             Self::Uncacheable => "uncacheable",
@@ -226,6 +246,8 @@ mod tests {
             (Outcome::Hit(s(u64::MAX)), "sluice; hit; ttl=18446744073709551615"),
             (Outcome::Stale(s(3), StaleWhy::Revalidating), "sluice; hit; ttl=-3; detail=stale-while-revalidate"),
             (Outcome::Stale(s(3), StaleWhy::Error(Failure::Status(503))), "sluice; hit; ttl=-3; detail=stale-if-error-503"),
+            (Outcome::Computed { waited: false }, "sluice; hit; detail=timeline"),
+            (Outcome::Computed { waited: true }, "sluice; fwd=miss; detail=timeline"),
             (fetched(FetchWhy::UriMiss, true, false), "sluice; fwd=uri-miss; stored"),
             (fetched(FetchWhy::UriMiss, true, true), "sluice; fwd=uri-miss; stored; collapsed"),
             (fetched(FetchWhy::Stale, false, false), "sluice; fwd=stale"),

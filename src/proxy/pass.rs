@@ -14,6 +14,7 @@ use super::asked::{Asked, CacheableRequest};
 use super::outcome::{Outcome, PassWhy};
 use crate::body::{Reply, Stream};
 use crate::cache::key::{Canonical, Key};
+use crate::config::rate_limit::Counts;
 use crate::config::route::{Route, select};
 use crate::fetch::other_methods::represents_its_target;
 use crate::http::invalidation::{invalidates, named_targets};
@@ -26,21 +27,25 @@ use crate::upstream::response_fields::{self, OWN_VIA};
 impl Proxy {
     /// Passes a request to the upstream.
     pub(super) async fn pass(&self, asked: Asked<'_>, why: PassWhy, body: Stream) -> Answer {
-        let Asked { parts, target, route, forwarding } = asked;
-        let updating = route.filter(|route| route.updates_from(&parts.method) && is_fully_keyed(parts));
+        let Asked { parts, target, route, forwarding, limits, own: _ } = asked;
+        if !limits.take(Counts::Backend).await {
+            return self.refuse_limited(route.map_or("none", |route| &route.name));
+        }
+        // Content in a HEAD has no meaning (RFC 9110 §9.3.2), and so has what is answered to it.
+        let meaningful = parts.method != Method::HEAD || body.is_end_stream();
+        let updating =
+            route.filter(|route| meaningful && route.updates_from(&parts.method) && is_fully_keyed(parts, &route.request_fields));
         let response = match self.send(route, parts, body, forwarding, updating.is_some()).await {
             Ok(response) => response,
             Err(failure) => return Answer::failed(failure),
         };
         let removing = invalidates(&parts.method, response.status()).then(|| self.invalidate(target, parts, response.headers()));
+        if let Some(removing) = removing {
+            // Whoever made the change sees it everywhere, and what is stored now is not removed with what it replaces.
+            drop(removing.await);
+        }
         let response = match updating {
-            Some(route) => {
-                if let Some(removing) = removing {
-                    // What is stored now must not be removed with what it replaces.
-                    drop(removing.await);
-                }
-                self.update_stored(CacheableRequest::new(route, asked), response).await
-            }
+            Some(route) => self.update_stored(CacheableRequest::new(route, asked), response).await,
             None => response,
         };
         Answer { response: deliver(response), outcome: Outcome::Pass(why) }
@@ -108,8 +113,9 @@ impl Proxy {
         };
         let named = named_targets(response, &target.path, is_own);
         let others = named.iter().filter_map(|text| Target::parse(text).ok());
+        let rules = self.rules.load();
         let key = |target: &Target<'_>| {
-            let route = select(&self.routes, target)?;
+            let route = select(&rules.routes, target)?;
             Some(Key::new(route, target, Canonical::new(route, target, &HeaderMap::new())))
         };
         self.cache.invalidate(key(target).into_iter().chain(others.filter_map(|other| key(&other))).collect())

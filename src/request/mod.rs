@@ -4,6 +4,7 @@
 //! Knows HTTP and the API's way of writing times. Knows nothing of rules, caches or sockets.
 
 pub mod client;
+pub mod fields;
 pub mod interim;
 pub mod refusal;
 pub mod target;
@@ -21,6 +22,8 @@ pub struct Arrival {
     pub peer: IpAddr,
     /// Where interim (1xx) responses go, if the client may have any.
     pub interim: Option<InterimSender>,
+    /// Whether Sluice asks itself, to warm its cache: limits and rollouts are about clients.
+    pub own: bool,
     /// What was sent is no valid request: this is the only answer that it may get.
     pub refused: Option<Refusal>,
 }

@@ -38,12 +38,16 @@ pub enum Refusal {
     ControlCharacter,
     /// A `%` that two hexadecimal digits do not follow.
     BrokenEscape,
+    /// The client made more requests than a limit allows (RFC 6585 §4).
+    RateLimited,
     /// Too many requests wait already.
     Overloaded,
     /// The client wants nothing but what is stored, and nothing is that may be served.
     OnlyIfCached,
     /// A management call without the admin token.
     Forbidden,
+    /// A management call with a token that may not do that.
+    NotAllowed,
     /// A management call while no admin token is configured.
     NoToken,
 }
@@ -71,7 +75,7 @@ const fn staying(status: u16, detail: &'static str, sentence: &'static str) -> R
 
 impl Refusal {
     /// Every refusal, in the order of the table.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::RequestLine,
         Self::Version,
         Self::LineEnd,
@@ -87,9 +91,11 @@ impl Refusal {
         Self::UrlTooLong,
         Self::ControlCharacter,
         Self::BrokenEscape,
+        Self::RateLimited,
         Self::Overloaded,
         Self::OnlyIfCached,
         Self::Forbidden,
+        Self::NotAllowed,
         Self::NoToken,
     ];
 
@@ -112,9 +118,11 @@ impl Refusal {
             Self::UrlTooLong => staying(400, "url-too-long", "The URL is longer than 8192 bytes"),
             Self::ControlCharacter => staying(400, "control-character", "The URL contains a control character"),
             Self::BrokenEscape => staying(400, "broken-escape", "The URL contains a '%' that is not followed by two hexadecimal digits"),
+            Self::RateLimited => staying(429, "rate-limited", "Too many requests; Retry-After says when to try again"),
             Self::Overloaded => staying(503, "overloaded", "Too many requests are waiting; try again shortly"),
             Self::OnlyIfCached => staying(504, "only-if-cached", "Nothing is stored that may be served, and only that was asked for"),
             Self::Forbidden => staying(401, "forbidden", "This operation needs the admin token as 'Authorization: Bearer TOKEN'"),
+            Self::NotAllowed => staying(403, "not-allowed", "This token may not do that; [[admin.tokens]] says what it may"),
             Self::NoToken => staying(403, "no-token", "Management is switched off: no admin token is configured"),
         }
     }

@@ -1,7 +1,9 @@
 //! Every metric, declared once with its unit and meaning.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use prometheus::core::Collector as _;
 use prometheus::proto::{Metric, MetricType};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -12,6 +14,9 @@ const SECONDS: [f64; 16] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5
 
 /// The statuses whose counters are at hand without a look-up.
 const COMMON: [u16; 4] = [200, 304, 404, 400];
+
+/// What the label `result` of answers in shadow tells apart.
+pub const SHADOW_RESULTS: [&str; 6] = ["same", "status", "fields", "body", "not_stored", "not_compared"];
 
 /// What the label `outcome` tells apart. What an outcome is made of besides (reasons, times) is in `Cache-Status` and the
 /// access log.
@@ -59,8 +64,7 @@ impl OutcomeLabel {
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
-    /// By route (the last row is "none"), then by outcome.
-    rows: Vec<[Cell; OutcomeLabel::ALL.len()]>,
+    request_seconds: HistogramVec,
     /// `backend_requests_total{route,status}`: answers and failures of the backend's.
     pub backend_requests: IntCounterVec,
     /// `backend_seconds{route}`: to the head of the backend's answer.
@@ -81,8 +85,16 @@ pub struct Metrics {
     pub purged: IntCounter,
     /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone.
     pub breaker_open: IntGaugeVec,
-    /// `rate_limited_total{route}`: requests refused because too many were waiting.
+    /// `rate_limited_total{route}`: requests refused because of a limit, or because too many were waiting.
     pub rate_limited: IntCounterVec,
+    /// `limit_requests_total{limit,result}`: requests that a limit counted: `allowed`, `refused` or, beyond one that is only
+    /// reported, `reported`.
+    pub limit_requests: IntCounterVec,
+    /// `shadow_answers_total{route,result}`: answers of the backend on a rule in shadow, by how they compare with what the cache
+    /// would have said: `same`, `status`, `fields`, `body`, `not_stored` or `not_compared`.
+    pub shadow: IntCounterVec,
+    /// `early_refreshes_total{route}`: responses that were refreshed before they were stale, since they are asked for often.
+    pub early_refreshes: IntCounterVec,
     /// `inflight`: requests being answered.
     pub inflight: IntGauge,
     /// `connections`: open client connections.
@@ -95,7 +107,26 @@ pub struct Metrics {
     pub mysql_connections: IntGauge,
     /// `mysql_waiting`: queries that wait for a connection.
     pub mysql_waiting: IntGauge,
+    /// `timeline_answers_total{how}`: requests answered from the timeline: `known`, `waited` or `stale`.
+    pub timeline_answers: IntCounterVec,
+    /// `timeline_fetches_total{of,result}`: fetches from the source, of the `newest` part or of `spans` that are over.
+    pub timeline_fetches: IntCounterVec,
+    /// `timeline_checks_total{endpoint,result}`: answers that were held against the backend's.
+    pub timeline_checks: IntCounterVec,
+    /// `timeline_doubts_total`: what the backend streamed was not what it summed up.
+    pub timeline_doubts: IntCounter,
+    /// `timeline_on{endpoint}`: 1 while the timeline answers, 0 on probation and after an answer differed.
+    pub timeline_on: IntGaugeVec,
+    /// `timeline_bytes`: what the timeline holds in memory.
+    pub timeline_bytes: IntGauge,
+    /// `timeline_spans`: spans that it holds in memory.
+    pub timeline_spans: IntGauge,
+    /// `config_reloads_total{result}`: reloads that were `applied`, found nothing `unchanged`, or were `refused`.
+    pub config_reloads: IntCounterVec,
 }
+
+/// The counters of some rules' requests, so that a request need not look for them by name.
+pub struct Rows(Vec<[Cell; OutcomeLabel::ALL.len()]>);
 
 /// What is kept for one route and outcome.
 struct Cell {
@@ -104,11 +135,11 @@ struct Cell {
 }
 
 impl Metrics {
-    /// The metrics of a proxy with these routes.
+    /// All of them, at zero.
     ///
     /// # Errors
     /// Only if two metrics had one name, which a test rules out.
-    pub fn new(routes: &[String]) -> Result<Self, prometheus::Error> {
+    pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new_custom(Some("sluice".into()), None)?;
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let made = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -133,19 +164,13 @@ impl Metrics {
         let connections_refused =
             IntCounter::new("connections_refused_total", "Client connections closed because their address had too many.")?;
         registry.register(Box::new(connections_refused.clone()))?;
+        let timeline_doubts = IntCounter::new("timeline_doubts_total", "What the backend streamed was not what it summed up.")?;
+        registry.register(Box::new(timeline_doubts.clone()))?;
         let build = gauges("build_info", "1, with the version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let names = routes.iter().map(String::as_str).chain(["none"]);
-        let rows = names
-            .map(|route| {
-                OutcomeLabel::ALL.map(|outcome| Cell {
-                    seconds: request_seconds.with_label_values(&[route, outcome.name()]),
-                    common: COMMON.map(|status| requests.with_label_values(&[route, outcome.name(), &status.to_string()])),
-                })
-            })
-            .collect();
         Ok(Self {
-            rows,
+            request_seconds,
+            config_reloads: counters("config_reloads_total", "Times that the configuration was read again while serving.", &["result"])?,
             backend_requests: counters(
                 "backend_requests_total",
                 "Answers and failures of the backend, by rule and status.",
@@ -164,22 +189,73 @@ impl Metrics {
             evictions: counters("evictions_total", "Entries that left the in-process tier without being asked to.", &["cause"])?,
             purged,
             breaker_open: gauges("breaker_open", "1 while the backend, Redis or MySQL is left alone after failures.", &["of"])?,
-            rate_limited: counters("rate_limited_total", "Requests refused because too many were waiting.", &["route"])?,
+            rate_limited: counters(
+                "rate_limited_total",
+                "Requests refused because of a limit, or because too many were waiting.",
+                &["route"],
+            )?,
+            limit_requests: counters(
+                "limit_requests_total",
+                "Requests that a limit counted, by what became of them.",
+                &["limit", "result"],
+            )?,
+            shadow: counters(
+                "shadow_answers_total",
+                "Answers of the backend on a rule in shadow, by how they compare with what the cache would have said.",
+                &["route", "result"],
+            )?,
+            early_refreshes: counters(
+                "early_refreshes_total",
+                "Responses that were refreshed before they were stale, since they are asked for often.",
+                &["route"],
+            )?,
             inflight: gauge("inflight", "Requests being answered.")?,
             connections: gauge("connections", "Open client connections.")?,
             connections_refused,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
+            timeline_answers: counters("timeline_answers_total", "Requests answered from the timeline.", &["how"])?,
+            timeline_fetches: counters(
+                "timeline_fetches_total",
+                "Fetches of the timeline from the source of its orders.",
+                &["of", "result"],
+            )?,
+            timeline_checks: counters(
+                "timeline_checks_total",
+                "Answers of the timeline that were held against the backend's.",
+                &["endpoint", "result"],
+            )?,
+            timeline_doubts,
+            timeline_on: gauges(
+                "timeline_on",
+                "1 while the timeline answers, 0 on probation and after an answer differed.",
+                &["endpoint"],
+            )?,
+            timeline_bytes: gauge("timeline_bytes", "Bytes that the timeline holds in memory.")?,
+            timeline_spans: gauge("timeline_spans", "Spans that the timeline holds in memory.")?,
             requests,
             registry,
         })
     }
 
+    /// The rows of rules with these names; the last is that of requests that no rule matches. A rule that had its name before
+    /// counts on.
+    #[must_use]
+    pub fn rows<'n>(&self, names: impl Iterator<Item = &'n str>) -> Rows {
+        let cells = |route: &str| {
+            OutcomeLabel::ALL.map(|outcome| Cell {
+                seconds: self.request_seconds.with_label_values(&[route, outcome.name()]),
+                common: COMMON.map(|status| self.requests.with_label_values(&[route, outcome.name(), &status.to_string()])),
+            })
+        };
+        Rows(names.chain(["none"]).map(cells).collect())
+    }
+
     /// Counts an answered request, which took so long to the head of its response. `route` is the rule's index, or
-    /// [`Metrics::no_route`].
-    pub fn record(&self, route: usize, name: &str, outcome: OutcomeLabel, status: u16, took: Duration) {
-        let Some(cell) = self.rows.get(route).map(|row| &row[outcome as usize]) else { return };
+    /// [`Rows::no_route`].
+    pub fn record(&self, rows: &Rows, route: usize, name: &str, outcome: OutcomeLabel, status: u16, took: Duration) {
+        let Some(cell) = rows.0.get(route).map(|row| &row[outcome as usize]) else { return };
         cell.seconds.observe(took.as_secs_f64());
         match COMMON.iter().position(|&common| common == status) {
             Some(at) => cell.common[at].inc(),
@@ -187,23 +263,27 @@ impl Metrics {
         }
     }
 
-    /// The row of requests that no rule matches (`route="none"`).
-    #[must_use]
-    pub fn no_route(&self) -> usize {
-        self.rows.len() - 1
-    }
-
-    /// How many requests of a route (by its row) had an outcome, and the seconds that they took together.
-    #[must_use]
-    pub fn requests_of(&self, row: usize, outcome: OutcomeLabel) -> (u64, f64) {
-        let seconds = &self.rows[row][outcome as usize].seconds;
-        (seconds.get_sample_count(), seconds.get_sample_sum())
-    }
-
-    /// How many requests of all routes had an outcome.
+    /// How many requests had an outcome, those of rules that are gone included.
     #[must_use]
     pub fn requests_with(&self, outcome: OutcomeLabel) -> u64 {
-        (0..self.rows.len()).map(|row| self.requests_of(row, outcome).0).sum()
+        let families = self.request_seconds.collect();
+        let series = families.iter().flat_map(|family| family.get_metric());
+        let meant =
+            series.filter(|series| series.get_label().iter().any(|label| label.value() == outcome.name() && label.name() == "outcome"));
+        meant.map(|series| series.get_histogram().get_sample_count()).sum()
+    }
+
+    /// How answers in shadow of a rule compared, those that did in some way at least once.
+    #[must_use]
+    pub fn shadow_of(&self, route: &str) -> BTreeMap<&'static str, u64> {
+        let count = |result: &'static str| self.shadow.get_metric_with_label_values(&[route, result]).map_or(0, |counter| counter.get());
+        SHADOW_RESULTS.into_iter().map(|result| (result, count(result))).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// How many requests were answered from the timeline.
+    #[must_use]
+    pub fn timeline_answered(&self) -> u64 {
+        ["known", "waited", "stale"].into_iter().map(|how| self.timeline_answers.with_label_values(&[how]).get()).sum()
     }
 
     /// All metrics in the text format of Prometheus. Series that never moved are left out, to keep the page short.
@@ -221,6 +301,21 @@ impl Metrics {
             tracing::error!(%error, "the metrics page could not be written");
         }
         page
+    }
+}
+
+impl Rows {
+    /// The row of requests that no rule matches (`route="none"`).
+    #[must_use]
+    pub fn no_route(&self) -> usize {
+        self.0.len() - 1
+    }
+
+    /// How many requests of a route (by its row) had an outcome, and the seconds that they took together.
+    #[must_use]
+    pub fn requests_of(&self, row: usize, outcome: OutcomeLabel) -> (u64, f64) {
+        let seconds = &self.0[row][outcome as usize].seconds;
+        (seconds.get_sample_count(), seconds.get_sample_sum())
     }
 }
 
@@ -247,9 +342,10 @@ mod tests {
 
     #[test]
     fn requests_show_under_their_labels_and_idle_series_do_not() {
-        let metrics = Metrics::new(&["a".into()]).unwrap();
-        metrics.record(0, "a", OutcomeLabel::Local, 200, Duration::from_millis(1));
-        metrics.record(metrics.no_route(), "none", OutcomeLabel::Local, 418, Duration::from_millis(1));
+        let metrics = Metrics::new().unwrap();
+        let rows = metrics.rows(["a"].into_iter());
+        metrics.record(&rows, 0, "a", OutcomeLabel::Local, 200, Duration::from_millis(1));
+        metrics.record(&rows, rows.no_route(), "none", OutcomeLabel::Local, 418, Duration::from_millis(1));
         let page = String::from_utf8(metrics.render()).unwrap();
         assert!(page.contains("sluice_requests_total{outcome=\"local\",route=\"a\",status=\"200\"} 1"), "{page}");
         assert!(page.contains("route=\"none\",status=\"418\"} 1"));

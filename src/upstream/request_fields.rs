@@ -1,87 +1,19 @@
 //! The fields of a request on its way to the upstream (RFC 9110 §7.6): what goes on, what is taken away, what is added.
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, IF_MATCH, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA, RANGE, TE, VIA,
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, ORIGIN, PRAGMA, RANGE, TE, USER_AGENT,
+    VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version, request};
 
+use crate::config::route::RequestFields;
 use crate::http::headers::strip_hop_by_hop;
 use crate::request::client::{Client, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, PublicUrl, request_authority};
+use crate::request::fields::{API_KEY, REQUEST_ID, UNKEYED, is_claim, is_override, may_go_on};
 use crate::request::interim::InterimSender;
 
-/// `X-Request-Id`.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Fields by which a client claims what only a proxy knows: taken away and, where Sluice knows, rebuilt. So is `Proxy`,
-/// which CGI turns into `HTTP_PROXY`.
-fn is_claim(name: &str) -> bool {
-    name.starts_with("x-forwarded-")
-        || matches!(
-            name,
-            "forwarded"
-                | "x-forwarded"
-                | "x-real-ip"
-                | "x-client-ip"
-                | "x-cluster-client-ip"
-                | "x-remote-ip"
-                | "x-remote-addr"
-                | "x-originating-ip"
-                | "x-envoy-external-address"
-                | "true-client-ip"
-                | "client-ip"
-                | "cf-connecting-ip"
-                | "fastly-client-ip"
-                | "front-end-https"
-                | "proxy"
-        )
-}
-
-/// Fields by which frameworks let a request say that it means another address, host, scheme or method than it does.
-fn is_override(name: &str) -> bool {
-    ["x-original-", "x-rewrite-", "x-http-", "x-override-", "x-middleware-", "x-invoke-", "x-accel-", "x-sendfile-"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
-        || matches!(
-            name,
-            "x-host"
-                | "x-method"
-                | "x-method-override"
-                | "x-request-uri"
-                | "x-request-path"
-                | "x-request-method"
-                | "x-scheme"
-                | "x-url-scheme"
-                | "x-server-name"
-                | "x-server-port"
-                | "x-proxy-url"
-                | "x-proxy-host"
-                | "x-wap-profile"
-                | "x-script-name"
-                | "x-base-url"
-                | "x-destination"
-                | "base-url"
-                | "destination"
-                | "request-uri"
-        )
-}
-
-/// Fields that could change an answer that others get, without being part of its key, and those that Sluice settles
-/// itself: conditions and ranges from the whole answer, codings from what is stored.
-const UNKEYED: [HeaderName; 12] = [
-    COOKIE,
-    AUTHORIZATION,
-    RANGE,
-    IF_RANGE,
-    IF_MATCH,
-    IF_NONE_MATCH,
-    IF_MODIFIED_SINCE,
-    IF_UNMODIFIED_SINCE,
-    ACCEPT_ENCODING,
-    CONTENT_LENGTH,
-    CACHE_CONTROL,
-    PRAGMA,
-];
+/// Fields that Sluice takes away or sets itself on the way, whatever the client said in them.
+const OWN: [HeaderName; 6] = [HOST, VIA, REQUEST_ID, FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST];
 
 /// What Sluice knows of a request besides its own bytes, and tells the upstream.
 #[derive(Clone, Copy)]
@@ -120,15 +52,28 @@ pub fn for_storable_pass(request: &request::Parts, forwarding: Forwarding<'_>) -
     end_to_end(request, forwarding)
 }
 
-/// The fields of a request whose response others get too: without what the cache key does not hold.
+/// The fields of a request whose response others get too: nothing that the cache key does not hold.
+///
+/// Of the client's own fields those go on that are part of the key; `Accept` and `User-Agent` say the same for all clients. What
+/// the upstream names in `Vary` is added by [`Negotiable`]. A rule that leaves everything to `Vary` lets all go on but for those
+/// that are known to change responses without being named there.
 #[must_use]
-pub fn for_fetch(request: &request::Parts, forwarding: Forwarding<'_>) -> HeaderMap {
+pub fn for_fetch(request: &request::Parts, forwarding: Forwarding<'_>, rule: &RequestFields) -> HeaderMap {
     let mut headers = end_to_end(request, forwarding);
+    if matches!(rule, RequestFields::Listed(_)) {
+        for name in request.headers.keys().filter(|name| !OWN.contains(name) && !is_keyed(name, rule)) {
+            headers.remove(name);
+        }
+        headers.insert(VIA, HeaderValue::from_static(via(request.version)));
+        for (name, value) in UNIFORM {
+            headers.entry(name).or_insert(HeaderValue::from_static(value));
+        }
+    }
     remove_where(&mut headers, is_override);
     // Trailers are not stored, so none are asked for.
     headers.remove(TE);
     headers.remove(CONNECTION);
-    for name in &UNKEYED {
+    for name in UNKEYED.iter().filter(|name| !is_keyed(name, rule)) {
         headers.remove(name);
     }
     // Always the same, so that the coding of what is stored does not depend on who asked first.
@@ -136,21 +81,84 @@ pub fn for_fetch(request: &request::Parts, forwarding: Forwarding<'_>) -> Header
     headers
 }
 
+/// What is said in these fields where nothing of the client's own is: some upstreams refuse requests without them.
+const UNIFORM: [(HeaderName, &str); 2] = [(ACCEPT, "*/*"), (USER_AGENT, concat!("sluice/", env!("CARGO_PKG_VERSION")))];
+
+/// A client's fields that the upstream is told only once it names them in `Vary` (RFC 9110 §12.5.5), so that the response to each
+/// value is a variant of its own.
+#[derive(Clone, Debug, Default)]
+pub struct Negotiable {
+    fields: HeaderMap,
+    told: Vec<HeaderName>,
+}
+
+impl Negotiable {
+    /// Those of a request under a rule, none of which was told yet.
+    #[must_use]
+    pub fn of(request: &request::Parts, rule: &RequestFields) -> Self {
+        let mut fields = HeaderMap::new();
+        if matches!(rule, RequestFields::Listed(_)) {
+            for (name, value) in request.headers.iter().filter(|(name, _)| may_go_on(name) && !is_keyed(name, rule)) {
+                fields.append(name, value.clone());
+            }
+        }
+        Self { fields, told: Vec::new() }
+    }
+
+    /// Has a request say exactly those fields of the client's that are `named` in `Vary`. Whether that changes the request.
+    pub fn tell(&mut self, named: &[HeaderName], request: &mut HeaderMap) -> bool {
+        let wanted: Vec<HeaderName> = named.iter().filter(|name| self.fields.contains_key(*name)).cloned().collect();
+        if wanted == self.told {
+            return false;
+        }
+        for name in self.told.iter().filter(|name| !wanted.contains(name)) {
+            request.remove(name);
+        }
+        for name in &wanted {
+            request.remove(name);
+            for value in self.fields.get_all(name) {
+                request.append(name, value.clone());
+            }
+        }
+        for (name, value) in UNIFORM {
+            request.entry(name).or_insert(HeaderValue::from_static(value));
+        }
+        self.told = wanted;
+        true
+    }
+
+    /// Whether the client said something that the upstream was not told.
+    #[must_use]
+    pub fn withholds(&self) -> bool {
+        self.fields.keys().any(|name| !self.told.contains(name))
+    }
+}
+
 /// Whether a request says nothing, beyond what its key holds, that could change the response.
 #[must_use]
-pub fn is_fully_keyed(request: &request::Parts) -> bool {
-    has_no_unkeyed_but(request, &[ACCEPT_ENCODING, CONTENT_LENGTH, CACHE_CONTROL, PRAGMA])
+pub fn is_fully_keyed(request: &request::Parts, rule: &RequestFields) -> bool {
+    has_no_unkeyed_but(request, rule, &[ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, CACHE_CONTROL, PRAGMA])
 }
 
 /// Whether a request asks for a range, unconditionally, and is fully keyed otherwise.
 #[must_use]
-pub fn is_keyed_range(request: &request::Parts) -> bool {
-    request.headers.contains_key(RANGE) && has_no_unkeyed_but(request, &[ACCEPT_ENCODING, CACHE_CONTROL, PRAGMA, RANGE])
+pub fn is_keyed_range(request: &request::Parts, rule: &RequestFields) -> bool {
+    request.headers.contains_key(RANGE) && has_no_unkeyed_but(request, rule, &[ACCEPT_ENCODING, CACHE_CONTROL, PRAGMA, RANGE])
 }
 
 /// Whether a request has, of the fields that could change a response without being part of its key, these alone.
-fn has_no_unkeyed_but(request: &request::Parts, harmless: &[HeaderName]) -> bool {
-    !request.headers.keys().any(|name| is_override(name.as_str()) || (UNKEYED.contains(name) && !harmless.contains(name)))
+fn has_no_unkeyed_but(request: &request::Parts, rule: &RequestFields, harmless: &[HeaderName]) -> bool {
+    let changes = |name: &HeaderName| match rule {
+        RequestFields::All => is_override(name.as_str()) || UNKEYED.contains(name) || *name == API_KEY,
+        // What is not known may change anything.
+        RequestFields::Listed(_) => !OWN.contains(name) && !is_keyed(name, rule),
+    };
+    !request.headers.keys().any(|name| changes(name) && !harmless.contains(name))
+}
+
+/// Whether the cache key holds a field's value.
+fn is_keyed(name: &HeaderName, rule: &RequestFields) -> bool {
+    *name == ORIGIN || matches!(rule, RequestFields::Listed(listed) if listed.contains(name))
 }
 
 /// The end-to-end fields that may go on, with those that Sluice adds to every request.
@@ -234,7 +242,9 @@ mod tests {
         let client = Client { reached: Some(reached), ..CLIENT.clone() };
         let headers = for_pass(&request, Forwarding { client: &client, ..forwarding(&id) });
         assert_eq!((headers["x-forwarded-proto"].as_bytes(), headers["x-forwarded-host"].as_bytes()), (&b"https"[..], &b"api.example"[..]));
-        assert!(!for_fetch(&request, Forwarding { client: &client, ..forwarding(&id) }).contains_key("x-forwarded-host"));
+        assert!(
+            !for_fetch(&request, Forwarding { client: &client, ..forwarding(&id) }, &RequestFields::All).contains_key("x-forwarded-host")
+        );
     }
 
     #[test]
@@ -256,7 +266,7 @@ mod tests {
             ("connection", "x-forwarded-for, via"),
             ("accept", "application/json"),
         ]);
-        let headers = for_fetch(&request, forwarding(&id));
+        let headers = for_fetch(&request, forwarding(&id), &RequestFields::All);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept", "accept-encoding", "via", "x-forwarded-for", "x-request-id"]);
@@ -264,6 +274,53 @@ mod tests {
             (&headers["x-forwarded-for"], &headers["accept-encoding"]),
             (&HeaderValue::from_static("192.0.2.7"), &HeaderValue::from_static("gzip"))
         );
+    }
+
+    #[test]
+    fn what_the_key_does_not_hold_is_told_only_where_vary_names_it() {
+        let (id, rule) = (HeaderValue::from_static("7"), RequestFields::Listed(vec![HeaderName::from_static("x-tenant")]));
+        let request = parts(&[
+            ("x-tenant", "a"),
+            ("x-backend-host", "evil"),
+            ("origin", "o"),
+            ("accept-language", "de"),
+            ("user-agent", "evil"),
+            ("via", "1.0 evil"),
+            ("cookie", "a=b"),
+            ("x-forwarded-host", "evil"),
+            ("accept-encoding", "br"),
+        ]);
+        let mut headers = for_fetch(&request, forwarding(&id), &rule);
+        let said = |headers: &HeaderMap| {
+            let mut said: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+            said.retain(|line| !line.starts_with("x-request-id") && !line.starts_with("x-forwarded-for"));
+            said.sort_unstable();
+            said.join("; ")
+        };
+        let agent = format!("user-agent: sluice/{}", env!("CARGO_PKG_VERSION"));
+        let before = format!("accept-encoding: gzip; accept: */*; origin: o; {agent}; via: 1.1 sluice; x-tenant: a");
+        assert_eq!(said(&headers), before);
+        let mut negotiable = Negotiable::of(&request, &rule);
+        let named = [ACCEPT, http::header::ACCEPT_LANGUAGE, HeaderName::from_static("x-forwarded-host")];
+        assert!(negotiable.withholds() && negotiable.tell(&named, &mut headers) && !negotiable.tell(&named, &mut headers));
+        assert_eq!((headers["accept-language"].as_bytes(), headers["accept"].as_bytes()), (&b"de"[..], &b"*/*"[..]));
+        assert!(!headers.contains_key("x-forwarded-host"));
+        assert!(negotiable.tell(&[USER_AGENT, http::header::COOKIE], &mut headers), "and no others");
+        assert_eq!((headers["user-agent"].as_bytes(), headers["cookie"].as_bytes()), (&b"evil"[..], &b"a=b"[..]));
+        assert!(negotiable.tell(&[], &mut headers));
+        assert_eq!(said(&headers), before);
+        assert!(!Negotiable::of(&request, &RequestFields::All).withholds());
+    }
+
+    #[test]
+    fn only_keyed_requests_update_what_is_stored() {
+        let rule = RequestFields::Listed(vec![HeaderName::from_static("x-tenant")]);
+        let keyed = parts(&[("host", "h"), ("x-tenant", "a"), ("content-type", "x"), ("content-length", "1"), ("origin", "o")]);
+        assert!(is_fully_keyed(&keyed, &rule));
+        for name in ["x-other", "cookie", "range", "user-agent", "x-api-key"] {
+            assert!(!is_fully_keyed(&parts(&[(name, "1")]), &rule), "{name}");
+        }
+        assert!(is_fully_keyed(&parts(&[("x-other", "1")]), &RequestFields::All));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use http::header::{CONTENT_LOCATION, LINK, LOCATION, REFRESH, VIA};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue};
 
-use super::request_fields::REQUEST_ID;
 use crate::http::headers::strip_hop_by_hop;
+use crate::request::fields::REQUEST_ID;
 
 /// What Sluice adds to a response's `Via`: the upstream is always reached over HTTP/1.1 (RFC 9110 §7.6.3).
 pub const OWN_VIA: HeaderValue = HeaderValue::from_static("1.1 sluice");

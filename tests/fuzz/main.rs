@@ -9,9 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use libfuzzer_sys::fuzz_target;
+use sluice::api::json::{Style, write_order};
+use sluice::api::orders::{Order, Span};
+use sluice::api::texts::Texts;
 use sluice::cache::codec::{decode, encode};
-use sluice::cache::key::{Canonical, Key};
+use sluice::cache::hot_file::read_entries;
+use sluice::cache::key::{Canonical, Key, NameParts};
 use sluice::cache::seal::Sealer;
+use sluice::cache::void_log::LoggedVoid;
 use sluice::clock::Wall;
 use sluice::config::route::{Route, select};
 use sluice::config::secret::SecretKey;
@@ -25,6 +30,7 @@ use sluice::http::range::{Parts, cut, parts};
 use sluice::http::request_directives::RequestDirectives;
 use sluice::http::vary::{Vary, content_language, preferred_language, selection};
 use sluice::request::target::Target;
+use sluice::timeline;
 use xxhash_rust::xxh3::xxh3_64;
 
 static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| match std::env::var("SLUICE_FUZZ").as_deref() {
@@ -34,6 +40,10 @@ static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| match std::env::var("SLUIC
     Ok("range") => range,
     Ok("codec") => codec,
     Ok("config") => config,
+    Ok("spans") => spans,
+    Ok("stream") => stream,
+    Ok("voids") => voids,
+    Ok("handover") => handover,
     other => panic!("SLUICE_FUZZ={other:?} is no target"),
 });
 
@@ -233,6 +243,34 @@ fn codec(data: &[u8]) {
     let _ = gunzip(data, 1 << 16);
 }
 
+/// Orders of a span from Redis: what decodes is written the same again, and can be computed with.
+fn spans(data: &[u8]) {
+    let Some(columns) = timeline::codec::decode(data) else { return };
+    let again = timeline::codec::encode(&columns);
+    assert_eq!(timeline::codec::encode(&timeline::codec::decode(&again).unwrap()), again);
+    let all = Span { start: i64::MIN, end: i64::MAX };
+    assert_eq!(columns.orders(all).count(), columns.len());
+    let _ = (columns.weight(), columns.tie(), columns.newest());
+    if let (Some(start), Some(end)) = (columns.time(0), columns.newest()) {
+        for width in [60_000, 86_400_000] {
+            let _ = timeline::buckets::buckets([&columns], Span { start, end: end.min(start.saturating_add(1000 * width)) }, width);
+        }
+    }
+}
+
+/// Lines of an existing service's stream: an order that was read is the same once it is written and read again.
+fn stream(data: &[u8]) {
+    let mut texts = Texts::default();
+    for text in data.split(|&byte| byte == b'\n') {
+        let Ok(order) = timeline::service::line(text, &mut texts) else { continue };
+        let mut written = String::new();
+        write_order(&order, Style::Spaced, &mut written);
+        let again = timeline::service::line(written.as_bytes(), &mut texts).unwrap();
+        assert_eq!(Order { usd: order.usd, ..again }, order);
+        let _ = timeline::builder::Builder::columns([&order]);
+    }
+}
+
 /// A configuration: every problem has a place, and what has none is usable.
 fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -243,4 +281,23 @@ fn config(data: &[u8]) {
         assert!(parts.next().unwrap().parse::<usize>().unwrap() > 0 && parts.next().unwrap().parse::<usize>().unwrap() > 0);
     }
     assert!(checked.config.is_some() || !checked.report.is_empty(), "unusable for no reason");
+}
+
+/// Names and voids as others may have written them to Redis.
+fn voids(data: &[u8]) {
+    if let Some(parts) = NameParts::read(data, "ns") {
+        assert!(data.starts_with(b"ns:") && data.len() > parts.readable.len() + 64);
+        assert_eq!(parts.has("aaaaa").is_none(), parts.marks.is_none());
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let void = LoggedVoid::read(text);
+    assert_eq!(LoggedVoid::read(&serde_json::to_string(&void).unwrap()), void, "{text}");
+    // It is held against something, however odd it is.
+    let _ = void.what.matches("liq:BTC", &["symbol:BTC".to_owned()], 7);
+}
+
+/// A file that is said to be what another process left.
+fn handover(data: &[u8]) {
+    let Ok(entries) = read_entries(data, data.len() as u64) else { return };
+    assert!(entries.iter().map(|entry| entry.canonical.len()).sum::<usize>() <= data.len());
 }

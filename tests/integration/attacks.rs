@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Asked, Backend, Connection, HANG, Sluice, Step, columns, get, ok, one_rule, reply, rows, unescape};
+use crate::support::{Asked, Backend, Connection, HANG, Sluice, Step, columns, get, ok, one_rule, reply, rows, unescape, until};
 
 const RULES: &str = "[[route]]\nname='pass'\npath='/pass/*'\ncache=false\n[[route]]\nname='two'\npath='/two'\nquery=['symbol']\nfold_case=['symbol']\nttl='1h'\n[[route]]\nname='all'\npath='/*'\nttl='1h'\nnegative_ttl='1h'\n";
 
@@ -96,6 +96,17 @@ async fn what_is_refused_harms_nothing() {
 
 /// What a proxy may accept, and must not be confused by.
 const ACCEPTED: &str = include_str!("attacks/accepted.txt");
+
+/// RFC 9110 §9.3.2: content in a HEAD has no meaning. A backend that answers to it says nothing about what is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_a_head_with_a_body_changes_nothing_that_is_stored() {
+    let scene = Scene::start().await;
+    for _ in 0..20 {
+        assert_eq!(scene.probe(b"HEAD /clean HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello").await, (200, true));
+    }
+    let fetched = |asked: &Asked| asked.method == "GET" && asked.target == "/clean";
+    assert_eq!(scene.backend.asked.lock().unwrap().iter().filter(|asked| fetched(asked)).count(), 1);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_taken_confuses_nobody() {
@@ -245,9 +256,54 @@ async fn no_error_that_an_attacker_causes_is_kept() {
             None => ok("", b"fine"),
         })
         .await;
-        let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+        let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'\nrequest_headers='all'")).await;
         assert_eq!(sluice.get_with("/x", &[("X-Attack", "1")]).await.status, status);
         assert_eq!(sluice.get("/x").await.text(), "fine", "{status}");
+        // Where the rule does not say so, what is not in the key does not even get to the backend.
+        let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+        assert_eq!(sluice.get_with("/x", &[("X-Attack", "1")]).await.text(), "fine", "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_field_that_is_not_in_the_key_changes_what_others_get() {
+    let scene = Scene::start().await;
+    let mut random = fastrand::Rng::with_seed(12);
+    let mut names: Vec<String> = [
+        "Accept",
+        "Accept-Language",
+        "User-Agent",
+        "Cookie",
+        "Via",
+        "Referer",
+        "X-Backend-Host",
+        "X-Tenant",
+        "X-Debug",
+        "Content-Type",
+        "Prefer",
+        "Forwarded",
+        "X-Forwarded-Host",
+        "X-Original-URL",
+        "TE",
+        "Early-Data",
+        "Sec-Fetch-Mode",
+        "DNT",
+    ]
+    .map(str::to_owned)
+    .into();
+    names.extend((0..200).map(|_| {
+        let length = random.usize(1..20);
+        std::iter::repeat_with(|| random.alphanumeric()).take(length).collect()
+    }));
+    for (number, name) in names.iter().enumerate() {
+        let target = format!("/probe/{number}");
+        let attack = scene.sluice.get_with(&target, &[(name, "evil")]).await;
+        let clean = scene.sluice.get(&target).await;
+        assert_eq!((attack.status, clean.status), (200, 200), "{name}");
+        assert!(
+            clean.cache_status().contains("hit") && !clean.text().contains("evil") && !attack.text().contains("evil"),
+            "{name}: {clean:?}"
+        );
     }
 }
 
@@ -612,7 +668,7 @@ async fn an_address_has_only_so_many_connections() {
     let mut fourth = Connection::open(sluice.address).await;
     assert!(fourth.head().await.is_none(), "one too many");
     assert!(sluice.metric("connections_refused_total", &[]).await >= 1.0);
-    assert!(sluice.logged().contains("limits.connections_per_address"));
+    until("the log says so", || async { sluice.logged().contains("limits.connections_per_address") }).await;
     drop(open.pop());
     let again = || async {
         let mut connection = Connection::open(sluice.address).await;

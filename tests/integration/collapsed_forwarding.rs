@@ -106,7 +106,9 @@ async fn uncacheable_answers_are_not_shared_and_do_not_queue() {
 #[tokio::test(flavor = "multi_thread")]
 async fn those_who_wait_too_long_go_by_themselves() {
     let backend = Backend::start(|asked| if asked.field("x-slow").is_some() { vec![Step::Hang] } else { ok("", b"quick") }).await;
-    let sluice = Sluice::ruled(backend.address, "", &format!("[limits]\nwait_timeout='200ms'\n{}", one_rule("ttl='1h'"))).await;
+    let sluice =
+        Sluice::ruled(backend.address, "", &format!("[limits]\nwait_timeout='200ms'\n{}", one_rule("ttl='1h'\nrequest_headers='all'")))
+            .await;
     let mut first = Connection::open(sluice.address).await;
     first.send(b"GET /x HTTP/1.1\r\nHost: h\r\nX-Slow: 1\r\n\r\n").await;
     until("the fetch began", || async { backend.count() == 1 }).await;
@@ -124,4 +126,24 @@ async fn only_so_many_may_wait() {
     until("the fetch began", || async { backend.count() == 1 }).await;
     let refused = sluice.get("/x").await;
     assert_eq!((refused.status, refused.field("retry-after")), (503, Some("1")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_misses_just_before_a_fetch_ends_begins_no_other() {
+    let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    let mut clients = JoinSet::new();
+    for _ in 0..8 {
+        let address = sluice.address;
+        clients.spawn(async move {
+            for number in 0..400 {
+                let target = format!("/{number}");
+                assert_eq!(get(address, &target, &[]).await.text(), target);
+            }
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(backend.count(), 400);
 }

@@ -4,7 +4,9 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
-use crate::support::{Backend, Sluice, TOKEN, get, ok, program};
+use sluice::clock::Wall;
+
+use crate::support::{Backend, Sluice, TOKEN, get, ok, program, until};
 
 fn file(name: &str, text: &str) -> PathBuf {
     let base = std::env::var_os("SLUICE_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
@@ -83,7 +85,7 @@ fn exit_codes() {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["", "serve", "check", "explain", "demo", "stats", "purge", "warm"] {
+    for command in ["", "serve", "check", "explain", "demo", "stats", "purge", "reload", "warm"] {
         let output = program().args(command.split_whitespace()).arg("--help").output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");
         let help = text(&output.stdout);
@@ -132,10 +134,14 @@ async fn the_commands_reach_the_running_proxy() {
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         text(&output.stdout)
     };
-    assert!(said(&["stats"]).contains("\"misses\": 1"));
+    assert!(said(&["stats", "--json"]).contains("\"misses\": 1"));
+    assert!(said(&["stats"]).lines().any(|line| line.starts_with("all ") && line.contains("0.0 %")), "{}", said(&["stats"]));
     assert_eq!(said(&["purge", "--tag", "t", "--soft"]), "{\"purged\":1}\n");
     assert_eq!(said(&["purge", "--pattern", "a?l"]), "{\"purged\":1}\n");
+    let explained = said(&["explain", "--running", "/x?a=1+2"]);
+    assert!(explained.contains("request    GET /x?a=1+2") && explained.contains("voided     by pattern a?l"), "{explained}");
     assert_eq!(said(&["warm"]), "{\"warming\":1}\n");
+    assert!(said(&["reload"]).contains("\"reloaded\":false"));
     std::fs::write(path, config.replace(TOKEN, "wrong")).unwrap();
     assert_eq!(run(&["warm", "--config", path]).status.code(), Some(1));
     std::fs::remove_file(path).unwrap();
@@ -160,6 +166,18 @@ async fn the_demonstration_needs_no_service() {
     }
     let counted = lines.find(|line| line.starts_with("hits 3   misses 3")).unwrap();
     assert!(counted.contains("stale 0"));
+    // Another window each time.
+    until("windows come from the timeline", || async {
+        let now = Wall::now().as_millis();
+        let times = format!("start_timestamp={}&end_timestamp={now}", now - 86_400_000);
+        let answer = get(address, &format!("/api/liquidations?symbol=BTCUSDT&timeframe=1m&{times}"), &[]).await;
+        answer.cache_status() == "sluice; hit; detail=timeline"
+    })
+    .await;
+    assert!(lines.any(|line| !line.ends_with("from the timeline 0")));
+    let newest = || async { get(address, "/api/liquidation-orders?symbol=BTCUSDT&limit=1", &[]).await.text() };
+    let first = newest().await;
+    until("orders go on arriving", || async { newest().await != first }).await;
     child.kill().unwrap();
     child.wait().unwrap();
 }

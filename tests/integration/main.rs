@@ -2,8 +2,8 @@
 //!
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
 //! [`differential`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails ([`upstream_outages`],
-//! [`redis_outages`]), what attacks ([`attacks`], [`bounded_memory`]), what operators use ([`management`], [`command_line`]), the
-//! API answered here ([`native_api`]), and the order of the source ([`house`]). Long tables stand beside their test as text.
+//! [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much ([`rate_limits`]), what operators use ([`management`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
+//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), and the order of the source ([`house`]). Long tables stand beside their test as text.
 //!
 //! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are on
 //! answers, counters and metrics ([`support::until`]).
@@ -20,8 +20,15 @@ mod house;
 mod http_caching;
 mod management;
 mod native_api;
+mod rate_limits;
 mod recorded_api;
 mod redis_outages;
+mod reload;
+mod restarts;
+mod rollout;
+mod shared_voids;
 mod stored_responses;
 mod support;
+mod timeline;
 mod upstream_outages;
+mod warming;

@@ -172,3 +172,24 @@ async fn with_redis_the_cache_endpoints_tell_of_it() {
     assert!(stats["cache_stats"]["connected_clients"].as_u64().unwrap() >= 1, "{stats}");
     assert!(stats["cache_stats"]["used_memory"].as_u64().unwrap() > 100_000, "{stats}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purges_empty_the_backends_own_cache_too_where_that_is_wanted() {
+    let backend = Backend::start(|asked| match asked.target.as_str() {
+        "/api/cache/clear?pattern=liq%3A%2A" => crate::support::reply("500 Oh No", "", b""),
+        target => ok("", target.as_bytes()),
+    })
+    .await;
+    let text = format!(
+        "[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\nforward_invalidation=true\n[cache]\nredis=''\n{RULES}",
+        backend.address
+    );
+    let sluice = Sluice::with(&text, &[]);
+    sluice.get("/l?symbol=BTC").await;
+    assert_eq!(sluice.manage("/purge?symbol=btc").await.text(), "{\"purged\":1}");
+    until("it is told", || async { backend.count_of("/api/cache/invalidate/symbol/BTC") == 1 }).await;
+    // One that fails is told to the operator, and changes nothing here.
+    assert_eq!(sluice.manage("/purge?pattern=liq:*").await.status, 200);
+    until("it is logged", || async { sluice.logged().contains("the backend did not empty its own cache") }).await;
+    assert_eq!(sluice.get("/l?symbol=BTC").await.status, 200);
+}

@@ -339,7 +339,7 @@ const ALL: &str = "/api/liquidation-orders/stream?symbol=BTCUSDT&start_timestamp
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_takes_no_more_memory_than_its_client_takes_lines() {
     let database = large().await;
-    let sluice = database.sluice(&[]);
+    let sluice = database.sluice(&[("timeline = true", "timeline = false")]);
     let mut connection = Connection::open(sluice.address).await;
     connection.send(format!("GET {ALL} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
     assert_eq!(connection.head().await.unwrap().status, 200);

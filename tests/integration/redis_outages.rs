@@ -200,11 +200,12 @@ async fn nonsense_silence_and_refusals_are_not_in_the_way() {
 async fn entries_that_were_swapped_cut_or_changed_are_misses() {
     let redis = Redis::start(&[]).await;
     let (backend, sluice) = over(&redis.url()).await;
-    until("entries are in Redis", || async {
+    // What was fetched is written after it was answered: a write under way would take a forgery's place.
+    let written = || async {
         sluice.get("/1").await;
         sluice.get("/2").await.cache_status().contains("hit") && sluice.get("/1").await.cache_status().contains("hit")
-    })
-    .await;
+    };
+    until("entries are in Redis", written).await;
     let keys = redis.keys().await;
     let value = |raw: Vec<u8>| {
         let start = raw.iter().position(|&byte| byte == b'\n').unwrap() + 1;
@@ -221,6 +222,7 @@ async fn entries_that_were_swapped_cut_or_changed_are_misses() {
             assert_eq!(sluice.get(target).await.text(), target);
         }
         assert_eq!(backend.count(), before + 1, "one of the two was fetched anew");
+        until("it is in Redis again", written).await;
     }
     assert_eq!(sluice.metric("store_errors_total", &["kind=\"foreign\""]).await, 1.0);
     assert!(sluice.metric("store_errors_total", &["kind=\"decode"]).await >= 4.0);
@@ -255,7 +257,7 @@ async fn entries_expire_in_redis_and_names_are_readable() {
     })
     .await;
     let key = redis.keys().await.remove(0);
-    assert!(key.starts_with("sluice:k:BTC%3AUSDT:") && key.len() == "sluice:k:BTC%3AUSDT:".len() + 64, "{key}");
+    assert!(key.starts_with("sluice:k:BTC%3AUSDT#") && key.len() == "sluice:k:BTC%3AUSDT#abcde:".len() + 64, "{key}");
     let life = String::from_utf8(redis.command(&[b"PTTL", key.as_bytes()]).await).unwrap();
     let life: i64 = life.trim().trim_start_matches(':').parse().unwrap();
     assert!((20_000..=30_000).contains(&life), "fresh and stale time together: {life}");
@@ -289,10 +291,14 @@ async fn sealed_entries_are_read_and_forged_by_nobody() {
     let (one, two) = (value(redis.command(&[b"GET", keys[0].as_bytes()]).await), value(redis.command(&[b"GET", keys[1].as_bytes()]).await));
     assert!(!one.windows(5).any(|window| window == b"words"), "it can be read");
     let mut flipped = one.clone();
-    flipped[20] ^= 1;
+    flipped[40] ^= 1;
+    // The position in the log of voids, without which a purge could be undone, is sealed too.
+    let mut moved = one.clone();
+    moved[15] ^= 1;
     let open = Sluice::ruled(backend.address, &redis.url(), &one_rule("ttl='1h'")).await;
     until("it is connected", || async { open.get("/health").await.text().contains("Redis connection successful") }).await;
-    for forged in [two.clone(), one[..one.len() - 1].to_vec(), flipped, b"SLX1".to_vec(), Vec::new()] {
+    let unsealed = [&one[..16], b"SLX1"].concat();
+    for forged in [two.clone(), one[..one.len() - 1].to_vec(), flipped, moved, unsealed, Vec::new()] {
         redis.command(&[b"SET", keys[0].as_bytes(), &forged]).await;
         redis.command(&[b"SET", keys[1].as_bytes(), &two]).await;
         let before = backend.count();

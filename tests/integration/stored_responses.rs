@@ -69,14 +69,69 @@ async fn variants_are_kept_apart() {
         }
         assert_eq!(sluice.get("/x").await.text(), "none");
     }
-    assert_eq!(backend.count(), 4);
+    // The first was asked for twice: what the backend varies by is told to it only once it says so.
+    assert_eq!(backend.count(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rule_lists_is_sent_on_and_kept_apart() {
+    let said = |asked: &crate::support::Asked, name: &str| asked.field(name).unwrap_or("none").to_owned();
+    let backend = Backend::start(move |asked| {
+        let text = format!("{} {} {}", said(asked, "x-tenant"), said(asked, "x-api-key"), said(asked, "x-other"));
+        match asked.target.as_str() {
+            "/private" => ok("Cache-Control: private\r\n", text.as_bytes()),
+            _ => ok("", text.as_bytes()),
+        }
+    })
+    .await;
+    let get = |sluice: &Sluice, target: &'static str, fields: &'static [(&'static str, &'static str)]| {
+        let address = sluice.address;
+        async move { crate::support::get(address, target, fields).await }
+    };
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'\nrequest_headers=['X-Tenant']")).await;
+    for round in 0..2 {
+        for (fields, text) in
+            [(&[("X-Tenant", "a"), ("X-Other", "o")][..], "a none none"), (&[("X-Tenant", "b")], "b none none"), (&[], "none none none")]
+        {
+            let answer = get(&sluice, "/x", fields).await;
+            assert_eq!((answer.text().as_str(), answer.cache_status().contains("hit")), (text, round > 0), "{fields:?}");
+        }
+        // Credentials: for whoever has them alone.
+        let answer = get(&sluice, "/x", &[("X-Tenant", "a"), ("X-Api-Key", "secret")]).await;
+        assert_eq!((answer.text().as_str(), answer.cache_status()), ("a secret none", "sluice; fwd=bypass; detail=authorization"));
+        // A private answer is made for its client, with all that it said.
+        assert_eq!(get(&sluice, "/private", &[("X-Other", "o")]).await.text(), "none none o");
+    }
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'\nrequest_headers=['x-api-key']")).await;
+    for round in 0..2 {
+        for key in ["one", "two"] {
+            let answer = sluice.get_with("/x", &[("X-Api-Key", key)]).await;
+            assert_eq!((answer.text(), answer.cache_status().contains("hit")), (format!("none {key} none"), round > 0));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_backend_stops_naming_is_not_sent_on_any_more() {
+    let backend = Backend::start(|asked| {
+        let text = asked.field("x-mood").unwrap_or("none").to_owned();
+        let vary = if asked.field("x-mood") == Some("fickle") { "" } else { "Vary: X-Mood\r\n" };
+        ok(&format!("Cache-Control: max-age=600\r\n{vary}"), text.as_bytes())
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    for _ in 0..2 {
+        assert_eq!(sluice.get_with("/x", &[("X-Mood", "good")]).await.text(), "good");
+        assert_eq!(sluice.get_with("/x", &[("X-Mood", "fickle")]).await.text(), "fickle", "for this client alone");
+        assert_eq!(sluice.get("/x").await.text(), "none");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn those_who_wait_together_get_their_own_variant() {
     let backend = Backend::start(|asked| {
         let mut steps = vec![crate::support::Step::Delay(std::time::Duration::from_millis(200))];
-        steps.extend(ok("Vary: Accept-Language\r\n", asked.field("accept-language").unwrap().as_bytes()));
+        steps.extend(ok("Vary: Accept-Language\r\n", asked.field("accept-language").unwrap_or("none").as_bytes()));
         steps
     })
     .await;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use http::Response;
 use serde::Serialize;
 
+use super::super::audit::Actor;
 use super::health::{hit_rate, hits_and_misses};
 use super::schema::{CacheNumbers, CacheState, CacheStatistics, Cleared, NoCache, SymbolInvalidated, SymbolsInvalidated, Warming};
 use crate::api::schema::Refusal;
 use crate::body::Reply;
-use crate::cache::Cache;
 use crate::cache::void::Selection;
 use crate::config::template::symbol_tag;
 use crate::proxy::warm::Warmer;
@@ -87,9 +87,9 @@ fn human(bytes: u64) -> String {
     ),
     security(("admin_token" = [])),
 )]
-pub async fn clear(cache: &Cache, target: &Target<'_>) -> Response<Reply> {
+pub async fn clear(proxy: &Arc<Proxy>, target: &Target<'_>, actor: &Actor<'_>) -> Response<Reply> {
     let pattern = target.text("pattern").map_or_else(|| "*".to_owned(), std::borrow::Cow::into_owned);
-    let purged = purge(cache, Selection::Pattern(pattern.clone())).await;
+    let purged = purge(proxy, Selection::Pattern(pattern.clone()), actor).await;
     json_page(&Cleared { deleted_keys: purged, pattern, message: format!("Successfully cleared {purged} cache entries") })
 }
 
@@ -109,8 +109,8 @@ pub async fn clear(cache: &Cache, target: &Target<'_>) -> Response<Reply> {
     ),
     security(("admin_token" = [])),
 )]
-pub async fn invalidate_symbol(cache: &Cache, symbol: &str) -> Response<Reply> {
-    let purged = purge(cache, Selection::Tag(symbol_tag(symbol))).await;
+pub async fn invalidate_symbol(proxy: &Arc<Proxy>, symbol: &str, actor: &Actor<'_>) -> Response<Reply> {
+    let purged = purge(proxy, Selection::Tag(symbol_tag(symbol)), actor).await;
     let message = format!("Successfully invalidated {purged} cache entries for symbol {symbol}");
     json_page(&SymbolInvalidated { deleted_keys: purged, symbol: symbol.to_owned(), message })
 }
@@ -130,8 +130,8 @@ pub async fn invalidate_symbol(cache: &Cache, symbol: &str) -> Response<Reply> {
     ),
     security(("admin_token" = [])),
 )]
-pub async fn invalidate_symbols(cache: &Cache) -> Response<Reply> {
-    purge(cache, Selection::Pattern(SYMBOLS_KEY.to_owned())).await;
+pub async fn invalidate_symbols(proxy: &Arc<Proxy>, actor: &Actor<'_>) -> Response<Reply> {
+    purge(proxy, Selection::Pattern(SYMBOLS_KEY.to_owned()), actor).await;
     json_page(&SymbolsInvalidated { success: true, message: "Symbols cache invalidated successfully".to_owned() })
 }
 
@@ -151,14 +151,17 @@ pub async fn invalidate_symbols(cache: &Cache) -> Response<Reply> {
     security(("admin_token" = [])),
 )]
 #[must_use]
-pub fn warm(warmer: &Warmer, proxy: &Arc<Proxy>) -> Response<Reply> {
+pub fn warm(warmer: &Warmer, proxy: &Arc<Proxy>, actor: &Actor<'_>) -> Response<Reply> {
     let targets = warmer.start(proxy);
-    tracing::info!(targets, "warming");
+    actor.did("", &format!("{targets} targets"));
     json_page(&Warming { message: "Cache warming started in background".to_owned(), status: "initiated".to_owned() })
 }
 
-async fn purge(cache: &Cache, what: Selection) -> u64 {
-    cache.purge(what, false).await as u64
+async fn purge(proxy: &Arc<Proxy>, what: Selection, actor: &Actor<'_>) -> u64 {
+    let told = what.to_string();
+    let purged = proxy.purge(what, false).await;
+    actor.did(&told, &purged.to_string());
+    purged.count.unwrap_or(0)
 }
 
 fn json_page(page: &impl Serialize) -> Response<Reply> {

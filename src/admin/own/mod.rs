@@ -18,20 +18,20 @@ use std::sync::Arc;
 use http::header::LOCATION;
 use http::{Method, Response};
 
-use super::token::Token;
+use super::audit::Actor;
 use crate::body::Reply;
+use crate::config::tokens::Right;
 use crate::proxy::answer::Answer;
 use crate::proxy::asked::Asked;
 use crate::proxy::outcome::Outcome;
 use crate::proxy::warm::Warmer;
 use crate::proxy::{AnswerFuture, OwnEndpoints, Proxy, errors};
 use crate::request::client::own_url;
+use crate::request::refusal::Refusal;
 use health::Health;
 
 /// The endpoints, with what they need.
 pub struct Endpoints {
-    /// Who may manage.
-    pub token: Token,
     /// What `POST /api/cache/warm` starts.
     pub warmer: Warmer,
     /// What the upstream said of itself.
@@ -116,21 +116,25 @@ impl OwnEndpoints for Endpoints {
             if *method != wanted && !(wanted == Method::GET && *method == Method::HEAD && proxy.head_as_get) {
                 return local(errors::wrong_method(if wanted == Method::GET { "GET" } else { "POST" }));
             }
-            if wanted == Method::POST
-                && let Err(refusal) = self.token.authorize(&asked.parts.headers)
-            {
-                return Answer::refused(refusal);
-            }
-            local(match endpoint {
-                Endpoint::Health => health::get(&self.health, proxy).await,
-                Endpoint::Stats => cache::stats(proxy).await,
-                Endpoint::Clear => cache::clear(&proxy.cache, asked.target).await,
-                Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(&proxy.cache, symbol).await,
-                Endpoint::InvalidateSymbols => cache::invalidate_symbols(&proxy.cache).await,
-                Endpoint::Warm => cache::warm(&self.warmer, proxy),
-                Endpoint::Description => openapi::description(),
-                Endpoint::Documentation => openapi::documentation(),
-            })
+            self.respond(endpoint, asked, proxy).await.map_or_else(Answer::refused, local)
+        })
+    }
+}
+
+impl Endpoints {
+    /// The response of an endpoint, or why whoever asked may not have it.
+    async fn respond(&self, endpoint: Endpoint<'_>, asked: Asked<'_>, proxy: &Arc<Proxy>) -> Result<Response<Reply>, Refusal> {
+        let (rules, client) = (proxy.rules.load_full(), asked.forwarding.client.address);
+        let actor = |right| Actor::authorize(&rules.tokens, &asked.parts.headers, client, right);
+        Ok(match endpoint {
+            Endpoint::Health => health::get(&self.health, proxy).await,
+            Endpoint::Stats => cache::stats(proxy).await,
+            Endpoint::Clear => cache::clear(proxy, asked.target, &actor(Right::Purge)?).await,
+            Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(proxy, symbol, &actor(Right::Purge)?).await,
+            Endpoint::InvalidateSymbols => cache::invalidate_symbols(proxy, &actor(Right::Purge)?).await,
+            Endpoint::Warm => cache::warm(&self.warmer, proxy, &actor(Right::Warm)?),
+            Endpoint::Description => openapi::description(),
+            Endpoint::Documentation => openapi::documentation(),
         })
     }
 }

@@ -4,8 +4,10 @@ use std::borrow::Cow;
 
 use mysql_async::{Row, Value};
 
+use crate::api::decimal::Decimal;
 use crate::api::orders::{Order, Text};
 use crate::api::texts::Texts;
+use crate::api::usd::Usd;
 
 /// The columns of an order, in the order in which they are asked for.
 pub const COLUMNS: [&str; 11] = [
@@ -26,18 +28,35 @@ pub const COLUMNS: [&str; 11] = [
 pub fn order(row: Row, texts: &mut Texts) -> Order {
     let mut values = row.unwrap_raw().into_iter().map(|value| value.unwrap_or(Value::NULL));
     let mut next = || values.next().unwrap_or(Value::NULL);
-    Order {
+    let mut order = Order {
         symbol: text(&next(), texts),
         side: text(&next(), texts),
         order_type: text(&next(), texts),
         time_in_force: text(&next(), texts),
         original_quantity: number(&next()),
         price: number(&next()),
-        average_price: number(&next()),
-        order_status: text(&next(), texts),
-        order_last_filled_quantity: number(&next()),
-        order_filled_accumulated_quantity: number(&next()),
-        order_trade_time: whole(&next()),
+        ..Order::default()
+    };
+    let average = next();
+    order.order_status = text(&next(), texts);
+    order.order_last_filled_quantity = number(&next());
+    let filled = next();
+    order.order_trade_time = whole(&next());
+    order.average_price = number(&average);
+    order.order_filled_accumulated_quantity = number(&filled);
+    order.usd = match (order.average_price, order.order_filled_accumulated_quantity, exact(&average), exact(&filled)) {
+        (Some(_), Some(_), Some(price), Some(quantity)) => Usd::of(Some(price), Some(quantity)),
+        (Some(price), Some(quantity), ..) => Usd::Rounded(price * quantity),
+        _ => Usd::Unknown,
+    };
+    order
+}
+
+/// A number of at most eight places, exactly.
+fn exact(value: &Value) -> Option<Decimal> {
+    match value {
+        Value::Bytes(bytes) => Decimal::exact(std::str::from_utf8(bytes).ok()?.trim()),
+        other => Decimal::exact(&plain(other)?),
     }
 }
 

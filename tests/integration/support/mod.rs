@@ -1,5 +1,5 @@
 //! What every test stands on: the servers that it starts ([`sluice`], [`redis`], [`mariadb`], each a [`process`]), the scripted
-//! [`backend`], the [`client`], the recorded API ([`recorded`]), and waiting for what they do.
+//! [`backend`], the existing [`service`] that may lie, the [`client`], the recorded API ([`recorded`]), and waiting for what they do.
 
 pub mod backend;
 pub mod client;
@@ -7,6 +7,7 @@ pub mod mariadb;
 pub mod process;
 pub mod recorded;
 pub mod redis;
+pub mod service;
 pub mod sluice;
 
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub use mariadb::{MariaDb, PASSWORD};
 pub use process::scratch;
 pub use recorded::{Recorded, recorded, recorded_dir};
 pub use redis::Redis;
+pub use service::Service;
 pub use sluice::{Sluice, TOKEN, one_rule, program, shipped};
 
 /// The longest that anything may take: past it, it hangs.

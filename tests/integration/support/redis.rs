@@ -59,9 +59,9 @@ impl Redis {
         answer
     }
 
-    /// The names of all keys.
+    /// The names of all entries.
     pub async fn keys(&self) -> Vec<String> {
         let answer = String::from_utf8_lossy(&self.command(&[b"KEYS", b"*"]).await).into_owned();
-        answer.lines().skip(1).filter(|line| !line.starts_with('$')).map(str::to_owned).collect()
+        answer.lines().skip(1).filter(|line| !line.starts_with('$') && !line.contains('!')).map(str::to_owned).collect()
     }
 }

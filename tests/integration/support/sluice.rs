@@ -13,6 +13,8 @@ pub struct Sluice {
     pub process: Process,
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    /// Its configuration.
+    pub file: PathBuf,
     log: PathBuf,
 }
 
@@ -45,11 +47,21 @@ impl Sluice {
     }
 
     pub fn with(config: &str, variables: &[(&str, &str)]) -> Self {
+        Self::run(config, variables, program(), &["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+    }
+
+    /// At these addresses, with more arguments.
+    pub fn at(config: &str, address: SocketAddr, admin: SocketAddr, arguments: &[&str]) -> Self {
+        let (address, admin) = (address.to_string(), admin.to_string());
+        Self::run(config, &[], program(), &[&["--listen", &address, "--admin-listen", &admin], arguments].concat())
+    }
+
+    /// The program, as `command` starts it.
+    pub fn run(config: &str, variables: &[(&str, &str)], mut command: Command, arguments: &[&str]) -> Self {
         let dir = scratch();
         let file = dir.join("proxy.toml");
         std::fs::write(&file, config).unwrap();
-        let mut command = program();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--config"]).arg(&file);
+        command.arg("serve").args(arguments).arg("--config").arg(&file);
         for (name, value) in variables {
             // An empty REDIS_URL would mean the default.
             command.env(name, if value.is_empty() { "redis://127.0.0.1:1/0" } else { value });
@@ -62,7 +74,7 @@ impl Sluice {
             line.strip_prefix(prefix).unwrap_or_else(|| panic!("said {line:?}")).parse().unwrap()
         };
         let (address, admin) = (address("listening on http://"), address("admin on http://"));
-        Self { process, address, admin, log }
+        Self { process, address, admin, file, log }
     }
 
     /// What it has logged so far.

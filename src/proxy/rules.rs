@@ -1,0 +1,51 @@
+//! The rules that serve, with all else that a reload may change: exchanged at once for requests to come, while those that are being
+//! answered keep theirs.
+
+use crate::clock::Wall;
+use crate::config::route::Route;
+use crate::config::tokens::Tokens;
+use crate::config::warm::Warm;
+use crate::config::{Access, Config};
+use crate::limit::Limits;
+use crate::limit::shared::SharedCounts;
+use crate::telemetry::metrics::{Metrics, Rows};
+
+/// The rules of one configuration.
+pub struct Rules {
+    /// The rules, in the order in which they are tried.
+    pub routes: Vec<Route>,
+    /// Where their requests are counted.
+    pub rows: Rows,
+    /// How many requests clients may make on them.
+    pub limits: Limits,
+    /// Who may manage.
+    pub tokens: Tokens,
+    /// What warming asks for.
+    pub warm: Warm,
+    /// Which requests get an access line.
+    pub access: Access,
+    /// The first digits of the SHA-256 of the configuration file.
+    pub digest: String,
+    /// Since when they serve.
+    pub since: Wall,
+}
+
+impl Rules {
+    /// The rules of a configuration, serving from now on. Limits that `previous` had too count on.
+    #[must_use]
+    pub fn new(config: &Config, shared: Option<&SharedCounts>, metrics: &Metrics, previous: Option<&Self>) -> Self {
+        let names: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
+        let limits = Limits::new(&config.rate_limits, &names, shared, metrics, previous.map(|previous| &previous.limits));
+        let rows = metrics.rows(names.into_iter());
+        Self {
+            routes: config.routes.clone(),
+            rows,
+            limits,
+            tokens: config.admin.tokens.clone(),
+            warm: config.warm.clone(),
+            access: config.log.access,
+            digest: config.digest.clone(),
+            since: Wall::now(),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Answering from the timeline, and letting it see what the backend answers where it does not.
+
+use http::{Method, StatusCode};
+
+use super::answer::Answer;
+use super::asked::CacheableRequest;
+use super::outcome::{Outcome, StaleWhy};
+use super::{Proxy, respond};
+use crate::cache::entry::Content;
+use crate::timeline::{Answered, How, OrdersRequest, Timeline};
+
+impl Proxy {
+    /// Answers from the timeline, else as if there was none.
+    pub(super) async fn answer_from_timeline(&self, timeline: &dyn Timeline, request: CacheableRequest<'_>) -> Answer {
+        // Whether a response is for those with credentials, only the backend's own says.
+        if request.authorized.is_some() {
+            return self.answer_from_stored(request).await;
+        }
+        let parts = request.parts;
+        let text = parts.uri.path_and_query().map_or("", |text| text.as_str());
+        let (route, target, canonical) = (request.route, request.target, request.canonical.clone());
+        let asked = OrdersRequest { route, text, target, headers: &parts.headers, canonical: &canonical };
+        let answered = match timeline.recall(asked) {
+            Some(answered) => Some(answered),
+            None => timeline.answer(asked).await,
+        };
+        if let Some(answered) = answered
+            && let Some(answer) = self.respond_computed(&request, &answered).await
+        {
+            return answer;
+        }
+        let answer = self.answer_from_stored(request).await;
+        if matches!(answer.response.status(), StatusCode::OK | StatusCode::NOT_FOUND) {
+            timeline.observe(asked, answer.response.status(), answer.response.headers());
+        }
+        answer
+    }
+
+    async fn respond_computed(&self, request: &CacheableRequest<'_>, answered: &Answered) -> Option<Answer> {
+        let Content::Response(stored) = &answered.entry.content else { return None };
+        let (fields, ranges) = (&request.parts.headers, request.parts.method == Method::GET);
+        let response =
+            respond::from_stored(self.cache.store(), &answered.entry, stored, fields, ranges, request.now, self.max_object).await.ok()?;
+        let (outcome, how) = match answered.how {
+            How::Known => (Outcome::Computed { waited: false }, "known"),
+            How::Waited => (Outcome::Computed { waited: true }, "waited"),
+            How::Late(late) => (Outcome::Stale(late, StaleWhy::Revalidating), "stale"),
+            How::Failing(late) => (Outcome::Stale(late, StaleWhy::WhileFailing), "stale"),
+        };
+        self.metrics.timeline_answers.with_label_values(&[how]).inc();
+        Some(Answer { response, outcome })
+    }
+}

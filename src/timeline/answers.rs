@@ -1,0 +1,369 @@
+//! The timeline as the proxy asks it: which requests it answers, from what it computed a moment ago or anew.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use http::{HeaderMap, StatusCode, header};
+use quick_cache::UnitWeighter;
+use quick_cache::sync::{Cache as QuickCache, DefaultLifecycle};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::compute::{Computed, compute};
+use super::endpoint::{Endpoint, asked};
+use super::engine::{Engine, Newness};
+use super::fields::Fields;
+use super::kept::{Kept, Weigh};
+use super::needs::Needs;
+use super::series::Series;
+use super::tags::tags;
+use super::tail::Tail;
+use super::trust::{State, Trust};
+use super::verify::Verifier;
+use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Timeline};
+use crate::api::orders::Orders;
+use crate::body::BoxError;
+use crate::cache::Cache;
+use crate::cache::entry::{Content, Entry, StoredResponse, vary_by_encoding};
+use crate::cache::key::Key;
+use crate::cache::void::Validity;
+use crate::clock::Wall;
+use crate::config::Timeline as Settings;
+use crate::config::route::Route;
+use crate::http::conditional::etag_of;
+use crate::http::encoding::{Coding, accepts_gzip, gzip_fast};
+use crate::http::freshness::Lifetimes;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::AbortOnDrop;
+use crate::upstream::response_fields::OWN_VIA;
+
+/// Symbols of which anything is known.
+const SYMBOLS: usize = 1024;
+/// Spans that are looked for when somebody asks where they are.
+const MOST_LOCATED: usize = 20_000;
+
+/// A response that was computed, for whoever asks the same.
+struct Recent {
+    entry: Arc<Entry>,
+    series: Arc<Series>,
+    /// The generation of the newest part that it was made from; `None` if it was not needed.
+    generation: Option<u64>,
+}
+
+impl Weigh for Recent {
+    fn weight(&self) -> u64 {
+        self.entry.weight()
+    }
+}
+
+type AllSeries = QuickCache<Arc<str>, Arc<Series>, UnitWeighter, RandomState, DefaultLifecycle<Arc<str>, Arc<Series>>>;
+
+/// A timeline over a source of orders.
+pub struct Answers<S> {
+    engine: Arc<Engine<S>>,
+    routes: ArcSwap<Vec<Route>>,
+    series: AllSeries,
+    /// Responses that were computed a moment ago, plain and as gzip.
+    recent: [Kept<Bytes, Recent>; 2],
+    trust: [Arc<Trust>; Endpoint::ALL.len()],
+    fields: Arc<Fields>,
+    /// What bodies that were computed and not yet taken by their clients may take together, in bytes.
+    bodies: Arc<Semaphore>,
+    verifier: Option<Arc<Verifier>>,
+    settings: Settings,
+    /// Bodies from this size on are packed for those who take gzip, in bytes.
+    compress_above: usize,
+    cache: Arc<Cache>,
+    runtime: Handle,
+    metrics: Arc<Metrics>,
+}
+
+/// What a timeline is built from.
+pub struct Parts<S> {
+    /// What gets orders.
+    pub engine: Arc<Engine<S>>,
+    /// All rules.
+    pub routes: Vec<Route>,
+    /// The settings.
+    pub settings: Settings,
+    /// Compares answers with an existing service's; `None` where the API is answered here, which is trusted.
+    pub verifier: Option<Arc<Verifier>>,
+    /// Bodies from this size on are packed for those who take gzip, in bytes.
+    pub compress_above: usize,
+    /// The cache, for its voids.
+    pub cache: Arc<Cache>,
+    /// Where answers are computed: not where clients are served.
+    pub runtime: Handle,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+impl<S: Orders> Answers<S> {
+    /// A timeline of which nothing is known yet.
+    ///
+    /// # Errors
+    /// Never, as long as the configuration was checked.
+    pub fn new(parts: Parts<S>) -> Result<Self, BoxError> {
+        let Parts { engine, routes, settings, verifier, compress_above, cache, runtime, metrics } = parts;
+        let trust = || match &verifier {
+            Some(_) => Arc::new(Trust::probation(settings.probation)),
+            None => Arc::new(Trust::proven()),
+        };
+        let trust = [trust(), trust()];
+        Ok(Self {
+            engine,
+            routes: ArcSwap::from_pointee(routes),
+            series: QuickCache::with(SYMBOLS, SYMBOLS as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default()),
+            recent: [Kept::new(settings.memory / 16)?, Kept::new(settings.memory / 16)?],
+            trust,
+            bodies: Arc::new(Semaphore::new(room_for_bodies(settings.memory))),
+            fields: Arc::new(if verifier.is_some() { Fields::learnt() } else { Fields::own() }),
+            verifier,
+            settings,
+            compress_above,
+            cache,
+            runtime,
+            metrics,
+        })
+    }
+
+    fn state(&self, endpoint: Endpoint) -> State {
+        if self.engine.is_doubted() { State::Off } else { self.trust[endpoint as usize].state() }
+    }
+
+    /// Has an answer compared with the backend's, unless one is being compared.
+    fn verify(&self, series: &Arc<Series>, endpoint: Endpoint, text: &str) {
+        let Some(verifier) = self.verifier.as_ref().filter(|verifier| verifier.take_turn()) else { return };
+        let (verifier, engine, series) = (Arc::clone(verifier), Arc::clone(&self.engine), Arc::clone(series));
+        let (trust, text) = (Arc::clone(&self.trust[endpoint as usize]), text.to_owned());
+        self.runtime.spawn(async move { verifier.check(&engine, &series, endpoint, &trust, &text).await });
+    }
+
+    /// Now and then.
+    fn verify_some(&self, series: &Arc<Series>, endpoint: Endpoint, text: &str) {
+        if self.verifier.is_some() && fastrand::f64() < self.settings.verify {
+            self.verify(series, endpoint, text);
+        }
+    }
+
+    /// Whether what was made from the newest part at some generation is still what would be made now.
+    fn is_current(&self, series: &Series, generation: u64) -> bool {
+        series.generation.load(Ordering::Acquire) == generation && self.engine.has_new_tail(series)
+    }
+
+    /// Whether a computed response may be served as far as purges and invalidations go.
+    fn is_valid(&self, entry: &Entry) -> bool {
+        self.cache.voids().check(entry) == Validity::Valid
+    }
+
+    async fn compute(&self, request: OrdersRequest<'_>) -> Option<Answered> {
+        let (endpoint, symbol) = asked(request.target)?;
+        if self.state(endpoint) != State::On {
+            return None;
+        }
+        let series = self.series.get(&*symbol)?;
+        let generation = series.generation.load(Ordering::Acquire);
+        let gzip = accepts_gzip(request.headers);
+        let key = Key::new(request.route, request.target, request.canonical.clone());
+        let work = Work {
+            engine: Arc::clone(&self.engine),
+            series: Arc::clone(&series),
+            endpoint,
+            text: request.text.to_owned(),
+            stale_if_error: request.route.policy.stale_if_error,
+            headers: request.headers.get_all(header::ORIGIN).iter().map(|origin| (header::ORIGIN, origin.clone())).collect(),
+            fields: Arc::clone(&self.fields),
+            bodies: Arc::clone(&self.bodies),
+            trust: Arc::clone(&self.trust[endpoint as usize]),
+            pack_from: if gzip { self.compress_above } else { usize::MAX },
+            varies_from: self.compress_above,
+            key,
+        };
+        let (entry, made_from, how) = AbortOnDrop(self.runtime.spawn(work.run())).await.ok()??;
+        if !self.is_valid(&entry) {
+            return None;
+        }
+        if how == How::Known || how == How::Waited {
+            let generation = made_from.map(|_| generation);
+            let recent = Recent { entry: Arc::clone(&entry), series: Arc::clone(&series), generation };
+            let kept = &self.recent[usize::from(gzip)];
+            kept.insert(request.canonical.0.clone(), Arc::new(recent));
+            // Nobody tells a series that was forgotten meanwhile what is new.
+            if !self.series.get(&series.symbol).is_some_and(|known| Arc::ptr_eq(&known, &series)) {
+                kept.remove(&request.canonical.0);
+            }
+        }
+        self.verify_some(&series, endpoint, request.text);
+        Some(Answered { entry, how })
+    }
+}
+
+/// What computing an answer needs, away from the thread that serves the client.
+struct Work<S> {
+    engine: Arc<Engine<S>>,
+    series: Arc<Series>,
+    endpoint: Endpoint,
+    text: String,
+    stale_if_error: std::time::Duration,
+    /// The request's fields that its response's may depend on.
+    headers: HeaderMap,
+    fields: Arc<Fields>,
+    bodies: Arc<Semaphore>,
+    trust: Arc<Trust>,
+    pack_from: usize,
+    varies_from: usize,
+    key: Key,
+}
+
+impl<S: Orders> Work<S> {
+    async fn run(self) -> Option<(Arc<Entry>, Option<Arc<Tail>>, How)> {
+        let Computed { status, body, made } = compute(&self.engine, &self.series, self.endpoint, &self.text, self.stale_if_error).await?;
+        if !self.trust.allows(made.ties) {
+            return None;
+        }
+        let mut fields = self.fields.of(self.endpoint, &self.headers, status)?;
+        fields.append(header::VIA, OWN_VIA);
+        fields.insert(header::ETAG, etag_of(&body));
+        if body.len() >= self.varies_from {
+            vary_by_encoding(&mut fields);
+        }
+        let packed = if body.len() >= self.pack_from { gzip_fast(&body) } else { Bytes::new() };
+        let (coding, body) = if packed.is_empty() { (Coding::Identity, body) } else { (Coding::Gzip, packed) };
+        let response = StoredResponse::new(status, fields, coding, Coding::Identity, counted(&self.bodies, body)?);
+        let now = Wall::now();
+        let asked_at = made.asked_at.unwrap_or(now);
+        let known_at = made.tail.as_ref().map_or(now, |tail| tail.asked_at);
+        let entry = Entry::new(&self.key, asked_at, known_at, 0, Lifetimes::default(), Content::Response(response));
+        let how = match made.newness {
+            Newness::Late(late) => How::Late(late),
+            Newness::Failing(late) => How::Failing(late),
+            Newness::Fresh if made.waited => How::Waited,
+            Newness::Fresh => How::Known,
+        };
+        Some((Arc::new(entry), made.tail, how))
+    }
+}
+
+/// A share of the memory, in KiB: as much as the answers of a moment ago take at most, and as much again for those that clients
+/// are still taking. At least the longest answer has room.
+fn room_for_bodies(memory: u64) -> usize {
+    usize::try_from(memory / 4 / 1024).unwrap_or(usize::MAX).clamp(16 << 10, Semaphore::MAX_PERMITS)
+}
+
+/// A body that is counted until nobody holds it any more. `None` if there is no room: many clients are slow to take theirs.
+fn counted(bodies: &Arc<Semaphore>, body: Bytes) -> Option<Bytes> {
+    struct Counted(Bytes, #[expect(dead_code, reason = "given back when it is dropped")] OwnedSemaphorePermit);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let kibibytes = u32::try_from(body.len().div_ceil(1024)).ok()?;
+    let permit = Arc::clone(bodies).try_acquire_many_owned(kibibytes).ok()?;
+    Some(Bytes::from_owner(Counted(body, permit)))
+}
+
+impl<S: Orders> Timeline for Answers<S> {
+    fn recall(&self, request: OrdersRequest<'_>) -> Option<Answered> {
+        let recent = self.recent[usize::from(accepts_gzip(request.headers))].get(&request.canonical.0)?;
+        let endpoint = Endpoint::of(&request.target.path)?;
+        let current = recent.generation.is_none_or(|generation| self.is_current(&recent.series, generation));
+        if !current || self.state(endpoint) != State::On || !self.is_valid(&recent.entry) {
+            return None;
+        }
+        recent.series.used.store(true, Ordering::Release);
+        self.verify_some(&recent.series, endpoint, request.text);
+        Some(Answered { entry: Arc::clone(&recent.entry), how: How::Known })
+    }
+
+    fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a> {
+        Box::pin(self.compute(request))
+    }
+
+    fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap) {
+        let Some((endpoint, symbol)) = asked(request.target) else { return };
+        self.fields.note(endpoint, request.headers, status, fields);
+        let state = self.state(endpoint);
+        if status != StatusCode::OK || state == State::Off {
+            return;
+        }
+        let series = self.series.get(&*symbol).unwrap_or_else(|| {
+            let symbol: Arc<str> = symbol.into();
+            let series = Arc::new(Series::new(Arc::clone(&symbol), tags(&self.routes.load(), &symbol)));
+            self.series.insert(symbol, Arc::clone(&series));
+            series
+        });
+        let known = self.engine.known_tail(&series).is_some();
+        let trust = &self.trust[endpoint as usize];
+        if known && (state != State::On || (endpoint == Endpoint::Orders && trust.lacks_ties())) {
+            self.verify(&series, endpoint, request.text);
+        }
+    }
+
+    fn follow(&self, routes: &[Route]) {
+        self.routes.store(Arc::new(routes.to_vec()));
+        // The tags of a series are made anew from the rules. Its orders stay; answers of a moment ago do not, since they were stored
+        // under the old keys.
+        self.series.clear();
+        self.recent.iter().for_each(Kept::clear);
+    }
+
+    fn update_gauges(&self) {
+        let (bytes, spans, _) = self.engine.size();
+        let recent: u64 = self.recent.iter().map(Kept::bytes).sum();
+        self.metrics.timeline_bytes.set(i64::try_from(bytes + recent).unwrap_or(i64::MAX));
+        self.metrics.timeline_spans.set(i64::try_from(spans).unwrap_or(i64::MAX));
+        for endpoint in Endpoint::ALL {
+            let on = i64::from(self.state(endpoint) == State::On);
+            self.metrics.timeline_on.with_label_values(&[endpoint.name()]).set(on);
+        }
+    }
+
+    fn report(&self) -> Report {
+        let (bytes, spans, newest_parts) = self.engine.size();
+        Report {
+            endpoints: Endpoint::ALL.into_iter().map(|endpoint| (endpoint.name(), self.state(endpoint))).collect(),
+            symbols: self.series.len(),
+            newest_parts,
+            spans,
+            bytes: bytes + self.recent.iter().map(Kept::bytes).sum::<u64>(),
+            capacity: self.settings.memory,
+        }
+    }
+
+    fn locate(&self, needs: &Needs) -> Located {
+        let state = self.state(needs.endpoint);
+        let Some(series) = self.series.get(&*needs.symbol) else {
+            return Located { state, known: false, in_memory: 0, before_first: 0, newest: None };
+        };
+        let oldest = self.engine.oldest(&series).unwrap_or(i64::MIN);
+        let starts = needs.spans.clone().into_iter().flat_map(|spans| spans.step_by(usize::try_from(needs.step).unwrap_or(usize::MAX)));
+        let (mut in_memory, mut before_first) = (0, 0);
+        for start in starts.take(MOST_LOCATED) {
+            before_first += i64::from(start < oldest);
+            in_memory += i64::from(start >= oldest && self.engine.stored(&series, start).is_some());
+        }
+        Located { state, known: true, in_memory, before_first, newest: self.engine.age(&series) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_that_nobody_takes_are_bounded() {
+        let bodies = Arc::new(Semaphore::new(3));
+        let body = || counted(&bodies, Bytes::from(vec![7; 1025]));
+        let first = body().unwrap();
+        assert!(body().is_none(), "two KiB each");
+        let part = first.slice(5..6);
+        drop(first);
+        assert!(body().is_none(), "a part of it is still held");
+        drop(part);
+        assert_eq!(body().unwrap().len(), 1025);
+    }
+}

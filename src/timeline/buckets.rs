@@ -1,0 +1,131 @@
+//! Sums by buckets of time, from the columns of adjoining spans.
+
+use crate::api::orders::{Bucket, Span, Text};
+use crate::api::usd::Usd;
+
+use super::columns::{Columns, Sums};
+
+/// The buckets of the orders within a span, `width` milliseconds wide (above zero) and counted from its start; by timestamp,
+/// then side. `None` if an amount is not certain, or two sides are one to the database.
+///
+/// `columns` are those of adjoining spans, oldest first, that cover the span or reach beyond it. The work grows with the
+/// number of buckets that hold orders and with the number of columns, not with the number of orders.
+#[must_use]
+pub fn buckets<'c>(columns: impl IntoIterator<Item = &'c Columns>, span: Span, width: i64) -> Option<Vec<Bucket>> {
+    let mut summed = Summed { buckets: Vec::new(), timestamp: span.start, open: Vec::new() };
+    for columns in columns {
+        if columns.within(span).is_empty() {
+            continue;
+        }
+        if !columns.is_certain() {
+            return None;
+        }
+        let mut sides: Vec<Sums<'_>> = columns.sides().collect();
+        sides.iter_mut().for_each(|side| side.skip_to(span.start));
+        while let Some(time) = sides.iter().filter_map(Sums::next_time).min().filter(|&time| time <= span.end) {
+            let timestamp = (time - span.start) / width * width + span.start;
+            let end = timestamp.saturating_add(width).min(span.end.saturating_add(1));
+            summed.move_to(timestamp);
+            for side in &mut sides {
+                if let Some(amount) = side.take_until(end) {
+                    summed.add(side.side, amount)?;
+                }
+            }
+        }
+    }
+    summed.move_to(i64::MAX);
+    Some(summed.buckets)
+}
+
+/// Buckets that are whole, and the one that the next columns may add to.
+struct Summed {
+    buckets: Vec<Bucket>,
+    timestamp: i64,
+    /// The sums of the open bucket, in the database's order of sides.
+    open: Vec<(Text, i128)>,
+}
+
+impl Summed {
+    /// Closes the open bucket, unless this is still the same.
+    fn move_to(&mut self, timestamp: i64) {
+        if timestamp != self.timestamp {
+            let closed = self.open.drain(..);
+            let timestamp = std::mem::replace(&mut self.timestamp, timestamp);
+            self.buckets.extend(closed.map(|(side, amount)| Bucket { timestamp, side, usd: Usd::Exact(amount).nearest() }));
+        }
+    }
+
+    /// Adds an amount to the open bucket; `None` if that cannot be done with certainty.
+    fn add(&mut self, side: &Text, amount: i128) -> Option<()> {
+        if let Some((_, sum)) = self.open.iter_mut().find(|(known, _)| known == side) {
+            *sum = sum.checked_add(amount)?;
+            return Some(());
+        }
+        let folded = |side: &Text| side.as_deref().map(str::to_uppercase);
+        let at = self.open.partition_point(|(known, _)| folded(known) < folded(side));
+        if self.open.get(at).is_some_and(|(known, _)| folded(known) == folded(side)) {
+            return None;
+        }
+        self.open.insert(at, (side.clone(), amount));
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::builder::Builder;
+    use super::super::columns::tests::order;
+    use super::*;
+    use crate::api::orders::Order;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// The same by adding up order after order.
+    fn added(orders: &[Order], span: Span, width: i64) -> Vec<Bucket> {
+        let mut sums: BTreeMap<(i64, Text), Usd> = BTreeMap::new();
+        for order in orders {
+            let time = order.order_trade_time.unwrap();
+            if (span.start..=span.end).contains(&time) && order.usd != Usd::Unknown {
+                let timestamp = (time - span.start) / width * width + span.start;
+                let sum = sums.entry((timestamp, order.side.clone())).or_default();
+                *sum = sum.plus(order.usd);
+            }
+        }
+        sums.into_iter().map(|((timestamp, side), usd)| Bucket { timestamp, side, usd: usd.nearest() }).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn buckets_are_what_adding_up_makes_them(
+            orders in proptest::collection::vec((0_i64..400, 0_usize..3, proptest::option::of(-1000_i128..1_000_000)), 0..120),
+            start in -10_i64..410, length in 0_i64..420, width in 1_i64..200, cuts in proptest::collection::vec(0_i64..400, 0..4),
+        ) {
+            let mut orders: Vec<Order> = orders
+                .into_iter()
+                .map(|(time, side, usd)| order(time, ["buy", "sell", ""][side], usd.map_or(Usd::Unknown, Usd::Exact)))
+                .collect();
+            orders.sort_by_key(|order| std::cmp::Reverse(order.order_trade_time));
+            let span = Span { start, end: start + length };
+            // The same orders in one piece, and cut into adjoining spans.
+            let mut cuts = [cuts, vec![i64::MIN, i64::MAX]].concat();
+            cuts.sort_unstable();
+            let pieces: Vec<Columns> = cuts
+                .windows(2)
+                .map(|cut| {
+                    let part: Vec<&Order> = orders.iter().filter(|order| (cut[0]..cut[1]).contains(&order.order_trade_time.unwrap())).collect();
+                    Builder::columns(part).unwrap()
+                })
+                .collect();
+            prop_assert_eq!(buckets(&pieces, span, width), Some(added(&orders, span, width)));
+        }
+    }
+
+    #[test]
+    fn sides_that_are_one_to_the_database_are_not_summed() {
+        let one = Builder::columns(&[order(1, "buy", Usd::Exact(1))]).unwrap();
+        let two = Builder::columns(&[order(2, "BUY", Usd::Exact(1))]).unwrap();
+        let span = Span { start: 0, end: 9 };
+        assert_eq!(buckets([&one, &two], span, 10), None);
+        assert!(buckets([&one, &two], span, 2).is_some());
+    }
+}

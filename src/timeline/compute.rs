@@ -1,0 +1,51 @@
+//! Computing one answer: the API's own endpoint code, over what a request sees of the timeline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+
+use super::endpoint::Endpoint;
+use super::engine::Engine;
+use super::series::Series;
+use super::view::{Made, View};
+use crate::api::answer::{ApiError, refuse};
+use crate::api::orders::Orders;
+use crate::api::{liquidation_orders, liquidations};
+use crate::body::{self, Stream};
+use crate::request::target::Target;
+
+/// A computed answer.
+pub struct Computed {
+    /// 200, or 404 where there are no such orders.
+    pub status: StatusCode,
+    /// Its body.
+    pub body: Bytes,
+    /// From what it was made.
+    pub made: Made,
+}
+
+/// Computes the answer to a request that was found to be about `series`. `None`: not all of it is known, or backends may answer
+/// it differently.
+pub async fn compute<S: Orders>(
+    engine: &Arc<Engine<S>>,
+    series: &Arc<Series>,
+    endpoint: Endpoint,
+    target: &str,
+    stale_if_error: Duration,
+) -> Option<Computed> {
+    let target = Target::parse(target).ok()?;
+    let view = View::new(Arc::clone(engine), Arc::clone(series), stale_if_error);
+    let answer = match endpoint {
+        Endpoint::Liquidations => liquidations::get(&view, &target).await,
+        Endpoint::Orders => liquidation_orders::get(&view, &target).await,
+    };
+    let answer: Response<Stream> = match answer {
+        Ok(answer) => answer,
+        Err(nothing @ ApiError::NotFound(_)) => refuse(nothing),
+        Err(ApiError::Invalid(_) | ApiError::BadRequest(_) | ApiError::Orders(_)) => return None,
+    };
+    let status = answer.status();
+    Some(Computed { status, body: body::read(answer.into_body(), usize::MAX).await?, made: view.made() })
+}

@@ -1,0 +1,150 @@
+//! Orders kept in spans of time, from which windows, pages and lists of the newest are computed.
+//!
+//! Dashboards ask for the last 24 hours up to this millisecond, so hardly two of their URLs are equal, and a cache keyed by URL
+//! answers none of them. But orders of the past do not change. So the orders of a symbol are fetched once, in spans (a day each),
+//! and the newest part of them is fetched again every few seconds while somebody asks; whatever is asked is computed from these,
+//! by the endpoint code of [`crate::api`], byte for byte as whoever holds the orders would answer.
+//!
+//! ```text
+//! proxy ── answers ── endpoint   which requests, about which symbol
+//!              │       trust      not before the backend's own answers were the same      ◄── verify
+//!              │       fields     of responses, as the backend has them
+//!              └─ compute ── api's endpoints ── view ── engine ── source: MySQL, the sample, or service (over HTTP)
+//!                                                 │        ├─ tail     the newest part
+//!                                                 │        └─ kept, shared   spans that are over, in memory and in Redis
+//!                                                 └─ columns, buckets   orders, and sums of them by binary search
+//! ```
+//!
+//! What is not known, or not for certain, goes to the backend as if there were no timeline.
+//!
+//! Knows the API and the cache's stores and voids. Knows neither rules nor clients.
+
+pub mod answers;
+pub mod buckets;
+pub mod builder;
+pub mod check;
+pub mod codec;
+pub mod columns;
+pub mod compute;
+pub mod endpoint;
+pub mod engine;
+pub mod fields;
+pub mod kept;
+pub mod needs;
+pub mod series;
+pub mod service;
+pub mod shared;
+pub mod tags;
+pub mod tail;
+pub mod trust;
+pub mod verify;
+pub mod view;
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
+use crate::cache::entry::Entry;
+use crate::cache::key::Canonical;
+use crate::config::route::Route;
+use crate::request::target::Target;
+use needs::Needs;
+use trust::State;
+
+/// What the timeline is asked.
+#[derive(Clone, Copy)]
+pub struct OrdersRequest<'a> {
+    /// The rule that serves it.
+    pub route: &'a Route,
+    /// Path and query, as they were sent.
+    pub text: &'a str,
+    /// The same, read.
+    pub target: &'a Target<'a>,
+    /// The request's fields.
+    pub headers: &'a HeaderMap,
+    /// The canonical request: equal ones have equal answers.
+    pub canonical: &'a Canonical,
+}
+
+/// An answer.
+pub struct Answered {
+    /// A response, as if it was stored.
+    pub entry: Arc<Entry>,
+    /// How it came about.
+    pub how: How,
+}
+
+/// How an answer came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// From what was known.
+    Known,
+    /// Something was asked for first.
+    Waited,
+    /// The newest part of it should have been asked for again so long ago, and is being asked for.
+    Late(Duration),
+    /// The same, and the source fails.
+    Failing(Duration),
+}
+
+/// The future of an answer; `None`: the backend must be asked.
+pub type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Option<Answered>> + Send + 'a>>;
+
+/// A timeline, whatever its source.
+pub trait Timeline: Send + Sync {
+    /// The answer that was computed to an equal request a moment ago, if nothing came since. No I/O, little work.
+    fn recall(&self, request: OrdersRequest<'_>) -> Option<Answered>;
+
+    /// Computes an answer.
+    fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a>;
+
+    /// Takes note of the backend's own response to a request, which is 200 or 404, with the fields that the client gets.
+    fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap);
+
+    /// Other rules serve from now on: what purges find orders by follows them.
+    fn follow(&self, routes: &[Route]);
+
+    /// Has the gauges say how things stand: before they are read.
+    fn update_gauges(&self);
+
+    /// How things stand, for operators.
+    fn report(&self) -> Report;
+
+    /// Where what a request needs is, for operators.
+    fn locate(&self, needs: &Needs) -> Located;
+}
+
+/// How things stand.
+#[derive(Debug, serde::Serialize)]
+pub struct Report {
+    /// Whether each endpoint is answered.
+    pub endpoints: BTreeMap<&'static str, State>,
+    /// Symbols of which anything is known.
+    pub symbols: usize,
+    /// Newest parts in memory.
+    pub newest_parts: usize,
+    /// Spans in memory.
+    pub spans: usize,
+    /// Bytes that all of it takes, answers computed a moment ago included.
+    pub bytes: u64,
+    /// Bytes that it may take.
+    pub capacity: u64,
+}
+
+/// Where what a request needs is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Whether the endpoint is answered.
+    pub state: State,
+    /// Whether the symbol is known.
+    pub known: bool,
+    /// Needed spans that are in memory.
+    pub in_memory: i64,
+    /// Needed spans that lie before the symbol's first order, and so are none.
+    pub before_first: i64,
+    /// How old the newest part in memory is.
+    pub newest: Option<Duration>,
+}

@@ -1,0 +1,177 @@
+//! The newest part of a symbol's timeline: the orders of spans that are not over yet, and the newest ones before them.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::builder::Builder;
+use super::columns::{Columns, Unfit};
+use super::kept::Weigh;
+use crate::api::orders::{Order, Span};
+use crate::cache::entry::Checked;
+use crate::clock::Wall;
+
+/// The most orders that a list of the newest holds.
+pub const MOST_RECENT: usize = 1000;
+/// The last moment that anything is asked for: the end of the year 9999.
+pub const FAR: i64 = 253_402_300_799_999;
+
+/// The newest part.
+#[derive(Debug)]
+pub struct Tail {
+    /// Its first millisecond; what is older lies in spans that are over.
+    pub start: i64,
+    /// The orders from there on, without end.
+    pub columns: Arc<Columns>,
+    /// The newest orders before that: as many as make [`MOST_RECENT`] together with the others, or all that there are.
+    pub before: Arc<Columns>,
+    /// When it was asked for last, by the runtime's clock.
+    pub asked: Instant,
+    /// The same by wall time.
+    pub asked_at: Wall,
+    /// When the oldest part of it was asked for: what was voided since is not used.
+    pub oldest_asked_at: Wall,
+    /// The newest void that it was held against.
+    pub checked: Checked,
+}
+
+impl Weigh for Tail {
+    fn weight(&self) -> u64 {
+        128 + self.columns.weight() + self.before.weight()
+    }
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn moment(wall: Wall) -> i64 {
+    i64::try_from(wall.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The first moment of the newest part: that of the span in which `settle` before the newest order lies, or before now if
+/// that is earlier. A source that falls behind, or a symbol that rests, keeps its newest part open for as long as that lasts,
+/// so that no span is taken for complete before orders after it have come.
+#[must_use]
+pub fn first_moment(newest: Option<i64>, now: Wall, span: i64, settle: i64) -> i64 {
+    let newest = newest.map_or(moment(now), |newest| newest.min(moment(now)));
+    newest.saturating_sub(settle).div_euclid(span).saturating_mul(span)
+}
+
+impl Tail {
+    /// The newest part, from the newest orders of all (newest first) and from those since `start`.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    pub fn begin(start: i64, latest: &[Order], since: Columns, asked: Instant, asked_at: Wall) -> Result<Self, Unfit> {
+        let older = latest.iter().filter(|order| order.order_trade_time.is_none_or(|time| time < start));
+        let room = MOST_RECENT.saturating_sub(since.len());
+        let (columns, before) = (Arc::new(since), Arc::new(Builder::columns(older.take(room))?));
+        Ok(Self { start, columns, before, asked, asked_at, oldest_asked_at: asked_at, checked: Checked::default() })
+    }
+
+    /// From where on it is asked for anew: what arrives late, does so within `settle`.
+    #[must_use]
+    pub fn asked_again_from(&self, settle: i64) -> i64 {
+        let known = self.newest().map_or(i64::MIN, |newest| newest.min(moment(self.asked_at)));
+        known.saturating_sub(settle).max(self.start)
+    }
+
+    /// Whether `newer`, the orders from `from` on, has fewer of those that were known than there were. Orders do not vanish: the
+    /// source was cut short, or somebody deleted some, and then others may be gone too.
+    #[must_use]
+    pub fn misses_some_in(&self, from: i64, newer: &Columns) -> bool {
+        let known = Span { start: from, end: self.columns.newest().unwrap_or(i64::MIN) };
+        newer.within(known).len() < self.columns.within(known).len()
+    }
+
+    /// The same once the orders from `from` on are known anew.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    pub fn renewed(&self, from: i64, newer: &Columns, asked: Instant, asked_at: Wall) -> Result<Self, Unfit> {
+        let same = self.columns.ends_in(from, newer);
+        let columns = if same { Arc::clone(&self.columns) } else { Arc::new(self.columns.renewed(from, newer)?) };
+        let before = Arc::clone(&self.before);
+        Ok(Self { start: self.start, columns, before, asked, asked_at, oldest_asked_at: self.oldest_asked_at, checked: Checked::default() })
+    }
+
+    /// The same from a later moment on. What it held before that belongs to spans that are over.
+    ///
+    /// # Errors
+    /// Never, in truth: what is in columns makes columns.
+    pub fn from(&self, start: i64) -> Result<Self, Unfit> {
+        let columns = self.columns.part(start, i64::MAX);
+        let room = MOST_RECENT.saturating_sub(columns.len());
+        let older = Span { start: i64::MIN, end: start - 1 };
+        let before: Vec<Order> = self.columns.orders(older).chain(self.before.orders(older)).take(room).collect();
+        Ok(Self {
+            start,
+            columns: Arc::new(columns),
+            before: Arc::new(Builder::columns(&before)?),
+            asked: self.asked,
+            asked_at: self.asked_at,
+            oldest_asked_at: self.oldest_asked_at,
+            checked: self.checked.clone(),
+        })
+    }
+
+    /// The time of the newest order of all.
+    #[must_use]
+    pub fn newest(&self) -> Option<i64> {
+        self.columns.newest().or_else(|| self.before.newest())
+    }
+
+    /// The newest orders, newest first; at most [`MOST_RECENT`] of them.
+    #[must_use]
+    pub fn latest(&self, limit: usize) -> Vec<Order> {
+        let all = Span { start: i64::MIN, end: i64::MAX };
+        self.columns.orders(all).chain(self.before.orders(all)).take(limit.min(MOST_RECENT)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::columns::tests::order;
+    use super::*;
+    use crate::api::usd::Usd;
+
+    fn columns(orders: &[Order]) -> Columns {
+        Builder::columns(orders).unwrap()
+    }
+
+    fn orders(times: std::ops::Range<i64>) -> Vec<Order> {
+        times.rev().map(|time| order(time, "buy", Usd::Exact(1))).collect()
+    }
+
+    fn times(orders: &[Order]) -> Vec<i64> {
+        orders.iter().map(|order| order.order_trade_time.unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_newest_part_grows_and_gives_up_what_is_over() {
+        let wall = Wall::from_millis;
+        let tail = Tail::begin(100, &orders(0..105), columns(&orders(100..107)), Instant::now(), wall(150)).unwrap();
+        assert_eq!((tail.newest(), tail.columns.len(), tail.before.len()), (Some(106), 7, 100));
+        assert_eq!(times(&tail.latest(9)), (98..107).rev().collect::<Vec<_>>());
+        assert_eq!(tail.asked_again_from(3), 103);
+        let same = tail.renewed(103, &columns(&orders(103..107)), Instant::now(), wall(160)).unwrap();
+        assert!(Arc::ptr_eq(&same.columns, &tail.columns), "nothing new");
+        let mut late = orders(103..120);
+        late.insert(12, order(107, "sell", Usd::Exact(1)));
+        let more = tail.renewed(103, &columns(&late), Instant::now(), wall(170)).unwrap();
+        assert!(!tail.misses_some_in(103, &columns(&late)) && tail.misses_some_in(103, &columns(&orders(104..120))));
+        assert_eq!((more.newest(), more.columns.len()), (Some(119), 21));
+        let later = more.from(110).unwrap();
+        assert_eq!((later.columns.len(), later.before.len()), (10, 111));
+        assert_eq!(later.latest(500), more.latest(500));
+    }
+
+    #[test]
+    fn a_source_that_falls_behind_keeps_its_newest_part_open() {
+        let now = Wall::from_millis(1050);
+        assert_eq!(first_moment(Some(1049), now, 100, 10), 1000);
+        assert_eq!(first_moment(Some(1005), now, 100, 10), 900);
+        assert_eq!(first_moment(Some(240), now, 100, 10), 200);
+        assert_eq!(first_moment(Some(9999), now, 100, 10), 1000);
+        assert_eq!(first_moment(None, now, 100, 10), 1000);
+    }
+}
