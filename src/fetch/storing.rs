@@ -11,7 +11,7 @@ use super::fill::Fill;
 use super::{Fetcher, Job};
 use crate::cache::entry::{Content, Entry, StoredResponse};
 use crate::cache::key::Key;
-use crate::clock::Wall;
+use crate::clock::{Wall, millis};
 use crate::http::cache_control::CacheControl;
 use crate::http::conditional::etag_of;
 use crate::http::encoding::{self, Coding};
@@ -40,22 +40,28 @@ impl Fetcher {
         fields.entry(ETAG).or_insert(body.etag);
         let response = StoredResponse::new(head.status, fields, body.coding, head.coding, body.bytes);
         let now = Wall::now();
-        let entry = |key: &Key, content: Content| Arc::new(Entry::new(key, job.asked_at, now, age_when_stored, lifetimes, content));
+        let cost = u32::try_from(millis(now.since(job.asked_at))).unwrap_or(u32::MAX);
+        let entry = |key: &Key, content: Content| {
+            Arc::new(Entry { cost, ..Entry::new(key, job.asked_at, now, age_when_stored, lifetimes, content) })
+        };
         let (names, _) = &head.vary;
         let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.request.headers) };
         let stored = entry(&key, Content::Response(response));
-        // Memory has it as soon as `put` is called; Redis gets it while clients go on.
-        let writing = self.cache.put(&key, Arc::clone(&stored), &job.target_uri);
-        let marker = (!names.is_empty()).then(|| entry(&job.key, Content::Varies(names.clone())));
-        let marking = marker.map(|marker| self.cache.put(&job.key, marker, &job.target_uri));
-        fill.settle(Some(Arc::clone(&stored)));
-        writing.await;
         // Those who prefer this language to all others get the response too.
         let language = content_language(&head.fields).filter(|_| job.match_language && names[..] == [ACCEPT_LANGUAGE]);
-        if let Some(language) = language {
-            let key = Key { canonical: job.key.canonical.language(&language), ..job.key.clone() };
+        let also = language.map(|language| Key { canonical: job.key.canonical.language(&language), ..job.key.clone() });
+        // Memory has them as soon as `put` is called, before the last client goes on; Redis gets them meanwhile.
+        let writing = self.cache.put(&key, Arc::clone(&stored));
+        let also_writing = also.as_ref().map(|key| {
             let entry = Arc::new(Entry { canonical: key.canonical.0.clone(), ..Entry::clone(&stored) });
-            self.cache.put(&key, entry, &job.target_uri).await;
+            self.cache.put(key, entry)
+        });
+        let marker = (!names.is_empty()).then(|| entry(&job.key, Content::Varies(names.clone())));
+        let marking = marker.map(|marker| self.cache.put(&job.key, marker));
+        fill.settle(Some(Arc::clone(&stored)));
+        writing.await;
+        if let Some(writing) = also_writing {
+            writing.await;
         }
         if let Some(marking) = marking {
             marking.await;
