@@ -35,6 +35,7 @@ use crate::control::reload::{self, Reloader};
 use crate::fetch::{Fetcher, Settings};
 use crate::front::connection_limits::ConnectionLimits;
 use crate::front::listener::{self, Stop};
+use crate::front::socket::ShortWay;
 use crate::front::sockets::{self, Listener};
 use crate::limit::shared::SharedCounts;
 use crate::proxy::Proxy;
@@ -391,12 +392,13 @@ pub async fn start(config: &Config, source: Option<reload::Source>, beside: bool
 fn serve(listener: Listener, proxy: &Arc<Proxy>, limits: ConnectionLimits, stopped: watch::Receiver<Stop>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let proxy = Arc::clone(proxy);
+        let (proxy, plain) = (Arc::clone(proxy), Arc::clone(proxy));
         let answer = move |request, arrival| {
             let proxy = Arc::clone(&proxy);
             async move { proxy.handle(request, arrival).await }
         };
-        listener::run(listener, limits, answer, stopped).await
+        let short: ShortWay = Arc::new(move |bytes, began, head| plain.answer_plain(bytes, began, head));
+        listener::run(listener, limits, (answer, Some(short)), stopped).await
     })
 }
 

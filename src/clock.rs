@@ -39,6 +39,14 @@ impl Wall {
         moment.map(|moment| moment.to_string()).unwrap_or_default()
     }
 
+    /// As HTTP writes it (RFC 9110 §5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`.
+    #[must_use]
+    pub fn http_date(self) -> String {
+        let moment = i64::try_from(self.0).ok().and_then(|moment| jiff::Timestamp::from_millisecond(moment).ok());
+        let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+        moment.and_then(|moment| printer.timestamp_to_rfc9110_string(&moment).ok()).unwrap_or_default()
+    }
+
     /// How long after `earlier` this is; zero if it is not after it.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {

@@ -95,7 +95,7 @@ pub async fn serve(listener: Listener, state: Arc<AdminState>, told: watch::Rece
             }
         }
     };
-    listener::run(listener, ConnectionLimits::uncounted(limits), answer, told).await
+    listener::run(listener, ConnectionLimits::uncounted(limits), (answer, None), told).await
 }
 
 impl AdminState {

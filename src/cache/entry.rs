@@ -1,5 +1,6 @@
 //! What is stored under a key.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use http::header::{CONTENT_ENCODING, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAS
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::key::{Canonical, Key};
+use super::ready::Ready;
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
 use crate::http::encoding::{Coding, gunzip, inflation_limit};
@@ -66,44 +68,24 @@ pub struct StoredResponse {
     pub body: Bytes,
     /// The identity bytes too, once they have been asked for often enough to be kept.
     pub plain: Option<Bytes>,
-    /// `fields` as sent with the coded body.
-    ready_coded: HeaderMap,
-    /// `fields` as sent with the identity body.
-    ready_plain: HeaderMap,
+    /// As it is sent, made when it first is: plain, coded, and each as a 304.
+    ready: [OnceLock<Box<Ready>>; 4],
 }
 
 impl StoredResponse {
-    /// A stored response with the fields of both its forms, coded and plain.
+    /// A stored response.
     #[must_use]
     pub fn new(status: StatusCode, mut fields: HeaderMap, coding: Coding, sent_coding: Coding, body: Bytes) -> Self {
         if coding != Coding::Opaque {
             fields.remove(CONTENT_ENCODING);
         }
-        let ready = |form: Coding| {
-            let mut headers = fields.clone();
-            if coding == Coding::Gzip {
-                vary_by_encoding(&mut headers);
-            }
-            if form == Coding::Gzip {
-                headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            }
-            if form != sent_coding
-                && coding != Coding::Opaque
-                && let Some(tag) = fields.get(ETAG)
-            {
-                headers.insert(ETAG, weaken(tag));
-            }
-            headers
-        };
-        let ready_plain = ready(Coding::Identity);
-        let ready_coded = if coding == Coding::Gzip { ready(Coding::Gzip) } else { HeaderMap::new() };
-        Self { status, coding, sent_coding, body, plain: None, ready_coded, ready_plain, fields }
+        Self { status, coding, sent_coding, body, plain: None, ready: Default::default(), fields }
     }
 
     /// The same response with its identity bytes at hand too.
     #[must_use]
     pub fn with_plain(&self, plain: Bytes) -> Self {
-        Self { plain: Some(plain), ..self.clone() }
+        Self { plain: Some(plain), ready: Default::default(), ..self.clone() }
     }
 
     /// The body as the upstream meant it, without gzip (another coding stays); `None` if it is damaged or larger than
@@ -119,15 +101,50 @@ impl StoredResponse {
         }
     }
 
-    /// The fields and the body for a client, and whether the body must first be inflated.
+    /// The body for a client, and whether it must first be inflated.
     #[must_use]
-    pub fn form(&self, gzip_accepted: bool) -> (&HeaderMap, Form<'_>) {
+    pub fn form(&self, gzip_accepted: bool) -> Form<'_> {
         match (self.coding, &self.plain) {
-            (Coding::Identity | Coding::Opaque, _) => (&self.ready_plain, Form::Ready(&self.body)),
-            (Coding::Gzip, _) if gzip_accepted => (&self.ready_coded, Form::Ready(&self.body)),
-            (Coding::Gzip, Some(plain)) => (&self.ready_plain, Form::Ready(plain)),
-            (Coding::Gzip, None) => (&self.ready_plain, Form::Inflate(&self.body)),
+            (Coding::Gzip, Some(plain)) if !gzip_accepted => Form::Ready(plain),
+            (Coding::Gzip, None) if !gzip_accepted => Form::Inflate(&self.body),
+            _ => Form::Ready(&self.body),
         }
+    }
+
+    /// The head for a client that takes gzip or not, and that holds the response already or not.
+    #[must_use]
+    pub fn ready(&self, gzip_accepted: bool, not_modified: bool) -> &Ready {
+        let coded = gzip_accepted && self.coding == Coding::Gzip;
+        self.ready[usize::from(coded) + 2 * usize::from(not_modified)].get_or_init(|| {
+            let fields = self.sent_fields(if coded { Coding::Gzip } else { Coding::Identity });
+            Box::new(if not_modified {
+                Ready::not_modified(&fields)
+            } else {
+                let length = match self.form(coded) {
+                    Form::Ready(body) => Some(body.len()),
+                    Form::Inflate(_) => None,
+                };
+                Ready::new(self.status, &fields, length)
+            })
+        })
+    }
+
+    /// The fields as they are sent with the body in this coding.
+    fn sent_fields(&self, form: Coding) -> HeaderMap {
+        let mut fields = self.fields.clone();
+        if self.coding == Coding::Gzip {
+            vary_by_encoding(&mut fields);
+        }
+        if form == Coding::Gzip {
+            fields.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        if form != self.sent_coding
+            && self.coding != Coding::Opaque
+            && let Some(tag) = self.fields.get(ETAG)
+        {
+            fields.insert(ETAG, weaken(tag));
+        }
+        fields
     }
 }
 
@@ -215,6 +232,7 @@ impl Entry {
         let fields = |map: &HeaderMap| map.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
         let content = match &self.content {
             Content::Response(response) => {
+                // Its own, and those of the forms in which it is sent.
                 let forms = if response.coding == Coding::Gzip { 3 } else { 2 };
                 response.body.len() + response.plain.as_ref().map_or(0, Bytes::len) + fields(&response.fields) * forms
             }
@@ -278,11 +296,13 @@ mod tests {
         let mut fields = HeaderMap::new();
         fields.insert(ETAG, HeaderValue::from_static("\"x\""));
         let response = StoredResponse::new(StatusCode::OK, fields, Coding::Gzip, Coding::Identity, Bytes::from_static(b"z"));
-        let (coded, _) = response.form(true);
-        let (plain, form) = response.form(false);
+        let (coded, plain) = (&response.ready(true, false).fields, &response.ready(false, false).fields);
         assert_eq!((&coded[ETAG], &plain[ETAG]), (&HeaderValue::from_static("W/\"x\""), &HeaderValue::from_static("\"x\"")));
         assert_eq!((coded[VARY].as_bytes(), plain[VARY].as_bytes()), (&b"Accept-Encoding"[..], &b"Accept-Encoding"[..]));
         assert_eq!(coded[CONTENT_ENCODING], "gzip");
-        assert!(!plain.contains_key(CONTENT_ENCODING) && matches!(form, Form::Inflate(_)));
+        assert!(!plain.contains_key(CONTENT_ENCODING) && matches!(response.form(false), Form::Inflate(_)));
+        assert!(response.ready(true, false).head.is_some() && response.ready(false, false).head.is_none());
+        let inflated = response.with_plain(Bytes::from_static(b"plain"));
+        assert!(inflated.ready(false, false).head.is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`]), what is void of them ([`void`], with other
+//! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`], as they are sent: [`ready`]), what is void of them ([`void`], with other
 //! instances through [`void_log`], worked off by [`void_worker`]), and the stores ([`store`]): [`memory`], [`redis`] (bytes by
 //! [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a restart in a [`hot_file`].
 //!
@@ -10,6 +10,7 @@ pub mod entry;
 pub mod hot_file;
 pub mod key;
 pub mod memory;
+pub mod ready;
 pub mod redis;
 pub mod seal;
 pub mod store;

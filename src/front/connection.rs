@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::CONNECTION;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::body::{RequestBody, ResponseBody};
 use super::deadlines::{Activity, InFlight, watchdog};
 use super::select::{Either, select};
-use super::socket::{RefusedRequest, Socket};
+use super::socket::{RefusedRequest, ShortWay, Socket};
 use crate::body::Reply;
 use crate::config::Limits;
 use crate::request::Arrival;
@@ -38,16 +38,23 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Serves a connection. What ends it is logged at debug: clients come and go.
-pub async fn serve<F, A>(stream: TcpStream, peer: SocketAddr, limits: &Limits, answer: F, mut draining: watch::Receiver<bool>)
-where
+///
+/// Plain requests go the `short` way, if there is one: what it does not answer is answered by `answer`.
+pub async fn serve<F, A>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    limits: &Limits,
+    (answer, short): (F, Option<ShortWay>),
+    mut draining: watch::Receiver<bool>,
+) where
     F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
     let (activity, interim, refused) = (Arc::new(Activity::default()), Arc::new(InterimQueue::default()), RefusedRequest::default());
-    let socket = Socket::new(stream, Arc::clone(&activity), Arc::clone(&interim), limits.header_bytes, Arc::clone(&refused));
-    let (counted, requests) = (Arc::clone(&activity), AtomicU64::new(0));
     let ending = Arc::new(AtomicBool::new(false));
-    let end = Arc::clone(&ending);
+    let shared = (Arc::clone(&activity), Arc::clone(&interim), Arc::clone(&refused), Arc::clone(&ending));
+    let socket = Socket::new(stream, limits.header_bytes, short, shared);
+    let (counted, end) = (Arc::clone(&activity), Arc::clone(&ending));
     let speaks_http2 = Arc::new(AtomicBool::new(false));
     let http2 = Arc::clone(&speaks_http2);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -56,9 +63,7 @@ where
             speaks_http2.store(true, Ordering::Relaxed);
         }
         let in_flight = InFlight::begin(&counted, version);
-        // Only this connection's task counts, so that load and store suffice.
-        let number = requests.load(Ordering::Relaxed) + 1;
-        requests.store(number, Ordering::Relaxed);
+        let number = counted.did_read_request();
         let refused = refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
         // Interim responses are for HTTP/1.1 (RFC 9110 §15.2); HTTP/2 would frame them otherwise.
         let sender = (version == Version::HTTP_11).then(|| interim.open());

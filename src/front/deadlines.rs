@@ -34,6 +34,8 @@ pub struct Activity {
     taken: AtomicU64,
     /// Requests being answered.
     in_flight: AtomicU64,
+    /// Requests that the HTTP library has read.
+    read: AtomicU64,
     /// For each response over HTTP/2, where every stream has a flow-control window of its own: since when bytes wait for the
     /// client to open it.
     streams: Mutex<Vec<Weak<AtomicU64>>>,
@@ -51,6 +53,7 @@ impl Default for Activity {
             waited: zero(),
             taken: zero(),
             in_flight: zero(),
+            read: zero(),
             streams: Mutex::default(),
         }
     }
@@ -59,7 +62,32 @@ impl Default for Activity {
 impl Activity {
     /// Milliseconds since the connection was opened, at least one.
     fn now(&self) -> u64 {
-        millis(self.start.elapsed()) + 1
+        self.at(Instant::now())
+    }
+
+    fn at(&self, moment: Instant) -> u64 {
+        millis(moment.saturating_duration_since(self.start)) + 1
+    }
+
+    /// The HTTP library has read a request: its number on this connection, counted from one.
+    pub fn did_read_request(&self) -> u64 {
+        // Only the connection's own task counts, so that load and store suffice.
+        let number = self.read.load(Ordering::Relaxed) + 1;
+        self.read.store(number, Ordering::Relaxed);
+        number
+    }
+
+    /// How many requests the HTTP library has answered, if none is being answered.
+    #[must_use]
+    pub fn all_answered(&self) -> Option<u64> {
+        (self.in_flight.load(Ordering::Relaxed) == 0).then(|| self.read.load(Ordering::Relaxed))
+    }
+
+    /// A request that was read at `moment` was answered at once.
+    pub fn did_answer(&self, moment: Instant) {
+        let now = self.at(moment);
+        self.moved.store(now, Ordering::Relaxed);
+        self.answered.store(now, Ordering::Relaxed);
     }
 
     /// Bytes were read. Over HTTP/2 they may be pings, which keep nothing alive.

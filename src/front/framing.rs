@@ -107,6 +107,12 @@ impl Framing {
         matches!(self.state, State::Http2)
     }
 
+    /// Whether the next byte begins a request.
+    #[must_use]
+    pub fn is_between_requests(&self) -> bool {
+        self.state == HEAD
+    }
+
     /// Looks at the next bytes. Returns how many of them may go on, and what follows those.
     pub fn inspect(&mut self, bytes: &[u8]) -> (usize, Next) {
         let mut at = 0;

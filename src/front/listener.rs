@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::body::RequestBody;
 use super::connection;
 use super::connection_limits::ConnectionLimits;
+use super::socket::ShortWay;
 use super::sockets::{Listener, retire};
 use crate::body::Reply;
 use crate::request::Arrival;
@@ -41,11 +42,17 @@ async fn stopped(told: &mut watch::Receiver<Stop>) -> Stop {
     told.wait_for(|stop| *stop != Stop::No).await.map_or(Stop::End, |stop| *stop)
 }
 
-/// Serves `answer` on `listener` until `told` to stop, then lets open requests finish within `limits.drain_timeout`.
+/// Serves `answer` on `listener` until `told` to stop, then lets open requests finish within `limits.drain_timeout`. Plain requests
+/// go the `short` way, if there is one.
 ///
 /// # Errors
 /// The socket cannot be used.
-pub async fn run<F, A>(listener: Listener, limits: ConnectionLimits, answer: F, mut told: watch::Receiver<Stop>) -> io::Result<()>
+pub async fn run<F, A>(
+    listener: Listener,
+    limits: ConnectionLimits,
+    (answer, short): (F, Option<ShortWay>),
+    mut told: watch::Receiver<Stop>,
+) -> io::Result<()>
 where
     F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
@@ -57,9 +64,9 @@ where
     let listener = TcpListener::from_std(listener.socket)?;
     let begin = |(stream, peer, permit): (TcpStream, SocketAddr, OwnedSemaphorePermit)| {
         let Some(admitted) = limits.admit(peer.ip(), permit) else { return };
-        let (answer, draining, open) = (answer.clone(), draining.clone(), open.clone());
+        let (answering, draining, open) = ((answer.clone(), short.clone()), draining.clone(), open.clone());
         tokio::spawn(async move {
-            connection::serve(stream, peer, admitted.limits(), answer, draining).await;
+            connection::serve(stream, peer, admitted.limits(), answering, draining).await;
             drop((admitted, open));
         });
     };

@@ -1,18 +1,22 @@
 //! A client's connection as the HTTP library sees it: its reads and writes noted, its framing checked, interim responses let
-//! in.
+//! in. What can be answered at once the library does not see ([`ShortWay`]).
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
+use http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::deadlines::Activity;
+use super::deadlines::{Activity, InFlight};
 use super::framing::{Framing, Next};
 use crate::request::interim::InterimQueue;
 use crate::request::refusal::Refusal;
@@ -28,9 +32,28 @@ const LINGER: Duration = Duration::from_secs(2);
 /// The request of a connection, counted from one, that was refused, and why.
 pub type RefusedRequest = Arc<OnceLock<(u64, Refusal)>>;
 
+/// What may answer a request at once, given all bytes that came, and when: it appends the head to the vector and returns the body,
+/// or returns `None` and has done nothing.
+pub type ShortWay = Arc<dyn Fn(&[u8], Instant, &mut Vec<u8>) -> Option<Bytes> + Send + Sync>;
+
+/// Larger requests go to the library, in bytes.
+const MAX_PLAIN: usize = 4096;
+/// Bodies of up to so many bytes are copied behind their heads: one write is cheaper than a vectored one.
+const COPIED: usize = 1024;
+
+/// What a connection's parts share: its activity, interim responses, what was refused, and whether it is to end.
+pub type Shared = (Arc<Activity>, Arc<InterimQueue>, RefusedRequest, Arc<AtomicBool>);
+
 /// A client's connection.
 pub struct Socket {
     stream: TcpStream,
+    short: Option<ShortWay>,
+    /// What is left of an answer that was given at once, if the client did not take all of it.
+    unsent: Option<Box<Unsent>>,
+    /// How many requests the library had answered when it last had written everything.
+    settled: u64,
+    /// Whether the connection is to end.
+    ending: Arc<AtomicBool>,
     activity: Arc<Activity>,
     interim: Arc<InterimQueue>,
     framing: Framing,
@@ -42,11 +65,117 @@ pub struct Socket {
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
+/// The rest of an answer that was given at once.
+struct Unsent {
+    head: Bytes,
+    body: Bytes,
+    /// The request counts as being answered for so long.
+    _in_flight: InFlight,
+}
+
 impl Socket {
-    /// A connection whose requests have heads of at most `max_head` bytes. What is refused is said in `refused`.
+    /// A connection whose requests have heads of at most `max_head` bytes.
     #[must_use]
-    pub fn new(stream: TcpStream, activity: Arc<Activity>, interim: Arc<InterimQueue>, max_head: usize, refused: RefusedRequest) -> Self {
-        Self { stream, activity, interim, framing: Framing::new(max_head), refused, held: BytesMut::new(), checked: 0, linger: None }
+    pub fn new(stream: TcpStream, max_head: usize, short: Option<ShortWay>, shared: Shared) -> Self {
+        let (activity, interim, refused, ending) = shared;
+        Self {
+            stream,
+            short: short.filter(|_| max_head >= MAX_PLAIN),
+            unsent: None,
+            settled: 0,
+            ending,
+            activity,
+            interim,
+            framing: Framing::new(max_head),
+            refused,
+            held: BytesMut::new(),
+            checked: 0,
+            linger: None,
+        }
+    }
+
+    /// Whether the next request may be answered at once: nothing of the one before is being read, answered or written.
+    fn is_at_rest(&self) -> bool {
+        let read = self.framing.is_between_requests() && self.held.is_empty();
+        read && self.settled == self.framing.heads() && !self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Reads where the short way may be taken, and takes it. `None`: it was, so that nothing is left of what was read.
+    fn poll_read_plain(&mut self, cx: &mut Context<'_>, short: &ShortWay, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Option<()>>> {
+        let mut bytes = [const { MaybeUninit::uninit() }; MAX_PLAIN];
+        let mut piece = ReadBuf::uninit(&mut bytes);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
+        let read = piece.filled();
+        if read.is_empty() {
+            return Poll::Ready(Ok(Some(())));
+        }
+        let began = Instant::now();
+        let answered = HEAD.with_borrow_mut(|head| {
+            head.clear();
+            let body = short(read, began, head)?;
+            self.activity.did_answer(began);
+            Some(self.send(cx, head, body))
+        });
+        if let Some(sent) = answered {
+            return Poll::Ready(sent.map(|()| None));
+        }
+        let (count, next) = self.framing.inspect(read);
+        self.activity.did_read(self.framing.is_http2());
+        let fits = count.min(buffer.remaining());
+        buffer.put_slice(&read[..fits]);
+        self.held.extend_from_slice(&read[fits..]);
+        self.apply(count - fits, next)?;
+        Poll::Ready(Ok((fits > 0).then_some(())))
+    }
+
+    /// Writes an answer. What the client does not take now waits.
+    fn send(&mut self, cx: &mut Context<'_>, head: &mut Vec<u8>, mut body: Bytes) -> io::Result<()> {
+        if body.len() <= COPIED {
+            head.extend_from_slice(&body);
+            body = Bytes::new();
+        }
+        let polled = if body.is_empty() {
+            Pin::new(&mut self.stream).poll_write(cx, head)
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(&body)])
+        };
+        let sent = match polled {
+            Poll::Ready(sent) => sent?,
+            Poll::Pending => 0,
+        };
+        if sent < head.len() + body.len() {
+            let in_flight = InFlight::begin(&self.activity, Version::HTTP_11);
+            let head = Bytes::copy_from_slice(head);
+            let mut unsent = Unsent { head, body, _in_flight: in_flight };
+            unsent.advance(sent);
+            self.unsent = Some(Box::new(unsent));
+        }
+        Ok(())
+    }
+
+    /// Writes what is left of an answer that was given at once. Nothing else is read or written before.
+    fn poll_send_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(unsent) = &mut self.unsent {
+            let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, &[IoSlice::new(&unsent.head), IoSlice::new(&unsent.body)]);
+            match polled {
+                Poll::Pending => {
+                    self.activity.did_write(Poll::Pending, false);
+                    return Poll::Pending;
+                }
+                Poll::Ready(sent) => {
+                    let sent = sent?;
+                    self.activity.did_write(Poll::Ready(sent), false);
+                    if sent == 0 {
+                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    }
+                    unsent.advance(sent);
+                    if unsent.head.is_empty() && unsent.body.is_empty() {
+                        self.unsent = None;
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Hands out bytes that were checked.
@@ -81,10 +210,24 @@ impl Socket {
     }
 }
 
+impl Unsent {
+    fn advance(&mut self, sent: usize) {
+        let of_head = sent.min(self.head.len());
+        self.head.advance(of_head);
+        self.body.advance(sent - of_head);
+    }
+}
+
+thread_local!(
+    /// The head that is being written, in memory that is used again.
+    static HEAD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+);
+
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
+            ready!(this.poll_send_rest(cx))?;
             if this.checked > 0 {
                 this.hand_out(buffer);
                 return Poll::Ready(Ok(()));
@@ -93,7 +236,15 @@ impl AsyncRead for Socket {
                 // Whatever else comes is not read. The answer's end closes the connection.
                 return Poll::Pending;
             }
-            if this.held.is_empty() {
+            if this.is_at_rest()
+                && let Some(short) = this.short.take()
+            {
+                let read = this.poll_read_plain(cx, &short, buffer);
+                this.short = Some(short);
+                if ready!(read)?.is_some() {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if this.held.is_empty() {
                 // Nearly always whole heads come at once: they are looked at where the library wants them.
                 let before = buffer.filled().len();
                 ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
@@ -130,11 +281,13 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_send_rest(cx))?;
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note_write(polled)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_send_rest(cx))?;
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
         self.note_write(polled)
     }
@@ -145,6 +298,7 @@ impl AsyncWrite for Socket {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_send_rest(cx))?;
         // The library flushes when all that it had to write is written.
         let drained = this.interim.poll_drain(&mut this.stream, cx);
         if drained.is_pending() {
@@ -152,11 +306,13 @@ impl AsyncWrite for Socket {
             return Poll::Pending;
         }
         ready!(drained)?;
+        this.settled = this.activity.all_answered().unwrap_or(this.settled);
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        ready!(this.poll_send_rest(cx))?;
         if this.refused.get().is_none() {
             return Pin::new(&mut this.stream).poll_shutdown(cx);
         }

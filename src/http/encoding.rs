@@ -6,8 +6,8 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
-use http::HeaderMap;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use http::{HeaderMap, HeaderValue};
 
 /// The coding in which a body is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +42,15 @@ fn is_gzip(name: &[u8]) -> bool {
 /// Whether a request takes gzip: named, or covered by `*`, and not with `q=0`. No field at all means no.
 #[must_use]
 pub fn accepts_gzip(headers: &HeaderMap) -> bool {
+    takes_gzip(headers.get_all(ACCEPT_ENCODING).iter().map(HeaderValue::as_bytes))
+}
+
+/// The same for the values of `Accept-Encoding`.
+#[must_use]
+pub fn takes_gzip<'a>(values: impl Iterator<Item = &'a [u8]>) -> bool {
     let (mut named, mut any) = (None, None);
-    for value in headers.get_all(ACCEPT_ENCODING) {
-        for member in value.as_bytes().split(|&byte| byte == b',') {
+    for value in values {
+        for member in value.split(|&byte| byte == b',') {
             let mut parts = member.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
             let name = parts.next().unwrap_or_default();
             let wanted = !parts.any(is_zero_weight);

@@ -71,6 +71,12 @@ impl Limits {
         self.all.iter().map(|limiter| &limiter.limit)
     }
 
+    /// Whether any limit counts requests on the rule of a row.
+    #[must_use]
+    pub fn any(&self, row: usize) -> bool {
+        self.of_row.get(row).is_none_or(|limiters| !limiters.is_empty())
+    }
+
     /// What limits a client's request on the rule of a row. `route` is the rule's name.
     #[must_use]
     pub fn of<'a>(&'a self, row: usize, route: &'a str, address: IpAddr, headers: &'a HeaderMap) -> ClientLimits<'a> {

@@ -34,8 +34,9 @@ impl<'m> Exchange<'m> {
     #[must_use]
     pub fn begin(metrics: &'m Metrics, parts: &request::Parts) -> Self {
         metrics.inflight.inc();
-        let given = parts.headers.get(REQUEST_ID).filter(|id| !id.is_empty() && id.len() <= MAX_ID && id.to_str().is_ok());
-        Self { id: given.cloned().unwrap_or_else(new_id), started: Instant::now(), inflight: &metrics.inflight }
+        let given = parts.headers.get(REQUEST_ID).filter(|id| fits_as_id(id.as_bytes()) && id.to_str().is_ok());
+        let made = || HeaderValue::from_bytes(&new_id()).unwrap_or_else(|_| HeaderValue::from_static("0"));
+        Self { id: given.cloned().unwrap_or_else(made), started: Instant::now(), inflight: &metrics.inflight }
     }
 
     /// The id, to be put into the response.
@@ -103,9 +104,16 @@ impl Drop for Exchange<'_> {
     }
 }
 
+/// Whether an id that a client gave, of printable characters, is taken over.
+#[must_use]
+pub fn fits_as_id(id: &[u8]) -> bool {
+    !id.is_empty() && id.len() <= MAX_ID
+}
+
 /// Sixteen hexadecimal digits that differ from every other request's: a random start for the process and thread, and
 /// a count.
-fn new_id() -> HeaderValue {
+#[must_use]
+pub fn new_id() -> [u8; 16] {
     static PROCESS: OnceLock<u64> = OnceLock::new();
     thread_local!(static NEXT: Cell<u64> = Cell::new(PROCESS.get_or_init(|| fastrand::u64(..)) ^ fastrand::u64(..)));
     let number = NEXT.with(|next| next.replace(next.get().wrapping_add(1)));
@@ -113,5 +121,5 @@ fn new_id() -> HeaderValue {
     for (at, digit) in text.iter_mut().enumerate() {
         *digit = b"0123456789abcdef"[usize::from(number.to_be_bytes()[at / 2] >> (4 * (1 - at % 2)) & 15)];
     }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+    text
 }

@@ -33,6 +33,7 @@ pub mod purge;
 pub mod respond;
 pub mod rules;
 pub mod shadow;
+pub mod short;
 pub mod timeline;
 pub mod warm;
 
@@ -44,12 +45,13 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::uri::Authority;
-use http::{HeaderName, Request, Response, request};
+use http::{Request, Response, request};
 use http_body::Body;
 use http_body_util::BodyExt;
 
 use crate::body::{BoxError, Reply};
 use crate::cache::Cache;
+use crate::cache::ready::CACHE_STATUS;
 use crate::config::Limits;
 use crate::config::rate_limit::Counts;
 use crate::config::route::select;
@@ -73,8 +75,6 @@ use exchange::Exchange;
 use hottest::Hottest;
 use outcome::{FetchWhy, Outcome, StaleWhy};
 use rules::Rules;
-
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Everything that answering a request needs.
 pub struct Proxy {

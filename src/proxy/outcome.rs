@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use crate::cache::ready::HIT;
 use crate::request::refusal::Refusal;
 use crate::telemetry::metrics::OutcomeLabel;
 use crate::upstream::failure::Failure;
@@ -145,7 +146,7 @@ impl Outcome {
         let mut buffer = [0; 128];
         let mut text = Cursor::new(&mut buffer[..]);
         let written = match self {
-            Self::Hit(left) => return hit_status(left.as_secs()),
+            Self::Hit(left) => write!(text, "{HIT}{}", left.as_secs()),
             Self::Stale(by, why) => write!(text, "sluice; hit; ttl=-{}; detail={}", by.as_secs(), why.detail()),
             Self::Computed { waited: false } => return HeaderValue::from_static("sluice; hit; detail=timeline"),
             Self::Computed { waited: true } => return HeaderValue::from_static("sluice; fwd=miss; detail=timeline"),
@@ -169,25 +170,6 @@ impl Outcome {
         let length = usize::try_from(text.position()).unwrap_or(0);
         HeaderValue::from_bytes(&buffer[..length]).unwrap_or_else(|_| HeaderValue::from_static("sluice"))
     }
-}
-
-/// `sluice; hit; ttl=N`, which every hit carries, without the machinery of formatting.
-fn hit_status(left: u64) -> HeaderValue {
-    const PREFIX: &[u8] = b"sluice; hit; ttl=";
-    const DIGITS: usize = 20;
-    let mut text = [0; PREFIX.len() + DIGITS];
-    let (mut at, mut rest) = (text.len(), left);
-    loop {
-        at -= 1;
-        text[at] = b"0123456789"[usize::try_from(rest % 10).unwrap_or(0)];
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    let start = at - PREFIX.len();
-    text[start..at].copy_from_slice(PREFIX);
-    HeaderValue::from_bytes(&text[start..]).unwrap_or_else(|_| HeaderValue::from_static("sluice; hit"))
 }
 
 impl StaleWhy {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LAST_MODIFIED, RANGE, VIA};
+use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, RANGE, VIA};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 
@@ -21,8 +21,6 @@ use crate::upstream::response_fields::OWN_VIA;
 /// Coded bodies of up to this size are inflated on the spot, larger ones where they hold up no request: they may be hundreds
 /// of times as large.
 const INFLATE_HERE: usize = 4 << 10;
-/// Room for the fields that every response gets besides its own.
-const EXTRA_FIELDS: usize = 4;
 
 /// The stored response for this client: in the coding that it takes, a range of it (if `ranges`: only GET has them), or 304 if
 /// the client holds it already.
@@ -40,24 +38,18 @@ pub async fn from_stored(
 ) -> Result<Response<Reply>, InflateError> {
     let ranged = ranges && stored.status == StatusCode::OK && stored.coding != Coding::Opaque && request.contains_key(RANGE);
     let gzip = stored.coding == Coding::Gzip && !ranged && accepts_gzip(request);
-    let (fields, form) = stored.form(gzip);
-    let mut headers = HeaderMap::with_capacity(fields.len() + EXTRA_FIELDS);
-    for (name, value) in fields {
-        headers.append(name, value.clone());
-    }
+    let held = stored.status == StatusCode::OK && not_modified(request, &stored.fields);
+    let mut headers = stored.ready(gzip, held).fields.clone();
     headers.insert(AGE, HeaderValue::from(entry.age(now)));
-    if stored.status == StatusCode::OK && not_modified(request, fields.get(ETAG), fields) {
-        for name in [CONTENT_TYPE, CONTENT_ENCODING, LAST_MODIFIED] {
-            headers.remove(name);
-        }
+    if held {
         return Ok(build(StatusCode::NOT_MODIFIED, headers, Bytes::new()));
     }
-    let body = match form {
+    let body = match stored.form(gzip) {
         Form::Ready(body) => body.clone(),
         Form::Inflate(coded) => Box::pin(inflate(store, entry, stored, coded.clone(), inflation_limit(coded.len(), max_object))).await?,
     };
     if ranged {
-        let (status, part) = range::cut(&range::parts(request, fields, body.len()), &mut headers, &body);
+        let (status, part) = range::cut(&range::parts(request, &headers, body.len()), &mut headers, &body);
         return Ok(build(status, headers, part));
     }
     Ok(build(stored.status, headers, body))

@@ -40,6 +40,12 @@ const HOST_BYTES: [bool; 256] = {
     table
 };
 
+/// Whether these are the bytes of a host, perhaps with a port.
+#[must_use]
+pub fn is_host(host: &[u8]) -> bool {
+    !host.is_empty() && host.iter().all(|&byte| HOST_BYTES[usize::from(byte)])
+}
+
 /// Checks a request (RFC 9112 §3.2, RFC 9113 §8.3.1) and returns its path and query.
 ///
 /// # Errors
@@ -48,13 +54,12 @@ pub fn validate(parts: &request::Parts) -> Result<&str, Refusal> {
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
         return Err(Refusal::Method);
     }
-    let valid = |host: &[u8]| !host.is_empty() && host.iter().all(|&byte| HOST_BYTES[usize::from(byte)]);
     let mut hosts = parts.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     match (parts.uri.authority().map(|authority| authority.as_str().as_bytes()), hosts.next(), hosts.next()) {
         (_, _, Some(_)) => return Err(Refusal::BadHost),
-        (Some(authority), None, _) if valid(authority) => {}
-        (Some(authority), Some(host), _) if valid(authority) && host.eq_ignore_ascii_case(authority) => {}
-        (None, Some(host), _) if valid(host) => {}
+        (Some(authority), None, _) if is_host(authority) => {}
+        (Some(authority), Some(host), _) if is_host(authority) && host.eq_ignore_ascii_case(authority) => {}
+        (None, Some(host), _) if is_host(host) => {}
         // Before HTTP/1.1 a request could do without.
         (None, None, _) if parts.version == Version::HTTP_10 => {}
         _ => return Err(Refusal::BadHost),

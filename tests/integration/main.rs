@@ -1,9 +1,11 @@
 //! The real program over real sockets, with a scripted backend, a real Redis and a real MariaDB.
 //!
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
-//! [`differential`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails ([`upstream_outages`],
-//! [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much ([`rate_limits`]), what operators use ([`management`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
-//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), and the order of the source ([`house`]). Long tables stand beside their test as text.
+//! [`differential`], [`short_way`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails
+//! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
+//! ([`rate_limits`]), what operators use ([`management`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
+//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), and the order of the source ([`house`]). Long
+//! tables stand beside their test as text.
 //!
 //! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are on
 //! answers, counters and metrics ([`support::until`]).
@@ -16,6 +18,7 @@ mod collapsed_forwarding;
 mod command_line;
 mod differential;
 mod forwarding;
+mod hit_cost;
 mod house;
 mod http_caching;
 mod management;
@@ -27,6 +30,7 @@ mod reload;
 mod restarts;
 mod rollout;
 mod shared_voids;
+mod short_way;
 mod stored_responses;
 mod support;
 mod timeline;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::support::{Answer, Backend, Connection, Redis, Sluice, TOKEN, get, ok, until};
+use crate::support::{Answer, Backend, Connection, Redis, Sluice, TOKEN, get, number, ok, until};
 
 const RULES: &str = "[[route]]\nname='a'\npath='/a/*'\nttl='1h'\nkey='a:{symbol}:{n}'\ntags=['symbol:{symbol}','all']\n\
                      [[route]]\nname='b'\npath='/b/*'\nttl='1h'\nkey='b:{symbol}:{n}'\ntags=['symbol:{symbol}']\n";
@@ -169,11 +169,6 @@ async fn random_purges_changes_and_fills_over_two_instances_serve_nothing_void()
     }
     assert!(hits * 2 > steps, "{hits} hits of {steps}");
     assert!(away > 0 || steps < 1000);
-}
-
-/// A number from the environment, for longer runs by hand.
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
 async fn open_again(sluices: &[Sluice; 2]) -> [Connection; 2] {

@@ -9,16 +9,12 @@ use std::time::Duration;
 
 use sluice::clock::Wall;
 
-use crate::support::{Answer, MariaDb, Redis, Service, Sluice, TOKEN, until};
+use crate::support::{Answer, MariaDb, Redis, Service, Sluice, TOKEN, number, until};
 
 const DAY: i64 = 86_400_000;
 
 fn now() -> i64 {
     i64::try_from(Wall::now().as_millis()).unwrap()
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 const SYMBOLS: [&str; 3] = ["BTCUSDT", "ethusdt", "1000PEPEUSDT"];

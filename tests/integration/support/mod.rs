@@ -35,6 +35,11 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
     assert!(tokio::time::timeout(HANG, work).await.is_ok(), "never happened: {what}");
 }
 
+/// The number that an environment variable says, for runs by hand that do more than is done each time.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 /// The rows of a table kept as text, a line each: empty lines and those that begin with `#` are none.
 pub fn rows(text: &'static str) -> Vec<&'static str> {
     text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).collect()
