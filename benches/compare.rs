@@ -16,7 +16,20 @@ const SMALL: &str = "/api/symbols";
 const LARGE: &str = "/api/liquidation-orders?symbol=BTCUSDT&limit=50";
 const SERVER_CORE: &str = "0";
 const LOAD_CORE: &str = "1";
-const CONNECTIONS: &str = "64";
+/// Prints the latency that wrk itself does not.
+const TAIL: &str = "done = function(_, latency) io.write(string.format('tail %d\\n', latency:percentile(99.9))) end\n";
+/// What a browser sends with a poll.
+const BROWSER: [&str; 9] = [
+    "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "Accept: application/json, text/plain, */*",
+    "Accept-Language: en-US,en;q=0.5",
+    "Referer: https://dash.example/charts/BTCUSDT",
+    "DNT: 1",
+    "Sec-Fetch-Dest: empty",
+    "Sec-Fetch-Mode: cors",
+    "Sec-Fetch-Site: same-site",
+    "Priority: u=4",
+];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -55,7 +68,28 @@ struct Figure {
     hits_a_second: f64,
     p50_us: f64,
     p99_us: f64,
+    tail_us: f64,
 }
+
+/// What is asked for, and how.
+struct Case {
+    title: &'static str,
+    target: &'static str,
+    fields: &'static [&'static str],
+    connections: u16,
+}
+
+const CASES: [Case; 8] = [
+    Case { title: "223 B", target: SMALL, fields: &[], connections: 64 },
+    Case { title: "14 KB", target: LARGE, fields: &[], connections: 64 },
+    Case { title: "14 KB gzip", target: LARGE, fields: &[GZIP], connections: 64 },
+    Case { title: "223 B, a browser's head", target: SMALL, fields: &BROWSER, connections: 64 },
+    Case { title: "223 B, one connection", target: SMALL, fields: &[], connections: 1 },
+    Case { title: "14 KB, one connection", target: LARGE, fields: &[], connections: 1 },
+    Case { title: "223 B, 1,000 connections", target: SMALL, fields: &[], connections: 1000 },
+    Case { title: "14 KB, 1,000 connections", target: LARGE, fields: &[], connections: 1000 },
+];
+const GZIP: &str = "Accept-Encoding: gzip";
 
 fn compare(seconds: u64, rounds: u64) {
     let dir = PathBuf::from(format!("/dev/shm/sluice-compare-{}", std::process::id()));
@@ -85,21 +119,22 @@ fn compare(seconds: u64, rounds: u64) {
     in_memory.gzip = true;
     let servers =
         [in_memory, nginx_plain, nginx_gzip, start("loop", pinned(me.to_str().expect("a path in UTF-8")).arg("loop"), None), over_redis];
-    let cases = [("223 B", SMALL, false), ("14 KB", LARGE, false), ("14 KB gzip", LARGE, true)];
+    let script = write(&dir, "tail.lua", TAIL);
     let mut report = heading(seconds, rounds);
-    for (title, target, gzip) in cases {
+    for case in &CASES {
+        let gzip = case.fields.contains(&GZIP);
         let taking_part = |server: &Server| if gzip { server.gzip } else { server.plain };
         let mut figures: Vec<Vec<Figure>> = servers.iter().map(|_| Vec::new()).collect();
         for round in 0..=rounds {
             for (server, figures) in servers.iter().zip(&mut figures).filter(|(server, _)| taking_part(server)) {
-                let figure = measure(server, target, gzip, if round == 0 { 1 } else { seconds });
+                let figure = measure(server, case, &script, if round == 0 { 1 } else { seconds });
                 // The first round warms caches and connections and does not count.
                 if round > 0 {
                     figures.push(figure);
                 }
             }
         }
-        write_case(&mut report, title, &servers, &figures);
+        write_case(&mut report, case.title, &servers, &figures);
     }
     drop(redis);
     std::io::stdout().write_all(report.as_bytes()).expect("standard output");
@@ -116,19 +151,23 @@ fn write_case(report: &mut String, title: &str, servers: &[Server], figures: &[V
         values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
     };
     let ours = median(&figures[0], |figure| figure.cpu_us);
-    let _ = writeln!(report, "\n{title}\n  server                 CPU µs/hit  ÷ sluice     hits/s    p50 µs    p99 µs   raw CPU µs/hit");
+    let _ = writeln!(
+        report,
+        "\n{title}\n  server                 CPU µs/hit  ÷ sluice     hits/s    p50 µs    p99 µs  p99.9 µs   raw CPU µs/hit"
+    );
     for (server, figures) in servers.iter().zip(figures).filter(|(_, figures)| !figures.is_empty()) {
         let raw: Vec<String> = figures.iter().map(|figure| format!("{:.2}", figure.cpu_us)).collect();
         let cpu = median(figures, |figure| figure.cpu_us);
         let _ = writeln!(
             report,
-            "  {:<22} {:>10.2} {:>9.2} {:>10.0} {:>9.0} {:>9.0}   {}",
+            "  {:<22} {:>10.2} {:>9.2} {:>10.0} {:>9.0} {:>9.0} {:>9.0}   {}",
             server.name,
             cpu,
             cpu / ours,
             median(figures, |figure| figure.hits_a_second),
             median(figures, |figure| figure.p50_us),
             median(figures, |figure| figure.p99_us),
+            median(figures, |figure| figure.tail_us),
             raw.join(" ")
         );
     }
@@ -144,7 +183,7 @@ fn heading(seconds: u64, rounds: u64) -> String {
     let cpu =
         cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown").to_owned();
     format!(
-        "benches/compare {seconds} {rounds}\nsluice {} · {} · {} · {}\nCPU: {cpu}; server on core {SERVER_CORE}, wrk -t1 -c{CONNECTIONS} on core {LOAD_CORE}; medians of {rounds} rounds of {seconds} s, servers taking turns\n",
+        "benches/compare {seconds} {rounds}\nsluice {} · {} · {} · {}\nCPU: {cpu}; server on core {SERVER_CORE}, wrk -t1 on core {LOAD_CORE}, 64 connections where nothing else is said; medians of {rounds} rounds of {seconds} s, servers taking turns\n",
         env!("CARGO_PKG_VERSION"),
         said("nginx", "-v"),
         said("wrk", "-v"),
@@ -152,12 +191,13 @@ fn heading(seconds: u64, rounds: u64) -> String {
     )
 }
 
-fn measure(server: &Server, target: &str, gzip: bool, seconds: u64) -> Figure {
-    let url = format!("http://127.0.0.1:{}{target}", server.port);
+fn measure(server: &Server, case: &Case, script: &Path, seconds: u64) -> Figure {
+    let url = format!("http://127.0.0.1:{}{}", server.port, case.target);
     let mut wrk = Command::new("taskset");
-    wrk.args(["-c", LOAD_CORE, "wrk", "-t1", "-c", CONNECTIONS, "--latency", "-d"]).arg(format!("{seconds}s"));
-    if gzip {
-        wrk.args(["-H", "Accept-Encoding: gzip"]);
+    wrk.args(["-c", LOAD_CORE, "wrk", "-t1", "-c"]).arg(case.connections.to_string());
+    wrk.args(["--latency", "-d"]).arg(format!("{seconds}s")).arg("-s").arg(script);
+    for field in case.fields {
+        wrk.args(["-H", field]);
     }
     let before = cpu_seconds(server.child.id());
     let output = wrk.arg(&url).output().expect("wrk");
@@ -175,6 +215,7 @@ fn measure(server: &Server, target: &str, gzip: bool, seconds: u64) -> Figure {
         hits_a_second: value("Requests/sec:").parse().unwrap_or(f64::NAN),
         p50_us: micros(&value("50%")),
         p99_us: micros(&value("99%")),
+        tail_us: value("tail ").parse().unwrap_or(f64::NAN),
     }
 }
 
@@ -254,7 +295,7 @@ fn nginx(dir: &Path, name: &str, backend: u16, gzip: bool) -> Server {
     let gzip_lines = if gzip { "gzip on; gzip_types application/json; gzip_min_length 1000; gzip_comp_level 5;" } else { "gzip off;" };
     let text = format!(
         "daemon off; master_process off; worker_processes 1; pid {home}/pid; error_log {home}/error.log;\n\
-         events {{ worker_connections 1024; }}\n\
+         events {{ worker_connections 4096; }}\n\
          http {{ access_log off; keepalive_requests 100000000; sendfile on; tcp_nopush on; open_file_cache max=1000; {gzip_lines}\n\
          client_body_temp_path {home}/a; proxy_temp_path {home}/b; fastcgi_temp_path {home}/c; uwsgi_temp_path {home}/d; scgi_temp_path {home}/e;\n\
          proxy_cache_path {home}/cache keys_zone=z:10m use_temp_path=off;\n\

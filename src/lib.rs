@@ -9,6 +9,7 @@
 //!  client
 //!    │  bytes
 //!  front      connection → socket, framing → HTTP library          deadlines, limits
+//!    │              └─ a plain request that hits: answered as bytes (proxy::short)
 //!    │  request + Arrival
 //!  proxy      handle: refuse → route → limit → admit → look up → decide → respond → finish
 //!    │           │                         │         │          │

@@ -1,6 +1,6 @@
 //! Bytes to requests, and responses to bytes: listeners ([`listener`]), how many connections there may be
 //! ([`connection_limits`]), one connection ([`connection`]) with its deadlines ([`deadlines`], [`body`]), and what is checked
-//! of its raw bytes before the HTTP library reads them ([`socket`], [`framing`]).
+//! of its raw bytes before the HTTP library reads them ([`socket`], [`framing`]), or answered without it.
 //!
 //! Knows bytes, clients and their limits. Knows nothing of what answers: that is a function it is given.
 
