@@ -3,9 +3,9 @@
 //! A hit changes nothing and waits for nothing, so that reading the request and writing the answer is nearly all there is to do.
 //! This is the way of a request that
 //!
-//! * is one whole head, plain beyond doubt ([`Fields::read`]): a GET over HTTP/1.1, printable ASCII, whole line ends, one valid
+//! * is one whole head, plain beyond doubt (`Fields::read`): a GET over HTTP/1.1, printable ASCII, whole line ends, one valid
 //!   `Host`, no body, and no field but those whose meaning is known here;
-//! * is served by a rule that answers all clients alike ([`Known::of`]): no limit counts it, no rollout or shadow, no timeline, no
+//! * is served by a rule that answers all clients alike (`Known::of`): no limit counts it, no rollout or shadow, no timeline, no
 //!   field of the request in the key but `Origin`;
 //! * finds a fresh response in memory, in the form that it takes, that has nothing to be rewritten.
 //!
@@ -15,7 +15,7 @@
 //! [`admit`], the key made by [`Canonical::new`], what is void kept back by `Cache::peek`, freshness judged by [`decide`], conditions
 //! and codings by [`is_listed`] and [`takes_gzip`]; and the head is made from the very fields that the library would be given
 //! ([`crate::cache::ready`]). What was read is remembered under the very bytes that it was read from, the fields of a head in one
-//! piece, and the target with `Origin` for as long as the same rules serve ([`Memo`]). A test sends random and broken requests by
+//! piece, and the target with `Origin` for as long as the same rules serve (`Memo`). A test sends random and broken requests by
 //! both ways and compares.
 
 use std::cell::RefCell;
