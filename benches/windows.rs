@@ -175,6 +175,16 @@ async fn questions(sluice: &Sluice) -> f64 {
     sluice.metric("backend_requests_total", &[]).await
 }
 
+/// Adds two orders a second, of which some are late, for ever.
+async fn arrive<F: Future<Output = ()>>(mut add: impl FnMut(String) -> F) {
+    let (mut random, mut ticks) = (fastrand::Rng::with_seed(3), interval(Duration::from_millis(500)));
+    loop {
+        ticks.tick().await;
+        let late = random.i64(0..3000);
+        add(row(&mut random, now() - late)).await;
+    }
+}
+
 fn conclude(report: &mut String, title: &str, mut tallies: [Tally; 2], questions: f64, seconds: f64) {
     let rate = questions / (seconds / REFRESH * SYMBOLS.len() as f64);
     let mut text = format!("{title}\n");
@@ -193,17 +203,13 @@ async fn over_a_service(seconds: u64, a_second: u64, report: &mut String) {
     let (_nginx, address) = nginx(service.backend.address);
     until("nginx listens", || async { tokio::net::TcpStream::connect(address).await.is_ok() }).await;
     prove(&sluice).await;
-    let arriving = tokio::spawn({
+    let arriving = tokio::spawn(arrive({
         let service = Arc::clone(&service);
-        async move {
-            let (mut random, mut ticks) = (fastrand::Rng::with_seed(3), interval(Duration::from_millis(500)));
-            loop {
-                ticks.tick().await;
-                let late = random.i64(0..3000);
-                service.add(row(&mut random, now() - late));
-            }
+        move |row| {
+            service.add(row);
+            std::future::ready(())
         }
-    });
+    }));
     let before = questions(&sluice).await;
     let (tallies, took) = replay(&sluice, address, seconds, a_second).await;
     arriving.abort();
@@ -220,18 +226,13 @@ async fn over_mariadb(seconds: u64, a_second: u64, report: &mut String) {
     let (_nginx, address) = nginx(service.address);
     until("nginx listens", || async { tokio::net::TcpStream::connect(address).await.is_ok() }).await;
     prove(&sluice).await;
-    let arriving = tokio::spawn({
+    let arriving = tokio::spawn(arrive({
         let database = Arc::clone(&database);
-        async move {
-            let (mut random, mut ticks) = (fastrand::Rng::with_seed(3), interval(Duration::from_millis(500)));
-            loop {
-                ticks.tick().await;
-                let late = random.i64(0..3000);
-                let row = row(&mut random, now() - late);
-                insert(&database, &[row]).await;
-            }
+        move |row| {
+            let database = Arc::clone(&database);
+            async move { insert(&database, &[row]).await }
         }
-    });
+    }));
     let of_timeline = || async { sluice.metric("timeline_fetches_total", &[]).await + questions(&sluice).await };
     let before = of_timeline().await;
     let (tallies, took) = replay(&sluice, address, seconds, a_second).await;

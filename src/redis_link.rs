@@ -275,8 +275,6 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::secret::Secret;
-    use redis::IntoConnectionInfo as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -314,9 +312,8 @@ mod tests {
     #[tokio::test]
     async fn who_must_know_waits_for_new_connections_but_not_for_a_redis_that_is_away() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let info = format!("redis://{}", listener.local_addr().unwrap()).into_connection_info().unwrap();
+        let url = RedisUrl::parse(&format!("redis://{}", listener.local_addr().unwrap()), None).unwrap();
         let serving = tokio::spawn(agree(listener));
-        let url = RedisUrl { info, told: (Secret(String::new()), None) };
         let link = RedisLink::new(&url, Duration::from_secs(5), Arc::new(Metrics::new().unwrap())).unwrap();
         let door = Arc::new(Door(Notify::new()));
         link.keep_connected(Arc::clone(&door) as _);

@@ -118,13 +118,13 @@ impl StoredResponse {
         self.ready[usize::from(coded) + 2 * usize::from(not_modified)].get_or_init(|| {
             let fields = self.sent_fields(if coded { Coding::Gzip } else { Coding::Identity });
             Box::new(if not_modified {
-                Ready::not_modified(&fields)
+                Ready::not_modified(fields)
             } else {
                 let length = match self.form(coded) {
                     Form::Ready(body) => Some(body.len()),
                     Form::Inflate(_) => None,
                 };
-                Ready::new(self.status, &fields, length)
+                Ready::new(self.status, fields, length)
             })
         })
     }

@@ -57,8 +57,7 @@ enum Place {
 impl Ready {
     /// A response with these fields and a body of `length` bytes (`None`: not known yet).
     #[must_use]
-    pub fn new(status: StatusCode, fields: &HeaderMap, length: Option<usize>) -> Self {
-        let mut fields = fields.clone();
+    pub fn new(status: StatusCode, mut fields: HeaderMap, length: Option<usize>) -> Self {
         for name in [AGE, CACHE_STATUS, REQUEST_ID] {
             fields.insert(name, HeaderValue::from_static(""));
         }
@@ -68,12 +67,11 @@ impl Ready {
 
     /// The same as what tells a client that it has the response already (RFC 9110 §15.4.5).
     #[must_use]
-    pub fn not_modified(fields: &HeaderMap) -> Self {
-        let mut fields = fields.clone();
+    pub fn not_modified(mut fields: HeaderMap) -> Self {
         for name in [CONTENT_TYPE, CONTENT_ENCODING, LAST_MODIFIED] {
             fields.remove(name);
         }
-        Self::new(StatusCode::NOT_MODIFIED, &fields, Some(0))
+        Self::new(StatusCode::NOT_MODIFIED, fields, Some(0))
     }
 }
 
@@ -187,12 +185,12 @@ mod tests {
     fn a_head_has_all_fields_and_what_changes_in_its_place() {
         let stored = fields(&[("content-type", "text/plain"), ("etag", "\"x\"")]);
         assert_eq!(
-            written(&Ready::new(StatusCode::OK, &stored, Some(12))).unwrap(),
+            written(&Ready::new(StatusCode::OK, stored, Some(12))).unwrap(),
             "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\netag: \"x\"\r\nage: 7\r\ncache-status: sluice; hit; ttl=293\r\n\
              x-request-id: id-1\r\ncontent-length: 12\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
         );
         assert_eq!(
-            written(&Ready::not_modified(&fields(&[("content-type", "text/plain"), ("etag", "\"x\""), ("date", "now")]))).unwrap(),
+            written(&Ready::not_modified(fields(&[("content-type", "text/plain"), ("etag", "\"x\""), ("date", "now")]))).unwrap(),
             "HTTP/1.1 304 Not Modified\r\ndate: now\r\netag: \"x\"\r\nage: 7\r\ncache-status: sluice; hit; ttl=293\r\n\
              x-request-id: id-1\r\n\r\n"
         );
@@ -200,17 +198,16 @@ mod tests {
 
     #[test]
     fn heads_that_depend_on_more_are_left_to_the_library() {
-        let none = fields(&[]);
-        assert!(
-            Ready::new(StatusCode::OK, &none, Some(1)).head.is_some() && Ready::new(StatusCode::NOT_FOUND, &none, Some(1)).head.is_some()
-        );
+        let head = |status, fields, length| Ready::new(status, fields, length).head;
+        let bare = |status| head(status, HeaderMap::new(), Some(1));
+        assert!(bare(StatusCode::OK).is_some() && bare(StatusCode::NOT_FOUND).is_some());
         for status in [StatusCode::NO_CONTENT, StatusCode::MOVED_PERMANENTLY, StatusCode::INTERNAL_SERVER_ERROR] {
-            assert_eq!(Ready::new(status, &none, Some(1)).head, None, "{status}");
+            assert_eq!(bare(status), None, "{status}");
         }
         for name in ["location", "content-length", "transfer-encoding"] {
-            assert_eq!(Ready::new(StatusCode::OK, &fields(&[(name, "1")]), Some(1)).head, None, "{name}");
+            assert_eq!(head(StatusCode::OK, fields(&[(name, "1")]), Some(1)), None, "{name}");
         }
-        assert_eq!(Ready::new(StatusCode::OK, &none, None).head, None);
+        assert_eq!(head(StatusCode::OK, HeaderMap::new(), None), None);
     }
 
     proptest! {

@@ -532,13 +532,11 @@ impl OnConnect for VoidLog {
 mod tests {
     use super::*;
     use crate::config::RedisUrl;
-    use crate::config::secret::Secret;
     use crate::telemetry::metrics::Metrics;
-    use redis::IntoConnectionInfo as _;
 
     #[tokio::test]
     async fn what_began_to_wait_while_another_was_added_waits_on() {
-        let url = RedisUrl { info: "redis://127.0.0.1:1".into_connection_info().unwrap(), told: (Secret(String::new()), None) };
+        let url = RedisUrl::parse("redis://127.0.0.1:1", None).unwrap();
         let link = RedisLink::new(&url, Duration::from_millis(1), Arc::new(Metrics::new().unwrap())).unwrap();
         let log = VoidLog::new(link, "ns", Arc::default(), Handle::current());
         let void = |number: u64| LoggedVoid { what: Selection::Target(number), soft: false };

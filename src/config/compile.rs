@@ -282,7 +282,8 @@ fn mysql(section: &mut Section<'_, '_>, used: bool, connect_timeout: Duration) -
 fn cache(mut section: Section<'_, '_>) -> CacheSettings {
     let memory = section.parsed("memory", size).unwrap_or(256 << 20);
     let password = section.string("redis_password").filter(|password| !password.is_empty());
-    let redis = section.parsed("redis", |text| if text.is_empty() { Ok(None) } else { redis_url(text, password).map(Some) }).flatten();
+    let redis =
+        section.parsed("redis", |text| if text.is_empty() { Ok(None) } else { RedisUrl::parse(text, password).map(Some) }).flatten();
     let namespace = section.parsed("namespace", |text| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
         if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
@@ -329,7 +330,8 @@ fn cache(mut section: Section<'_, '_>) -> CacheSettings {
     }
 }
 
-fn positive(section: &mut Section<'_, '_>, key: &'static str, default: Duration) -> Duration {
+/// A duration that is not zero.
+pub(super) fn positive(section: &mut Section<'_, '_>, key: &'static str, default: Duration) -> Duration {
     let nonzero =
         |text: &str| duration(text).and_then(|span| if span.is_zero() { Err("must be longer than zero".into()) } else { Ok(span) });
     section.parsed(key, nonzero).unwrap_or(default)
@@ -361,19 +363,4 @@ fn http_authority(text: &str) -> Result<Authority, String> {
 
 fn public_url(text: &str) -> Result<PublicUrl, String> {
     web_url(text, &["https", "http"]).map(|(scheme, authority)| PublicUrl { scheme, authority })
-}
-
-/// The message never repeats the URL: it may hold a password.
-fn redis_url(text: &str, password: Option<String>) -> Result<RedisUrl, String> {
-    use redis::IntoConnectionInfo;
-    let info = text
-        .into_connection_info()
-        .map_err(|_| "this is not a URL such as redis://127.0.0.1:6379/0 or unix:///run/redis.sock".to_owned())?;
-    if matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) {
-        return Err("this version reaches Redis without TLS only (redis:// or unix://)".into());
-    }
-    let told = (Secret(text.to_owned()), password.clone().map(Secret));
-    let Some(password) = password else { return Ok(RedisUrl { info, told }) };
-    let settings = info.redis_settings().clone().set_password(password);
-    Ok(RedisUrl { info: info.set_redis_settings(settings), told })
 }

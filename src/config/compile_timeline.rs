@@ -1,7 +1,6 @@
 //! From `[timeline]` of the document to [`Timeline`]: every key with its default, bounds and meaning in one place.
 
-use std::time::Duration;
-
+use super::compile::positive;
 use super::reader::Section;
 use super::settings::Timeline;
 use super::units::{duration, size};
@@ -19,10 +18,6 @@ pub fn timeline(mut section: Section<'_, '_>) -> Timeline {
         let fits = seconds >= 60 && seconds.is_multiple_of(60) && span.subsec_millis() == 0 && seconds <= 31 * 86_400;
         if fits { Ok(span) } else { Err("expected whole minutes, from 1m to 31d, such as \"1d\"".to_owned()) }
     };
-    let positive = |text: &str| match duration(text)? {
-        Duration::ZERO => Err("must be longer than zero".to_owned()),
-        span => Ok(span),
-    };
     let memory = |text: &str| match size(text)? {
         bytes if bytes >= LEAST_MEMORY => Ok(bytes),
         _ => Err("expected 1MiB or more; enabled = false turns the timeline off".to_owned()),
@@ -36,7 +31,7 @@ pub fn timeline(mut section: Section<'_, '_>) -> Timeline {
         enabled: section.boolean("enabled").unwrap_or(default.enabled),
         span: section.parsed("span", whole_minutes).unwrap_or(default.span),
         settle: section.parsed("settle", duration).unwrap_or(default.settle),
-        refresh: section.parsed("refresh", positive).unwrap_or(default.refresh),
+        refresh: positive(&mut section, "refresh", default.refresh),
         memory: section.parsed("memory", memory).unwrap_or(default.memory),
         probation: count(section.number("probation", 0..=1_000_000), default.probation),
         verify: section.parsed("verify", fraction).unwrap_or(default.verify),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::uri::Authority;
 use ipnet::IpNet;
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use super::rate_limit::RateLimit;
 use super::route::Route;
@@ -299,9 +300,28 @@ impl Default for Timeline {
 #[derive(Clone)]
 pub struct RedisUrl {
     /// What the client connects with.
-    pub info: redis::ConnectionInfo,
+    pub info: ConnectionInfo,
     /// The URL and the password that it was made from.
     pub told: (Secret, Option<Secret>),
+}
+
+impl RedisUrl {
+    /// Reads a URL; a password beside it counts instead of one in it.
+    ///
+    /// # Errors
+    /// It is none, or one that cannot be served. The message never repeats the URL: it may hold a password.
+    pub fn parse(text: &str, password: Option<String>) -> Result<Self, String> {
+        let info = text
+            .into_connection_info()
+            .map_err(|_| "this is not a URL such as redis://127.0.0.1:6379/0 or unix:///run/redis.sock".to_owned())?;
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            return Err("this version reaches Redis without TLS only (redis:// or unix://)".into());
+        }
+        let told = (Secret(text.to_owned()), password.clone().map(Secret));
+        let Some(password) = password else { return Ok(Self { info, told }) };
+        let settings = info.redis_settings().clone().set_password(password);
+        Ok(Self { info: info.set_redis_settings(settings), told })
+    }
 }
 
 impl PartialEq for RedisUrl {

@@ -100,14 +100,14 @@ impl Socket {
         read && self.settled == self.framing.heads() && !self.ending.load(Ordering::Relaxed)
     }
 
-    /// Reads where the short way may be taken, and takes it. `None`: it was, so that nothing is left of what was read.
-    fn poll_read_plain(&mut self, cx: &mut Context<'_>, short: &ShortWay, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Option<()>>> {
+    /// Reads where the short way may be taken, and takes it if it can. Whether there is something for the library, be it the end.
+    fn poll_read_plain(&mut self, cx: &mut Context<'_>, short: &ShortWay, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let mut bytes = [const { MaybeUninit::uninit() }; MAX_PLAIN];
         let mut piece = ReadBuf::uninit(&mut bytes);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
         let read = piece.filled();
         if read.is_empty() {
-            return Poll::Ready(Ok(Some(())));
+            return Poll::Ready(Ok(true));
         }
         let began = Instant::now();
         let answered = HEAD.with_borrow_mut(|head| {
@@ -117,7 +117,7 @@ impl Socket {
             Some(self.send(cx, head, body))
         });
         if let Some(sent) = answered {
-            return Poll::Ready(sent.map(|()| None));
+            return Poll::Ready(sent.map(|()| false));
         }
         let (count, next) = self.framing.inspect(read);
         self.activity.did_read(self.framing.is_http2());
@@ -125,7 +125,7 @@ impl Socket {
         buffer.put_slice(&read[..fits]);
         self.held.extend_from_slice(&read[fits..]);
         self.apply(count - fits, next)?;
-        Poll::Ready(Ok((fits > 0).then_some(())))
+        Poll::Ready(Ok(fits > 0))
     }
 
     /// Writes an answer. What the client does not take now waits.
@@ -241,7 +241,7 @@ impl AsyncRead for Socket {
             {
                 let read = this.poll_read_plain(cx, &short, buffer);
                 this.short = Some(short);
-                if ready!(read)?.is_some() {
+                if ready!(read)? {
                     return Poll::Ready(Ok(()));
                 }
             } else if this.held.is_empty() {

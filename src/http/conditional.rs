@@ -66,7 +66,9 @@ pub fn validates(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
     }
 }
 
-fn opaque(tag: &[u8]) -> &[u8] {
+/// An entity tag without its mark of weakness: what the weak comparison compares (RFC 9110 §8.8.3.2).
+#[must_use]
+pub fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 

@@ -9,6 +9,7 @@ use crate::config::route::Route;
 use crate::limit::ClientLimits;
 use crate::request::fields::API_KEY;
 use crate::request::target::Target;
+use crate::timeline::OrdersRequest;
 use crate::upstream::request_fields::Forwarding;
 
 /// A request that was not refused, as every step reads it.
@@ -58,6 +59,21 @@ impl<'a> CacheableRequest<'a> {
         let canonical = Canonical::new(route, target, &parts.headers);
         let authorized = route.sees_credentials(&parts.headers).then(|| canonical.variant(&[AUTHORIZATION, API_KEY], &parts.headers));
         Self { route, target, parts, forwarding, limits, canonical, variant: None, authorized, now: Wall::now() }
+    }
+
+    /// Path and query, as they were sent.
+    #[must_use]
+    pub fn text(&self) -> &'a str {
+        self.parts.uri.path_and_query().map_or("/", |text| text.as_str())
+    }
+
+    /// The same request as the timeline is asked; `canonical` is its canonical form.
+    #[must_use]
+    pub fn for_timeline<'c>(&self, canonical: &'c Canonical) -> OrdersRequest<'c>
+    where
+        'a: 'c,
+    {
+        OrdersRequest { route: self.route, text: self.text(), target: self.target, headers: &self.parts.headers, canonical }
     }
 
     /// What is fetched once at a time: the request or its variant. Of requests with `Authorization` only those with the same

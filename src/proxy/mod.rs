@@ -201,8 +201,8 @@ impl Proxy {
             Decision::FetchUnstored => return Box::pin(self.fetch_unstored(&request)).await,
             Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&request, why, found.ok(), fallback)).await,
         };
-        if let (Some(hottest), Some(target)) = (&self.hottest, request.parts.uri.path_and_query()) {
-            hottest.note(target.as_str());
+        if let Some(hottest) = &self.hottest {
+            hottest.note(request.text());
         }
         match self.respond(&request, found.as_ref().ok()).await {
             Some(response) => Answer { response, outcome },

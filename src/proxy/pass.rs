@@ -86,8 +86,7 @@ impl Proxy {
     /// What the response to a POST or a HEAD means for what is stored for GET (see [`crate::fetch::other_methods`]).
     async fn update_stored(&self, mut request: CacheableRequest<'_>, response: Response<Stream>) -> Response<Stream> {
         let (status, parts) = (response.status(), request.parts);
-        let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-        if parts.method == Method::POST && represents_its_target(status, response.headers(), target) {
+        if parts.method == Method::POST && represents_its_target(status, response.headers(), request.text()) {
             // Only with a freshness lifetime of its own, whatever the rule says (RFC 9110 §9.3.3).
             let mut job = self.job(&request, None);
             job.policy = job.policy.explicit_only();

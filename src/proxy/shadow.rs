@@ -24,10 +24,10 @@ use super::decide::Decision;
 use super::outcome::{Outcome, PassWhy};
 use crate::body::{BoxError, Reply, Stream};
 use crate::cache::entry::{Content, Entry, StoredResponse};
+use crate::http::conditional::opaque;
 use crate::http::encoding::Coding;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::samples::Samples;
-use crate::timeline::OrdersRequest;
 
 /// Fields that name the moment or the way of an answer, or how its bytes are coded and framed.
 const NOT_COMPARED: [HeaderName; 8] = [AGE, CONTENT_ENCODING, CONTENT_LENGTH, DATE, ETAG, EXPIRES, TRAILER, VIA];
@@ -64,9 +64,8 @@ impl Proxy {
     /// Answers from the upstream, as if the rule did not cache, and compares.
     pub(super) async fn answer_in_shadow(&self, asked: Asked<'_>, mut request: CacheableRequest<'_>, body: Stream) -> Answer {
         let parts = asked.parts;
-        let text = parts.uri.path_and_query().map_or("", |text| text.as_str());
         let canonical = request.canonical.clone();
-        let orders = OrdersRequest { route: request.route, text, target: request.target, headers: &parts.headers, canonical: &canonical };
+        let orders = request.for_timeline(&canonical);
         let timeline = self.timeline.as_deref().filter(|_| request.route.timeline && request.authorized.is_none());
         let computed = match timeline {
             Some(timeline) => timeline.answer(orders).await.map(|answered| answered.entry),
@@ -85,7 +84,7 @@ impl Proxy {
         }
         let comparing = Comparing {
             route: request.route.name.clone(),
-            target: text.to_owned(),
+            target: orders.text.to_owned(),
             samples: Arc::clone(&self.samples),
             metrics: Arc::clone(&self.metrics),
         };
@@ -196,8 +195,9 @@ fn differing_field(fields: &HeaderMap, stored: &HeaderMap) -> Option<HeaderName>
     let mut differing = compared.filter(|name| !fields.get_all(*name).iter().eq(stored.get_all(*name).iter()));
     let found = differing.next().and_then(|name| HeaderName::from_bytes(name.as_bytes()).ok());
     found.or_else(|| {
-        let strong = |fields: &HeaderMap| fields.get(ETAG).map(|tag| tag.as_bytes().strip_prefix(b"W/").unwrap_or(tag.as_bytes()).to_vec());
-        (fields.contains_key(ETAG) && strong(fields) != strong(stored)).then_some(ETAG)
+        let tag = fields.get(ETAG)?;
+        let is_same = stored.get(ETAG).is_some_and(|stored| opaque(stored.as_bytes()) == opaque(tag.as_bytes()));
+        (!is_same).then_some(ETAG)
     })
 }
 

@@ -92,8 +92,9 @@ impl Proxy {
         }
         let names = |list: &[u8]| is_listed(list, stored.fields.get(ETAG));
         let held = stored.status == StatusCode::OK && fields.none_match.as_deref().is_some_and(names);
-        let ready = stored.ready(fields.gzip, held).head.as_ref()?;
-        let (status, body) = match stored.form(fields.gzip) {
+        let gzip = fields.gzip.unwrap_or(false);
+        let ready = stored.ready(gzip, held).head.as_ref()?;
+        let (status, body) = match stored.form(gzip) {
             _ if held => (StatusCode::NOT_MODIFIED, Bytes::new()),
             Form::Ready(body) => (stored.status, body.clone()),
             Form::Inflate(_) => return None,
@@ -207,9 +208,8 @@ impl Memo {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Fields {
     origin: Option<Box<[u8]>>,
-    accept_encoding: Option<Box<[u8]>>,
-    /// Whether that takes gzip.
-    gzip: bool,
+    /// Whether gzip is taken; `None` if nothing is said of codings.
+    gzip: Option<bool>,
     none_match: Option<Box<[u8]>>,
     id: Option<Box<[u8]>>,
     /// Whether it says what it wants of a cache.
@@ -248,7 +248,7 @@ impl Fields {
         let noted = match name {
             b"host" => return is_host(value),
             b"connection" => return value.eq_ignore_ascii_case(b"keep-alive"),
-            b"accept-encoding" => &mut self.accept_encoding,
+            b"accept-encoding" => return self.gzip.replace(takes_gzip(once(value))).is_none(),
             b"if-none-match" => &mut self.none_match,
             b"origin" => &mut self.origin,
             b"x-request-id" => &mut self.id,
@@ -258,7 +258,6 @@ impl Fields {
             }
             _ => return INDIFFERENT.contains(&name),
         };
-        self.gzip |= name == b"accept-encoding" && takes_gzip(once(value));
         noted.replace(value.into()).is_none()
     }
 }

@@ -7,7 +7,7 @@ use super::asked::CacheableRequest;
 use super::outcome::{Outcome, StaleWhy};
 use super::{Proxy, respond};
 use crate::cache::entry::Content;
-use crate::timeline::{Answered, How, OrdersRequest, Timeline};
+use crate::timeline::{Answered, How, Timeline};
 
 impl Proxy {
     /// Answers from the timeline, else as if there was none.
@@ -16,10 +16,8 @@ impl Proxy {
         if request.authorized.is_some() {
             return self.answer_from_stored(request).await;
         }
-        let parts = request.parts;
-        let text = parts.uri.path_and_query().map_or("", |text| text.as_str());
-        let (route, target, canonical) = (request.route, request.target, request.canonical.clone());
-        let asked = OrdersRequest { route, text, target, headers: &parts.headers, canonical: &canonical };
+        let canonical = request.canonical.clone();
+        let asked = request.for_timeline(&canonical);
         let answered = match timeline.recall(asked) {
             Some(answered) => Some(answered),
             None => timeline.answer(asked).await,

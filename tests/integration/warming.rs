@@ -14,6 +14,16 @@ fn config(backend: &Backend, redis: &str, warm: &str) -> String {
     )
 }
 
+/// A backend that takes so long for an answer.
+async fn slow(delay: Duration) -> Backend {
+    Backend::start(move |asked| {
+        let mut steps = vec![Step::Delay(delay)];
+        steps.extend(ok("", asked.target.as_bytes()));
+        steps
+    })
+    .await
+}
+
 async fn state(sluice: &Sluice) -> Value {
     serde_json::from_slice(&get(sluice.admin, "/warm", &[]).await.body).unwrap()
 }
@@ -52,12 +62,7 @@ async fn at_the_start_the_symbols_of_the_api_are_asked_for_in_every_timeframe() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_backend_gets_rest_and_never_more_than_so_many_requests() {
-    let backend = Backend::start(|asked| {
-        let mut steps = vec![Step::Delay(Duration::from_millis(50))];
-        steps.extend(ok("", asked.target.as_bytes()));
-        steps
-    })
-    .await;
+    let backend = slow(Duration::from_millis(50)).await;
     let targets: Vec<String> = (0..12).map(|number| format!("'/{number}'")).collect();
     let sluice = Sluice::with(&config(&backend, "", &format!("concurrency=2\ntargets=[{}]", targets.join(","))), &[]);
     let began = Instant::now();
@@ -96,12 +101,7 @@ async fn what_was_asked_for_most_before_is_asked_for_after_a_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_often_is_refreshed_before_it_is_stale() {
-    let backend = Backend::start(|asked| {
-        let mut steps = vec![Step::Delay(Duration::from_millis(300))];
-        steps.extend(ok("", asked.target.as_bytes()));
-        steps
-    })
-    .await;
+    let backend = slow(Duration::from_millis(300)).await;
     let text = config(&backend, "", "").replace("ttl='1h'", "ttl='3s'");
     let sluice = Sluice::with(&text, &[]);
     let mut open = Connection::open(sluice.address).await;
