@@ -19,7 +19,7 @@ use super::route::Route;
 use super::secret::{Secret, SecretKey};
 use super::settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Tls};
 use super::tokens::tokens;
-use super::units::{duration, size};
+use super::units::{duration, positive_duration, size};
 use super::warm::warm;
 use crate::http::conditional::hex;
 use crate::request::client::PublicUrl;
@@ -330,11 +330,8 @@ fn cache(mut section: Section<'_, '_>) -> CacheSettings {
     }
 }
 
-/// A duration that is not zero.
-pub(super) fn positive(section: &mut Section<'_, '_>, key: &'static str, default: Duration) -> Duration {
-    let nonzero =
-        |text: &str| duration(text).and_then(|span| if span.is_zero() { Err("must be longer than zero".into()) } else { Ok(span) });
-    section.parsed(key, nonzero).unwrap_or(default)
+fn positive(section: &mut Section<'_, '_>, key: &'static str, default: Duration) -> Duration {
+    section.parsed(key, positive_duration).unwrap_or(default)
 }
 
 fn bytes(section: &mut Section<'_, '_>, key: &'static str, default: usize) -> usize {

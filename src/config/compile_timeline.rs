@@ -1,9 +1,8 @@
 //! From `[timeline]` of the document to [`Timeline`]: every key with its default, bounds and meaning in one place.
 
-use super::compile::positive;
 use super::reader::Section;
 use super::settings::Timeline;
-use super::units::{duration, size};
+use super::units::{duration, positive_duration, size};
 
 /// The least memory with which anything can be kept, in bytes.
 const LEAST_MEMORY: u64 = 1 << 20;
@@ -31,7 +30,7 @@ pub fn timeline(mut section: Section<'_, '_>) -> Timeline {
         enabled: section.boolean("enabled").unwrap_or(default.enabled),
         span: section.parsed("span", whole_minutes).unwrap_or(default.span),
         settle: section.parsed("settle", duration).unwrap_or(default.settle),
-        refresh: positive(&mut section, "refresh", default.refresh),
+        refresh: section.parsed("refresh", positive_duration).unwrap_or(default.refresh),
         memory: section.parsed("memory", memory).unwrap_or(default.memory),
         probation: count(section.number("probation", 0..=1_000_000), default.probation),
         verify: section.parsed("verify", fraction).unwrap_or(default.verify),

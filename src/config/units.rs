@@ -25,6 +25,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 const MAX_DURATION: u64 = 3650 * 86_400_000;
 
+/// Reads a duration that is not zero.
+///
+/// # Errors
+/// The same, or that it is zero.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    if span.is_zero() { Err("must be longer than zero".to_owned()) } else { Ok(span) }
+}
+
 /// Reads a size in bytes.
 ///
 /// # Errors

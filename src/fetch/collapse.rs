@@ -97,23 +97,36 @@ impl Leader {
 
     /// The response is not to be shared; from now on, others ask for themselves.
     pub fn unshare(self) {
-        self.fetch.progress.send_replace(Progress::Unshared);
+        self.end(Progress::Unshared);
     }
 
     /// Nothing needs to be fetched: this was stored just before.
     pub fn found(self, entry: Arc<Entry>) {
-        self.fetch.progress.send_replace(Progress::Stored(entry));
+        self.end(Progress::Stored(entry));
     }
 
     /// There is no response.
     pub fn fail(self, failure: Failure) {
-        self.fetch.progress.send_replace(Progress::Failed(failure));
+        self.end(Progress::Failed(failure));
+    }
+
+    /// Whoever comes from now on begins another fetch: also one who has seen how this one ended.
+    fn end(self, progress: Progress) {
+        self.leave();
+        self.fetch.progress.send_replace(progress);
+    }
+
+    fn leave(&self) {
+        let mut fetches = self.collapse.fetches();
+        if fetches.get(&self.canonical).is_some_and(|fetch| Arc::ptr_eq(fetch, &self.fetch)) {
+            fetches.remove(&self.canonical);
+        }
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.collapse.fetches().remove(&self.canonical);
+        self.leave();
         self.fetch.progress.send_if_modified(|progress| {
             let lost = matches!(progress, Progress::Pending);
             if lost {
@@ -176,6 +189,20 @@ mod tests {
         assert!(matches!(one.outcome().await, Progress::Failed(Failure::Timeout)));
         assert!(matches!(other.outcome().await, Progress::Failed(Failure::Timeout)));
         first(&collapse);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_has_seen_how_a_fetch_ended_does_not_join_it() {
+        let collapse = Collapse::new(10);
+        for _ in 0..2000 {
+            let (leader, follower) = first(&collapse);
+            let ending = tokio::spawn(async move { leader.fail(Failure::Timeout) });
+            follower.outcome().await;
+            // A fetch that began after that one must not be taken away by its end either.
+            let (_leader, _) = first(&collapse);
+            ending.await.unwrap();
+            follow(&collapse);
+        }
     }
 
     #[tokio::test]

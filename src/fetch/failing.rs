@@ -52,9 +52,14 @@ impl Failing {
         gate != Gate::Open
     }
 
-    /// A fetch for this key was answered.
+    /// The whole response to a fetch for this key came. Its head alone says nothing of the key: a body that breaks off each time
+    /// must not be asked for ever again after the shortest while.
     pub fn succeeded(&self, key: &Canonical) {
         self.keys.remove(&key.0);
+    }
+
+    /// The upstream answered, whatever becomes of the body.
+    pub fn answered(&self) {
         if self.upstream.succeeded() {
             self.metrics.breaker_open.with_label_values(&["backend"]).set(0);
             tracing::info!("the backend answers again");

@@ -44,7 +44,7 @@ impl Fetcher {
         };
         match is_failure(response.status()) {
             true => self.failing.failed(&job.collapse_key, Failure::Status(response.status().as_u16())),
-            false => self.failing.succeeded(&job.collapse_key),
+            false => self.failing.answered(),
         }
         let Vary::Fields(names) = Vary::of(response.headers()) else {
             return self.deliver_privately(&job, leader, private, response);
@@ -167,6 +167,9 @@ impl Fetcher {
         if !response.status().is_client_error() {
             self.note_uncacheable(&job.collapse_key);
         }
+        if !is_failure(response.status()) {
+            self.failing.succeeded(&job.collapse_key);
+        }
         let answer = if job.negotiable.withholds() { Private::AskAgain } else { Private::Response(response) };
         // A client that left, or a revalidation, has no use for it.
         drop(private.send(answer));
@@ -198,6 +201,7 @@ impl Fetcher {
                     let failure = BrokenBody::failure(&error);
                     tracing::warn!(route = job.route, %error, "the backend's body broke off; it was not stored");
                     self.failing.failed(&job.collapse_key, failure);
+                    drop(leader);
                     return writer.fail(failure);
                 }
             };
@@ -208,6 +212,9 @@ impl Fetcher {
             }
         }
         let leader = leader.filter(|_| lifetimes.is_some());
+        if !is_failure(fill.head.status) {
+            self.failing.succeeded(&job.collapse_key);
+        }
         match (writer.complete(), lifetimes) {
             (Some(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
             (Some(_), None) => {}

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::support::{Backend, Connection, Sluice, Step, ok, one_rule, reply, until};
 
@@ -12,7 +15,9 @@ async fn stale_after(failure: fn() -> Vec<Step>, detail: &str) {
     let failing = Arc::new(AtomicUsize::new(0));
     let switch = Arc::clone(&failing);
     let backend = Backend::start(move |_| if switch.load(Ordering::SeqCst) == 1 { failure() } else { ok("", b"seen") }).await;
-    let text = format!("[backend]\nurl='http://{}'\ntimeout='500ms'\n[cache]\nredis=''\n{}", backend.address, one_rule(RULE));
+    // A refresh ahead of time would find the failure before any client does.
+    let cache = "[cache]\nredis=''\nrefresh_early=false";
+    let text = format!("[backend]\nurl='http://{}'\ntimeout='500ms'\n{cache}\n{}", backend.address, one_rule(RULE));
     let sluice = Sluice::with(&text, &[]);
     assert_eq!(sluice.get("/x").await.text(), "seen");
     failing.store(1, Ordering::SeqCst);
@@ -28,6 +33,11 @@ async fn stale_after(failure: fn() -> Vec<Step>, detail: &str) {
         assert_eq!(sluice.get("/x").await.text(), "seen");
     }
     assert!(backend.count() - before < 10, "{}", backend.count() - before);
+    // And longer each time: the key from at least a quarter of a second on, the backend as a whole from half of that.
+    let least = if detail.ends_with("truncated") { 1500 } else { 800 };
+    let (began, before) = (Instant::now(), backend.count());
+    until("it is asked again and again", || async { sluice.get("/x").await.whole && backend.count() >= before + 3 }).await;
+    assert!(began.elapsed() >= Duration::from_millis(least), "{detail}: {:?}", began.elapsed());
     // And recovery is noticed.
     failing.store(0, Ordering::SeqCst);
     until("a fresh answer", || async { sluice.get("/x").await.cache_status().starts_with("sluice; hit; ttl=0") }).await;
