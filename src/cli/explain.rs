@@ -1,5 +1,6 @@
 //! `sluice explain`.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 
@@ -23,9 +24,20 @@ pub struct Options {
     /// Ask the running proxy, which knows what is void and where orders are too
     #[arg(long)]
     running: bool,
-    /// The path and query, as in the request line
-    #[arg(value_name = "TARGET")]
+    /// The path and query, as in the request line, or the whole URL
+    #[arg(value_name = "TARGET", value_parser = target)]
     target: String,
+}
+
+/// What is asked of the server: a URL as it is copied from a browser begins with more.
+#[allow(clippy::unnecessary_wraps, reason = "as the command line's library takes it")]
+fn target(text: &str) -> Result<String, Infallible> {
+    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else { return Ok(text.to_owned()) };
+    Ok(match rest.find(['/', '?']) {
+        Some(at) if rest[at..].starts_with('/') => rest[at..].to_owned(),
+        Some(at) => format!("/{}", &rest[at..]),
+        None => "/".to_owned(),
+    })
 }
 
 fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
@@ -60,4 +72,22 @@ pub fn run(options: &Options) -> ExitCode {
 fn ask(options: &Options) -> ExitCode {
     let target = format!("/explain?target={}", escape_in_url(&options.target));
     exit(Client::new(&options.file.config).and_then(|client| client.ask_with(None, &target, &options.headers)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_for_what_they_ask() {
+        for (given, asked) in [
+            ("/api/symbols?x=http://a/b", "/api/symbols?x=http://a/b"),
+            ("http://127.0.0.1:8080/api/symbols?x=1", "/api/symbols?x=1"),
+            ("https://api.example", "/"),
+            ("https://api.example?x=1/2", "/?x=1/2"),
+            ("ftp://x/y", "ftp://x/y"),
+        ] {
+            assert_eq!(target(given), Ok(asked.to_owned()));
+        }
+    }
 }

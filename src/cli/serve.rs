@@ -112,17 +112,23 @@ async fn reload_at(signal: &mut Signal, reloader: Option<&Arc<Reloader>>) {
 
 /// Has the configuration read again whenever its file changes, if that is wanted; never ends.
 async fn reload_on_change(reloader: Option<&Arc<Reloader>>, wanted: bool) {
-    let path = reloader.filter(|_| wanted).map(|reloader| reloader.path());
-    match path.map(FileWatch::new) {
-        Some(Ok(mut file)) => loop {
-            file.changed().await;
-            reload(reloader, "the changed file").await;
-        },
-        Some(Err(error)) => {
+    let Some(reloader) = reloader.filter(|_| wanted) else { return std::future::pending().await };
+    let mut file = match FileWatch::new(reloader.path()) {
+        Ok(file) => file,
+        Err(error) => {
             tracing::error!(%error, "the configuration file cannot be watched (admin.watch); sluice reload and SIGHUP work");
-            std::future::pending().await
+            return std::future::pending().await;
         }
-        None => std::future::pending().await,
+    };
+    // It may have changed since it was read at the start.
+    let serving = Arc::clone(reloader);
+    let mut outdated = tokio::task::spawn_blocking(move || serving.is_outdated()).await.unwrap_or(false);
+    loop {
+        if outdated {
+            reload(Some(reloader), "the changed file").await;
+        }
+        file.changed().await;
+        outdated = true;
     }
 }
 

@@ -98,6 +98,14 @@ impl Reloader {
         &self.source.path
     }
 
+    /// Whether the file is not, or no longer, the one that serves. It blocks as [`Self::reload`] does.
+    #[must_use]
+    pub fn is_outdated(&self) -> bool {
+        let file = config::load(&self.source.path).ok().and_then(|checked| checked.config);
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        file.is_none_or(|file| file.digest != serving.digest)
+    }
+
     /// Reads the file and has its rules serve. It blocks on the file for as long as the file system does.
     ///
     /// # Errors

@@ -119,10 +119,12 @@ fn request_has_date(line: &str) -> bool {
 
 /// The same but for a second that passed in between.
 fn alike(one: &str, other: &str) -> bool {
-    // Whether a request's body that does not come ends the connection depends on when its answer does.
-    let close = "connection: close\r\n";
-    if one.contains("fwd=bypass; detail=request-body") && one.contains(close) != other.contains(close) {
-        return alike(&one.replace(close, ""), &other.replace(close, ""));
+    // What was fetched took the long way both times. Whether it met another fetch depends on the moment, and whether a request's
+    // body that does not come ends the connection, too.
+    for timing in ["connection: close\r\n", "; collapsed"] {
+        if one.contains("sluice; fwd=") && one.contains(timing) != other.contains(timing) {
+            return alike(&one.replace(timing, ""), &other.replace(timing, ""));
+        }
     }
     let seconds = |line: &str| line.rsplit(['=', ' ']).next().and_then(|digits| digits.trim().parse::<i64>().ok());
     one.lines().count() == other.lines().count()
