@@ -89,7 +89,8 @@ impl Client {
 
     /// Does nothing for a while.
     pub fn pause(&self, span: Duration) {
-        self.runtime.block_on(sleep(span));
+        // A timer is made within a runtime.
+        self.runtime.block_on(async move { sleep(span).await });
     }
 
     /// Asks again and again until `is_done`, and shows on a terminal how far it is (what `show` makes of it).

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use sluice::clock::Wall;
 
@@ -17,6 +17,14 @@ fn file(name: &str, text: &str) -> PathBuf {
 
 fn run(arguments: &[&str]) -> Output {
     program().args(arguments).output().unwrap()
+}
+
+/// What a command shows where somebody looks at it.
+fn on_terminal(arguments: &[&str]) -> String {
+    let command = [&[env!("CARGO_BIN_EXE_sluice")], arguments].concat().join(" ");
+    let output = Command::new("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    text(&output.stdout)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -141,6 +149,13 @@ async fn the_commands_reach_the_running_proxy() {
     let explained = said(&["explain", "--running", "/x?a=1+2"]);
     assert!(explained.contains("request    GET /x?a=1+2") && explained.contains("voided     by pattern a?l"), "{explained}");
     assert_eq!(said(&["warm"]), "{\"warming\":1}\n");
+    let watched = on_terminal(&["warm", "--config", path]);
+    assert!(watched.contains("1 of 1 asked for, 0 failed"), "{watched}");
+    let mut watching = program().args(["stats", "--watch", "--config", path]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(watching.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.filter(|line| line.starts_with("\x1b[2J")).take(2).count(), 2);
+    watching.kill().unwrap();
+    watching.wait().unwrap();
     assert!(said(&["reload"]).contains("\"reloaded\":false"));
     std::fs::write(path, config.replace(TOKEN, "wrong")).unwrap();
     assert_eq!(run(&["warm", "--config", path]).status.code(), Some(1));
