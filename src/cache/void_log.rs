@@ -67,9 +67,18 @@ return {head[1], tonumber(head[2] or 0), tonumber(head[3] or 0), tonumber(head[4
         redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. after, '+inf')}
 ";
 
-/// Notes that voids are worked off, forgets old ones of them, and tells. `ARGV`: epoch, seq, how many are kept, channel, message.
+/// Notes that voids are worked off, forgets old ones of them, and tells how many entries each concerned: those that were left, and those
+/// that the third key counted as they were removed. `ARGV`: epoch, seq, how many are kept, channel, then each void's number and how many
+/// were left. Returns what it tells.
 const DONE: &str = r"
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
+local counts = {}
+for i = 5, #ARGV, 2 do
+  counts[ARGV[i]] = tonumber(ARGV[i + 1]) + tonumber(redis.call('HGET', KEYS[3], ARGV[i]) or 0)
+end
+-- Kept for a worker that does not get this answer and asks again.
+if redis.call('HLEN', KEYS[3]) > 10000 then redis.call('DEL', KEYS[3]) end
+local told = string.format('done %s %s', ARGV[1], cjson.encode({upto = tonumber(ARGV[2]), counts = counts}))
 local done = math.max(tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[1], 'done') or 0))
 redis.call('HSET', KEYS[1], 'done', done)
 local trimmed = math.min(done, tonumber(redis.call('HGET', KEYS[1], 'seq') or 0) - tonumber(ARGV[3]))
@@ -77,8 +86,8 @@ if trimmed > tonumber(redis.call('HGET', KEYS[1], 'trimmed') or 0) then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', trimmed)
   redis.call('HSET', KEYS[1], 'trimmed', trimmed)
 end
-redis.call('PUBLISH', ARGV[4], ARGV[5])
-return 1
+redis.call('PUBLISH', ARGV[4], told)
+return told
 ";
 
 /// Begins a new log where an old state of Redis was restored, in which voids are missing: what is stored there is of no use. `ARGV`:
@@ -318,15 +327,29 @@ impl VoidLog {
         (known.at, known.voids.iter().filter(|(seq, _)| *seq > known.done).cloned().collect())
     }
 
-    /// Notes for all instances that voids are worked off up to `position`, and how many entries each concerned.
-    pub async fn done(&self, position: Position, counts: &BTreeMap<u64, u64>) {
-        let epoch = position.epoch_text();
-        let told = format!("done {epoch} {}", serde_json::json!({ "upto": position.seq, "counts": counts }));
+    /// Where those who work voids off count what they remove: a hash in Redis, by the numbers of voids.
+    #[must_use]
+    pub fn removed_name(&self, position: Position) -> String {
+        format!("{}:removed:{}", self.head, position.epoch_text())
+    }
+
+    /// Notes for all instances that voids are worked off up to `position`, and how many entries each concerned: those of `left`, and
+    /// those that were removed. `false`: Redis is away, and nobody knows.
+    pub async fn done(&self, position: Position, left: &BTreeMap<u64, u64>) -> bool {
         let mut command = redis::cmd("EVAL");
-        command.arg(DONE).arg(2).arg(&self.head).arg(&self.log);
-        command.arg(&epoch).arg(position.seq).arg(KEPT).arg(&self.head).arg(&told);
-        if self.link.call(&command).await.is_ok() {
-            self.take_message(&told);
+        command.arg(DONE).arg(3).arg(&self.head).arg(&self.log).arg(self.removed_name(position));
+        command.arg(position.epoch_text()).arg(position.seq).arg(KEPT).arg(&self.head);
+        for (seq, count) in left {
+            command.arg(*seq).arg(*count);
+        }
+        match self.link.call(&command).await {
+            Ok(Value::BulkString(told)) => {
+                self.take_message(&String::from_utf8_lossy(&told));
+                true
+            }
+            // The log is another one by now.
+            Ok(_) => true,
+            Err(_) => false,
         }
     }
 

@@ -32,17 +32,24 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 ";
 
-/// Removes entries that are older than a void, or counts them. `ARGV`: the epoch's bytes, then for each key the void's number and
-/// whether it is removed.
+/// Removes entries that are older than a void, and counts them in the same moment, so that no number is lost with a worker that is cut
+/// off. `KEYS`: the counts, and the entries. `ARGV`: the epoch's bytes, then for each entry the void's number, whether it is removed,
+/// and the numbers of all voids that count it. Returns which ones are older and were left.
 const REMOVE: &str = r"
-local found = {}
-for i, name in ipairs(KEYS) do
-  local stamp = redis.call('GETRANGE', name, 0, 15)
-  local older = #stamp == 16 and (stamp:sub(1, 8) ~= ARGV[1] or stamp:sub(9, 16) < ARGV[2 * i])
-  if older and ARGV[2 * i + 1] == '1' then redis.call('UNLINK', name) end
-  found[i] = older and 1 or 0
+local left = {}
+for i = 2, #KEYS do
+  local at = 3 * i - 4
+  local stamp = redis.call('GETRANGE', KEYS[i], 0, 15)
+  local older = #stamp == 16 and (stamp:sub(1, 8) ~= ARGV[1] or stamp:sub(9, 16) < ARGV[at])
+  local removes = ARGV[at + 1] == '1'
+  if older and removes then
+    redis.call('UNLINK', KEYS[i])
+    for seq in ARGV[at + 2]:gmatch('%d+') do redis.call('HINCRBY', KEYS[1], seq, 1) end
+  end
+  left[i - 1] = older and not removes and 1 or 0
 end
-return found
+redis.call('EXPIRE', KEYS[1], 86400)
+return left
 ";
 
 /// Works voids off for as long as the program runs.
@@ -76,6 +83,7 @@ struct Worker {
 impl Worker {
     /// Works all of these off; `None`: another instance does, or Redis failed.
     async fn work_off(&self, at: Position, voids: &[(u64, LoggedVoid)]) -> Option<()> {
+        // Of what stays, which a walk that was cut off counts anew; what is removed is counted in Redis.
         let mut counts: BTreeMap<u64, u64> = voids.iter().map(|(seq, _)| (*seq, 0)).collect();
         let judged: Vec<Judged<'_>> = voids.iter().map(|(seq, void)| Judged::new(*seq, void, at)).collect();
         let mut cursor = 0_u64;
@@ -95,10 +103,10 @@ impl Worker {
             tokio::task::yield_now().await;
         }
         let left = judged.iter().filter(|judged| !judged.removes).map(|judged| judged.seq - 1).min();
-        self.log.done(Position { seq: left.unwrap_or(at.seq).min(at.seq), ..at }, &counts).await;
+        let told = self.log.done(Position { seq: left.unwrap_or(at.seq).min(at.seq), ..at }, &counts).await;
         // Others need not wait for the turn to end.
         self.take_turn(1).await;
-        Some(())
+        told.then_some(())
     }
 
     /// Takes the right to work, or keeps it, for so long.
@@ -131,17 +139,18 @@ impl Worker {
             return Some(());
         }
         let mut command = redis::cmd("EVAL");
-        command.arg(REMOVE).arg(found.len());
+        command.arg(REMOVE).arg(found.len() + 1).arg(self.log.removed_name(at));
         for (name, ..) in &found {
             command.arg(&name[..]);
         }
         command.arg(&at.epoch.to_be_bytes()[..]);
-        for (_, chosen, _) in &found {
-            command.arg(&chosen.seq.to_be_bytes()[..]).arg(u8::from(chosen.removes));
+        for (_, chosen, seqs) in &found {
+            let counting = seqs.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+            command.arg(&chosen.seq.to_be_bytes()[..]).arg(u8::from(chosen.removes)).arg(counting);
         }
         let answer = self.store.link().call(&command).await.ok()?;
-        let older: Vec<i64> = redis::from_redis_value(answer).ok()?;
-        for ((_, _, seqs), _) in found.iter().zip(older).filter(|(_, older)| *older == 1) {
+        let left: Vec<i64> = redis::from_redis_value(answer).ok()?;
+        for ((_, _, seqs), _) in found.iter().zip(left).filter(|(_, left)| *left == 1) {
             for seq in seqs {
                 *counts.entry(*seq).or_default() += 1;
             }
