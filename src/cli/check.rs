@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{load, say};
+use super::{load, rules, say};
 
 /// Reads the configuration and tells every problem.
 pub fn run(path: &Path) -> ExitCode {
     match load(path) {
         Ok(config) => {
-            say(format_args!("{}: fine, {} rules", path.display(), config.routes.len()));
+            say(format_args!("{}: fine, {}", path.display(), rules(config.routes.len())));
             ExitCode::SUCCESS
         }
         Err(code) => code,

@@ -111,6 +111,10 @@ fn say(text: impl std::fmt::Display) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
+fn rules(count: usize) -> String {
+    if count == 1 { "1 rule".to_owned() } else { format!("{count} rules") }
+}
+
 /// The configuration of a file, its problems having been told.
 fn load(path: &Path) -> Result<Config, ExitCode> {
     let checked = config::load(path).map_err(|error| {

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::Client;
-use super::{FileOption, say};
+use super::{FileOption, rules, say};
 
 /// What to print.
 #[derive(Args)]
@@ -50,11 +50,11 @@ pub fn run(options: &Options) -> ExitCode {
 fn page(stats: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let mut out = format!(
-        "sluice {}   configuration {} since {}   {} rules\n\n",
+        "sluice {}   configuration {} since {}   {}\n\n",
         text(&stats["version"]),
         text(&stats["config"]["digest"]),
         text(&stats["config"]["since"]),
-        number(&stats["config"]["rules"])
+        rules(stats["config"]["rules"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(0))
     );
     let mut rows = vec![
         ["rule", "requests", "hit ratio", "hits", "stale", "misses", "joined", "passed", "refused", "failed", "hit", "miss", "ttl"]

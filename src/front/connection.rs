@@ -53,7 +53,7 @@ pub async fn serve<F, A>(
     let (activity, interim, refused) = (Arc::new(Activity::default()), Arc::new(InterimQueue::default()), RefusedRequest::default());
     let ending = Arc::new(AtomicBool::new(false));
     let shared = (Arc::clone(&activity), Arc::clone(&interim), Arc::clone(&refused), Arc::clone(&ending));
-    let socket = Socket::new(stream, limits.header_bytes, short, shared);
+    let mut socket = Socket::new(stream, limits.header_bytes, short, shared);
     let (counted, end) = (Arc::clone(&activity), Arc::clone(&ending));
     let speaks_http2 = Arc::new(AtomicBool::new(false));
     let http2 = Arc::clone(&speaks_http2);
@@ -81,15 +81,25 @@ pub async fn serve<F, A>(
             Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, in_flight)))
         }
     });
-    let builder = http_builder(limits);
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service).into_owned());
-    let outside = async {
+    let mut outside = pin!(async {
         tokio::select! {
             why = watchdog(&activity, limits) => Some(why),
             _ = draining.wait_for(|&draining| draining) => None,
         }
+    });
+    let told = match select(pin!(socket.answer_plain()), outside.as_mut()).await {
+        Either::Busy(Ok(())) => Either::Busy(()),
+        Either::Busy(Err(error)) => return tracing::debug!(%peer, %error, "a connection ended early"),
+        Either::Quiet(Some(why)) => return tracing::debug!(%peer, why, "a connection was closed"),
+        Either::Quiet(None) => Either::Quiet(None),
     };
-    let ended = match select(serving.as_mut(), pin!(outside)).await {
+    // Made only now, and apart, since many a connection never needs it.
+    let mut serving = Box::pin(http_builder(limits).serve_connection(TokioIo::new(socket), service).into_owned());
+    let told = match told {
+        Either::Busy(()) => select(serving.as_mut(), outside).await,
+        Either::Quiet(told) => Either::Quiet(told),
+    };
+    let ended = match told {
         Either::Busy(ended) => Ok(ended),
         Either::Quiet(Some(why)) => Err(why),
         Either::Quiet(None) => {

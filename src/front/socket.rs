@@ -2,6 +2,7 @@
 //! in. What can be answered at once the library does not see ([`ShortWay`]).
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -98,6 +99,26 @@ impl Socket {
     fn is_at_rest(&self) -> bool {
         let read = self.framing.is_between_requests() && self.held.is_empty();
         read && self.settled == self.framing.heads() && !self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Answers plain requests for as long as nothing else comes; returns as soon as there is something for the library, which costs
+    /// memory that a connection need not have before.
+    ///
+    /// # Errors
+    /// The connection's own, and a body that is malformed.
+    pub async fn answer_plain(&mut self) -> io::Result<()> {
+        let Some(short) = self.short.take() else { return Ok(()) };
+        let answering = poll_fn(|cx| {
+            loop {
+                ready!(self.poll_send_rest(cx))?;
+                if ready!(self.poll_read_plain(cx, &short, &mut ReadBuf::new(&mut [])))? || !self.is_at_rest() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        });
+        let answered = answering.await;
+        self.short = Some(short);
+        answered
     }
 
     /// Reads where the short way may be taken, and takes it if it can. Whether there is something for the library, be it the end.
