@@ -1,6 +1,6 @@
-//! CPU time a hit: Sluice beside nginx's `proxy_cache` and a bare tokio socket loop that writes canned bytes.
+//! CPU time a hit: Sluice beside nginx's `proxy_cache`, Varnish, and a bare tokio socket loop that writes canned bytes.
 //!
-//! `benches/compare [SECONDS] [ROUNDS]` runs it. Each server has core 0 to itself and wrk core 1. What is compared is the CPU time
+//! `benches/compare [SECONDS] [ROUNDS] [CASE]` runs it, all cases or those whose title begins so. Each server has core 0 to itself and wrk core 1. What is compared is the CPU time
 //! that the operating system charged to the server, a request: the load generator saturates first, so requests a
 //! second say little. Every figure is the median of several rounds, in which the servers take turns.
 
@@ -16,8 +16,17 @@ const SMALL: &str = "/api/symbols";
 const LARGE: &str = "/api/liquidation-orders?symbol=BTCUSDT&limit=50";
 const SERVER_CORE: &str = "0";
 const LOAD_CORE: &str = "1";
+const HUGE: &str = "/huge";
+const HUGE_BYTES: usize = 256 << 10;
 /// Prints the latency that wrk itself does not.
 const TAIL: &str = "done = function(_, latency) io.write(string.format('tail %d\\n', latency:percentile(99.9))) end\n";
+/// Asks for something new each hundredth time.
+const MISSES: &str = "local count, run, hit = 0, os.time(), nil\n\
+    request = function()\n\
+      count = count + 1\n\
+      hit = hit or wrk.format('GET')\n\
+      return count % 100 == 0 and wrk.format('GET', string.format('/miss/%d/%d', run, count)) or hit\n\
+    end\n";
 /// What a browser sends with a poll.
 const BROWSER: [&str; 9] = [
     "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
@@ -38,7 +47,7 @@ fn main() {
         Some("backend") => backend(),
         _ => {
             let number = |at: usize, default| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
-            compare(number(0, 4), number(1, 5));
+            compare(number(0, 4), number(1, 5), arguments.get(2).map_or("", String::as_str));
         }
     }
 }
@@ -51,6 +60,8 @@ struct Server {
     /// In which cases it takes part.
     plain: bool,
     gzip: bool,
+    /// Whether it is a cache, which can miss.
+    caches: bool,
 }
 
 impl Drop for Server {
@@ -77,25 +88,36 @@ struct Case {
     target: &'static str,
     fields: &'static [&'static str],
     connections: u16,
+    /// Whether one request in a hundred is for something new.
+    misses: bool,
 }
 
-const CASES: [Case; 8] = [
-    Case { title: "223 B", target: SMALL, fields: &[], connections: 64 },
-    Case { title: "14 KB", target: LARGE, fields: &[], connections: 64 },
-    Case { title: "14 KB gzip", target: LARGE, fields: &[GZIP], connections: 64 },
-    Case { title: "223 B, a browser's head", target: SMALL, fields: &BROWSER, connections: 64 },
-    Case { title: "223 B, one connection", target: SMALL, fields: &[], connections: 1 },
-    Case { title: "14 KB, one connection", target: LARGE, fields: &[], connections: 1 },
-    Case { title: "223 B, 1,000 connections", target: SMALL, fields: &[], connections: 1000 },
-    Case { title: "14 KB, 1,000 connections", target: LARGE, fields: &[], connections: 1000 },
+impl Case {
+    const fn new(title: &'static str, target: &'static str, fields: &'static [&'static str], connections: u16) -> Self {
+        Self { title, target, fields, connections, misses: false }
+    }
+}
+
+const CASES: [Case; 11] = [
+    Case::new("223 B", SMALL, &[], 64),
+    Case::new("14 KB", LARGE, &[], 64),
+    Case::new("256 KB", HUGE, &[], 64),
+    Case::new("14 KB gzip", LARGE, &[GZIP], 64),
+    Case::new("223 B, a browser's head", SMALL, &BROWSER, 64),
+    Case::new("223 B, one connection", SMALL, &[], 1),
+    Case::new("14 KB, one connection", LARGE, &[], 1),
+    Case::new("223 B, 1,000 connections", SMALL, &[], 1000),
+    Case::new("14 KB, 1,000 connections", LARGE, &[], 1000),
+    Case { misses: true, ..Case::new("223 B, one in a hundred misses", SMALL, &[], 64) },
+    Case { misses: true, ..Case::new("223 B, 1,000 connections, one in a hundred misses", SMALL, &[], 1000) },
 ];
 const GZIP: &str = "Accept-Encoding: gzip";
 
-fn compare(seconds: u64, rounds: u64) {
+fn compare(seconds: u64, rounds: u64, wanted: &str) {
     let dir = PathBuf::from(format!("/dev/shm/sluice-compare-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a folder on tmpfs");
     let me = std::env::current_exe().expect("this program");
-    let backend = start("backend", Command::new(&me).arg("backend"), None);
+    let backend = start("backend", Command::new("taskset").args(["-c", LOAD_CORE]).arg(&me).arg("backend"), None);
     let sluice = env!("CARGO_BIN_EXE_sluice");
     let memory = write(&dir, "memory.toml", &sluice_config(backend.port, "256MiB", ""));
     let redis_port = free_port();
@@ -105,7 +127,7 @@ fn compare(seconds: u64, rounds: u64) {
         .args(["--bind", "127.0.0.1"])
         .stdout(Stdio::null())
         .spawn();
-    let redis = Server { name: "redis", child: redis.expect("redis-server"), port: redis_port, plain: false, gzip: false };
+    let redis = Server { name: "redis", child: redis.expect("redis-server"), port: redis_port, plain: false, gzip: false, caches: true };
     let shared = write(&dir, "redis.toml", &sluice_config(backend.port, "0B", &format!("redis://127.0.0.1:{redis_port}/0")));
     let serve = |file: &Path| {
         let mut command = pinned(sluice);
@@ -117,34 +139,40 @@ fn compare(seconds: u64, rounds: u64) {
     let over_redis = start("sluice, Redis only", &mut serve(&shared), None);
     let mut in_memory = start("sluice", &mut serve(&memory), None);
     in_memory.gzip = true;
-    let servers =
-        [in_memory, nginx_plain, nginx_gzip, start("loop", pinned(me.to_str().expect("a path in UTF-8")).arg("loop"), None), over_redis];
-    let script = write(&dir, "tail.lua", TAIL);
+    let mut bare = start("loop", pinned(me.to_str().expect("a path in UTF-8")).arg("loop"), None);
+    bare.caches = false;
+    let servers = [in_memory, nginx_plain, nginx_gzip, varnish(&dir, backend.port), bare, over_redis];
+    let (tail, misses) = (write(&dir, "tail.lua", TAIL), write(&dir, "misses.lua", &format!("{TAIL}{MISSES}")));
     let mut report = heading(seconds, rounds);
-    for case in &CASES {
+    for case in CASES.iter().filter(|case| case.title.starts_with(wanted)) {
         let gzip = case.fields.contains(&GZIP);
-        let taking_part = |server: &Server| if gzip { server.gzip } else { server.plain };
+        let script = if case.misses { &misses } else { &tail };
+        let taking_part = |server: &Server| (if gzip { server.gzip } else { server.plain }) && (server.caches || !case.misses);
         let mut figures: Vec<Vec<Figure>> = servers.iter().map(|_| Vec::new()).collect();
         for round in 0..=rounds {
             for (server, figures) in servers.iter().zip(&mut figures).filter(|(server, _)| taking_part(server)) {
-                let figure = measure(server, case, &script, if round == 0 { 1 } else { seconds });
+                let figure = measure(server, case, script, if round == 0 { 1 } else { seconds });
                 // The first round warms caches and connections and does not count.
                 if round > 0 {
                     figures.push(figure);
                 }
             }
         }
-        write_case(&mut report, case.title, &servers, &figures);
+        let page = write_case(case.title, &servers, &figures);
+        std::io::stdout().write_all(page.as_bytes()).expect("standard output");
+        report.push_str(&page);
     }
     drop(redis);
-    std::io::stdout().write_all(report.as_bytes()).expect("standard output");
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
     std::fs::create_dir_all(&results).expect("benches/results");
-    std::fs::write(results.join("compare.txt"), &report).expect("benches/results/compare.txt");
+    if wanted.is_empty() {
+        std::fs::write(results.join("compare.txt"), &report).expect("benches/results/compare.txt");
+    }
     std::fs::remove_dir_all(&dir).expect("removing the folder on tmpfs");
 }
 
-fn write_case(report: &mut String, title: &str, servers: &[Server], figures: &[Vec<Figure>]) {
+fn write_case(title: &str, servers: &[Server], figures: &[Vec<Figure>]) -> String {
+    let mut report = String::new();
     let median = |figures: &[Figure], of: fn(&Figure) -> f64| {
         let mut values: Vec<f64> = figures.iter().map(of).collect();
         values.sort_by(f64::total_cmp);
@@ -152,14 +180,14 @@ fn write_case(report: &mut String, title: &str, servers: &[Server], figures: &[V
     };
     let ours = median(&figures[0], |figure| figure.cpu_us);
     let _ = writeln!(
-        report,
+        &mut report,
         "\n{title}\n  server                 CPU µs/hit  ÷ sluice     hits/s    p50 µs    p99 µs  p99.9 µs   raw CPU µs/hit"
     );
     for (server, figures) in servers.iter().zip(figures).filter(|(_, figures)| !figures.is_empty()) {
         let raw: Vec<String> = figures.iter().map(|figure| format!("{:.2}", figure.cpu_us)).collect();
         let cpu = median(figures, |figure| figure.cpu_us);
         let _ = writeln!(
-            report,
+            &mut report,
             "  {:<22} {:>10.2} {:>9.2} {:>10.0} {:>9.0} {:>9.0} {:>9.0}   {}",
             server.name,
             cpu,
@@ -171,6 +199,7 @@ fn write_case(report: &mut String, title: &str, servers: &[Server], figures: &[V
             raw.join(" ")
         );
     }
+    report
 }
 
 fn heading(seconds: u64, rounds: u64) -> String {
@@ -183,9 +212,10 @@ fn heading(seconds: u64, rounds: u64) -> String {
     let cpu =
         cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown").to_owned();
     format!(
-        "benches/compare {seconds} {rounds}\nsluice {} · {} · {} · {}\nCPU: {cpu}; server on core {SERVER_CORE}, wrk -t1 on core {LOAD_CORE}, 64 connections where nothing else is said; medians of {rounds} rounds of {seconds} s, servers taking turns\n",
+        "benches/compare {seconds} {rounds}\nsluice {} · {} · {} · {} · {}\nCPU: {cpu}; server on core {SERVER_CORE}, wrk -t1 on core {LOAD_CORE}, 64 connections where nothing else is said; medians of {rounds} rounds of {seconds} s, servers taking turns\n",
         env!("CARGO_PKG_VERSION"),
         said("nginx", "-v"),
+        said("varnishd", "-V"),
         said("wrk", "-v"),
         said("redis-server", "--version"),
     )
@@ -230,9 +260,11 @@ fn micros(text: &str) -> f64 {
         }
 }
 
-/// User and system time of a process and its threads, in seconds.
+/// User and system time of a process, its threads and its children, in seconds.
 fn cpu_seconds(pid: u32) -> f64 {
-    let mut nanoseconds = 0.0;
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let of_children: f64 = children.split_whitespace().filter_map(|child| child.parse().ok()).map(cpu_seconds).sum();
+    let mut nanoseconds = of_children * 1e9;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).expect("a running server").flatten() {
         let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
         nanoseconds += text.split(' ').next().and_then(|first| first.parse::<f64>().ok()).unwrap_or(0.0);
@@ -256,7 +288,7 @@ fn start(name: &'static str, command: &mut Command, port: Option<u16>) -> Server
         line.trim().rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("{name} said {line:?}"))
     });
     wait_for(port);
-    Server { name, child, port, plain: true, gzip: false }
+    Server { name, child, port, plain: true, gzip: false, caches: true }
 }
 
 fn wait_for(port: u16) {
@@ -283,6 +315,8 @@ fn sluice_config(backend: u16, memory: &str, redis: &str) -> String {
     format!(
         "listen = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n[backend]\nurl = 'http://127.0.0.1:{backend}'\n[cache]\nmemory = '{memory}'\nredis = '{redis}'\n\
          [[route]]\nname = 'symbols'\npath = '/api/symbols'\nttl = '1h'\nquery = []\nkey = 'symbols:all'\n\
+         [[route]]\nname = 'huge'\npath = '/huge'\nttl = '1h'\n\
+         [[route]]\nname = 'misses'\npath = '/miss/*'\nttl = '1h'\n\
          [[route]]\nname = 'orders-latest'\npath = '/api/liquidation-orders'\nwith = ['limit']\nttl = '1h'\nfold_case = ['symbol']\nkey = 'orders:{{symbol}}:latest:{{limit}}'\ntags = ['symbol:{{symbol}}']\n"
     )
 }
@@ -309,6 +343,26 @@ fn nginx(dir: &Path, name: &str, backend: u16, gzip: bool) -> Server {
     server
 }
 
+fn varnish(dir: &Path, backend: u16) -> Server {
+    let port = free_port();
+    let text = format!(
+        "vcl 4.1; backend default {{ .host = \"127.0.0.1\"; .port = \"{backend}\"; }}\n\
+         sub vcl_backend_response {{ set beresp.ttl = 1h; set beresp.http.X-Cache = \"varnish\"; }}\n"
+    );
+    let file = write(dir, "varnish.vcl", &text);
+    let mut command = pinned("varnishd");
+    command.args(["-F", "-j", "none", "-s", "malloc,256m", "-p", "thread_pools=1", "-n"]).arg(dir.join("varnish"));
+    command.arg("-a").arg(format!("127.0.0.1:{port}")).arg("-f").arg(&file);
+    start("varnish", &mut command, Some(port))
+}
+
+fn body_of(target: &str) -> Vec<u8> {
+    match target {
+        HUGE => b"{\"filled\":1.25},".repeat(HUGE_BYTES / 16),
+        target => recorded(target),
+    }
+}
+
 fn recorded(target: &str) -> Vec<u8> {
     let golden = include_str!("../tests/contract/golden.jsonl");
     let line = golden.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a recorded line"));
@@ -317,7 +371,7 @@ fn recorded(target: &str) -> Vec<u8> {
 }
 
 fn canned(target: &str) -> Vec<u8> {
-    let body = recorded(target);
+    let body = body_of(target);
     // As many fields as Sluice sends.
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nvia: 1.1 sluice\r\netag: \"213a0bbea56aa1c169a27c15186365f8\"\r\nage: 0\r\n\
@@ -330,7 +384,7 @@ fn canned(target: &str) -> Vec<u8> {
 /// The limit: reads until a request's end and writes canned bytes.
 fn socket_loop() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (small, large) = (canned(SMALL), canned(LARGE));
+    let (small, large, huge) = (canned(SMALL), canned(LARGE), canned(HUGE));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
@@ -338,7 +392,7 @@ fn socket_loop() {
         loop {
             let Ok((mut stream, _)) = listener.accept().await else { continue };
             let _ = stream.set_nodelay(true);
-            let (small, large) = (small.clone(), large.clone());
+            let (small, large, huge) = (small.clone(), large.clone(), huge.clone());
             tokio::spawn(async move {
                 let mut buffer = vec![0; 8192];
                 let mut held = 0;
@@ -347,7 +401,11 @@ fn socket_loop() {
                     if !buffer[..held].ends_with(b"\r\n\r\n") {
                         continue;
                     }
-                    let answer = if buffer[..held].starts_with(b"GET /api/symbols") { &small } else { &large };
+                    let answer = match &buffer[..held] {
+                        head if head.starts_with(b"GET /api/symbols") => &small,
+                        head if head.starts_with(b"GET /huge") => &huge,
+                        _ => &large,
+                    };
                     held = 0;
                     if stream.write_all(answer).await.is_err() {
                         return;
@@ -358,17 +416,20 @@ fn socket_loop() {
     });
 }
 
-/// The scripted backend: the two recorded answers, one connection after the other.
+/// The scripted backend, one connection after the other.
 fn backend() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
     announce(listener.local_addr().expect("an address"));
+    let bodies = [SMALL, LARGE, HUGE].map(|target| (target, body_of(target)));
     for mut stream in listener.incoming().flatten() {
         let mut buffer = [0; 8192];
         let read = stream.read(&mut buffer).unwrap_or(0);
-        let body = recorded(if buffer[..read].starts_with(b"GET /api/symbols") { SMALL } else { LARGE });
+        let target = buffer[..read].strip_prefix(b"GET ").unwrap_or_default();
+        // What is new each time is as small as can be.
+        let (_, body) = bodies.iter().find(|(known, _)| target.starts_with(known.as_bytes())).unwrap_or(&bodies[0]);
         let head =
             format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     }
 }
 

@@ -369,8 +369,9 @@ pub async fn start(config: &Config, source: Option<reload::Source>, beside: bool
     for core in 0..cores {
         let listener = main.try_clone().map_err(while_doing("sharing the listener"))?;
         let (proxy, limits, stopped) = (Arc::clone(&proxy), limits.clone(), stopped.clone());
+        let has_memory = config.cache.memory > 0;
         let thread = thread::Builder::new().name(format!("serve-{core}")).spawn(move || {
-            if let Err(error) = serve(listener, &proxy, limits, stopped) {
+            if let Err(error) = serve(listener, &proxy, has_memory, limits, stopped) {
                 tracing::error!(%error, "a serving thread could not start");
             }
         });
@@ -388,8 +389,15 @@ pub async fn start(config: &Config, source: Option<reload::Source>, beside: bool
     Ok(running)
 }
 
-/// One serving thread: a runtime of its own, so that a hit never leaves its core.
-fn serve(listener: Listener, proxy: &Arc<Proxy>, limits: ConnectionLimits, stopped: watch::Receiver<Stop>) -> io::Result<()> {
+/// One serving thread: a runtime of its own, so that a hit never leaves its core. Where memory holds nothing, no request takes the
+/// short way.
+fn serve(
+    listener: Listener,
+    proxy: &Arc<Proxy>,
+    has_memory: bool,
+    limits: ConnectionLimits,
+    stopped: watch::Receiver<Stop>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (proxy, plain) = (Arc::clone(proxy), Arc::clone(proxy));
@@ -398,7 +406,7 @@ fn serve(listener: Listener, proxy: &Arc<Proxy>, limits: ConnectionLimits, stopp
             async move { proxy.handle(request, arrival).await }
         };
         let short: ShortWay = Arc::new(move |bytes, began, head| plain.answer_plain(bytes, began, head));
-        listener::run(listener, limits, (answer, Some(short)), stopped).await
+        listener::run(listener, limits, (answer, has_memory.then_some(short)), stopped).await
     })
 }
 

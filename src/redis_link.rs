@@ -6,14 +6,16 @@
 //!
 //! Knows commands and answers. Knows nothing of what they mean.
 
+use std::cell::RefCell;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, Value};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -21,7 +23,8 @@ use crate::breaker::Backoff;
 use crate::config::RedisUrl;
 use crate::telemetry::metrics::Metrics;
 
-/// Connections: the first writes, so that a large object on its way out delays no read; the others read in turn.
+/// Connections: the first writes, so that a large object on its way out delays no read; the others read in turn, for threads that
+/// have none of their own.
 const CONNECTIONS: usize = 3;
 /// A new connection must stand and answer within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -193,11 +196,59 @@ pub fn refuses_writes(error: &RedisError) -> bool {
 /// The connections that were made together.
 type ConnectionSet = Arc<Vec<MultiplexedConnection>>;
 
+/// The connection over which one thread reads.
+#[derive(Default)]
+struct Own {
+    /// The set that it belongs to.
+    set: Weak<Vec<MultiplexedConnection>>,
+    /// `None` while it is being made, or could not be.
+    connection: Option<MultiplexedConnection>,
+}
+
+thread_local!(static OWN: RefCell<Own> = RefCell::default());
+
+impl Own {
+    fn is_of(&self, set: &ConnectionSet) -> bool {
+        self.set.as_ptr() == Arc::as_ptr(set)
+    }
+}
+
 impl Connections {
-    fn pick(&self, write: bool) -> Option<(MultiplexedConnection, ConnectionSet)> {
+    fn pick(self: &Arc<Self>, write: bool) -> Option<(MultiplexedConnection, ConnectionSet)> {
         let set = self.sets.load_full()?;
-        let turn = if write { 0 } else { 1 + self.next.fetch_add(1, Ordering::Relaxed) % (set.len() - 1) };
-        Some((set[turn].clone(), set))
+        if write {
+            return Some((set[0].clone(), set));
+        }
+        let connection = self.own(&set).unwrap_or_else(|| {
+            let turn = self.next.fetch_add(1, Ordering::Relaxed) % (set.len() - 1);
+            set[1 + turn].clone()
+        });
+        Some((connection, set))
+    }
+
+    /// The connection of this thread, which is made when the thread reads first. It is driven where its answers are waited for:
+    /// over one that another thread drives, each read would wake that one, and be woken by it.
+    fn own(self: &Arc<Self>, set: &ConnectionSet) -> Option<MultiplexedConnection> {
+        OWN.with_borrow_mut(|own| {
+            if own.is_of(set) {
+                return own.connection.clone();
+            }
+            // Tasks of other runtimes stay on no thread.
+            if Handle::try_current().ok()?.runtime_flavor() == RuntimeFlavor::CurrentThread {
+                *own = Own { set: Arc::downgrade(set), connection: None };
+                tokio::spawn(Arc::clone(self).make_own(Arc::clone(set)));
+            }
+            None
+        })
+    }
+
+    async fn make_own(self: Arc<Self>, set: ConnectionSet) {
+        let Ok(connection) = self.client.get_multiplexed_async_connection_with_config(&connection_config()).await else { return };
+        OWN.with_borrow_mut(|own| {
+            if own.is_of(&set) {
+                own.connection = Some(connection);
+            }
+        });
     }
 
     /// Takes Redis out of the way, unless others did or it was mended since.
@@ -254,10 +305,7 @@ impl Connections {
     }
 
     async fn connect(&self, first: &dyn OnConnect) -> Result<Vec<MultiplexedConnection>, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(1024);
+        let config = connection_config();
         let mut set = Vec::with_capacity(CONNECTIONS);
         for _ in 0..CONNECTIONS {
             let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
@@ -270,6 +318,10 @@ impl Connections {
         }
         Ok(set)
     }
+}
+
+fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None).set_pipeline_buffer_size(1024)
 }
 
 #[cfg(test)]

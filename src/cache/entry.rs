@@ -301,8 +301,8 @@ mod tests {
         assert_eq!((coded[VARY].as_bytes(), plain[VARY].as_bytes()), (&b"Accept-Encoding"[..], &b"Accept-Encoding"[..]));
         assert_eq!(coded[CONTENT_ENCODING], "gzip");
         assert!(!plain.contains_key(CONTENT_ENCODING) && matches!(response.form(false), Form::Inflate(_)));
-        assert!(response.ready(true, false).head.is_some() && response.ready(false, false).head.is_none());
+        assert!(response.ready(true, false).head().is_some() && response.ready(false, false).head().is_none());
         let inflated = response.with_plain(Bytes::from_static(b"plain"));
-        assert!(inflated.ready(false, false).head.is_some());
+        assert!(inflated.ready(false, false).head().is_some());
     }
 }

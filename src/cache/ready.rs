@@ -4,6 +4,7 @@
 //! upstream sent none. Everything else is the same from hit to hit, and is made once, when the first one comes.
 
 use std::cell::RefCell;
+use std::sync::OnceLock;
 
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, LAST_MODIFIED, LOCATION, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -21,8 +22,10 @@ pub const HIT: &str = "sluice; hit; ttl=";
 pub struct Ready {
     /// Its fields. Those that a hit sets are there already, with no value yet, so that setting them moves nothing.
     pub fields: HeaderMap,
-    /// Its head as HTTP/1.1 has it; `None` if a hit of it takes more than filling in what changes.
-    pub head: Option<Head>,
+    status: StatusCode,
+    /// The length of its body in bytes, if that is known.
+    length: Option<usize>,
+    head: OnceLock<Option<Head>>,
 }
 
 /// What a hit fills in.
@@ -61,8 +64,13 @@ impl Ready {
         for name in [AGE, CACHE_STATUS, REQUEST_ID] {
             fields.insert(name, HeaderValue::from_static(""));
         }
-        let head = length.and_then(|length| Head::new(status, &fields, length));
-        Self { fields, head }
+        Self { fields, status, length, head: OnceLock::new() }
+    }
+
+    /// Its head as HTTP/1.1 has it, made when it is first asked for; `None` if a hit of it takes more than filling in what changes.
+    #[must_use]
+    pub fn head(&self) -> Option<&Head> {
+        self.head.get_or_init(|| Head::new(self.status, &self.fields, self.length?)).as_ref()
     }
 
     /// The same as what tells a client that it has the response already (RFC 9110 §15.4.5).
@@ -177,7 +185,7 @@ mod tests {
 
     fn written(ready: &Ready) -> Option<String> {
         let mut out = Vec::new();
-        ready.head.as_ref()?.write(&MOMENT, &mut out);
+        ready.head()?.write(&MOMENT, &mut out);
         String::from_utf8(out).ok()
     }
 
@@ -198,7 +206,7 @@ mod tests {
 
     #[test]
     fn heads_that_depend_on_more_are_left_to_the_library() {
-        let head = |status, fields, length| Ready::new(status, fields, length).head;
+        let head = |status, fields, length| Ready::new(status, fields, length).head().cloned();
         let bare = |status| head(status, HeaderMap::new(), Some(1));
         assert!(bare(StatusCode::OK).is_some() && bare(StatusCode::NOT_FOUND).is_some());
         for status in [StatusCode::NO_CONTENT, StatusCode::MOVED_PERMANENTLY, StatusCode::INTERNAL_SERVER_ERROR] {

@@ -161,7 +161,7 @@ mod tests {
             "inflight": 1, "connections": 2, "purged": 3, "voids": null});
         let page = page(&stats);
         let lines: Vec<&str> = page.lines().collect();
-        assert_eq!(lines[0], "sluice 1   configuration abc since now   1 rules");
+        assert_eq!(lines[0], "sluice 1   configuration abc since now   1 rule");
         assert_eq!(lines[2], "rule  requests  hit ratio   hits  stale  misses  joined  passed  refused  failed      hit      miss  ttl");
         assert_eq!(lines[3], "liq      1,500     93.3 %  1,400      0     100       0       0        0       0  0.05 ms  12.50 ms   5m");
         assert!(page.contains("memory     up        7  2.0 KiB  4.0 KiB") && page.contains("backend    FAILS"), "{page}");

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use bytes::Bytes;
 use flate2::Compression;
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http::{HeaderMap, HeaderValue};
@@ -116,7 +116,7 @@ pub fn inflation_limit(coded: usize, max_object: usize) -> usize {
 /// # Errors
 /// [`InflateError`] if the bytes are not valid gzip or inflate to more than `limit`.
 pub fn gunzip(body: &[u8], limit: usize) -> Result<Bytes, InflateError> {
-    let mut plain = Vec::with_capacity(body.len().saturating_mul(4).min(limit).min(1 << 20));
+    let mut plain = Vec::with_capacity(told_length(body).min(limit).min(1 << 20));
     let cap = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     let read = MultiGzDecoder::new(body).take(cap).read_to_end(&mut plain);
     match read {
@@ -124,6 +124,11 @@ pub fn gunzip(body: &[u8], limit: usize) -> Result<Bytes, InflateError> {
         Ok(_) => Ok(Bytes::from(plain)),
         Err(_) => Err(InflateError::Corrupt),
     }
+}
+
+/// The length that a gzip body of one member says that it inflates to (RFC 1952 §2.3.1), which need not be true.
+fn told_length(body: &[u8]) -> usize {
+    body.last_chunk().map_or(0, |&length| u32::from_le_bytes(length) as usize)
 }
 
 #[cfg(test)]

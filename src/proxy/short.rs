@@ -93,7 +93,7 @@ impl Proxy {
         let names = |list: &[u8]| is_listed(list, stored.fields.get(ETAG));
         let held = stored.status == StatusCode::OK && fields.none_match.as_deref().is_some_and(names);
         let gzip = fields.gzip.unwrap_or(false);
-        let ready = stored.ready(gzip, held).head.as_ref()?;
+        let ready = stored.ready(gzip, held).head()?;
         let (status, body) = match stored.form(gzip) {
             _ if held => (StatusCode::NOT_MODIFIED, Bytes::new()),
             Form::Ready(body) => (stored.status, body.clone()),
