@@ -5,6 +5,7 @@
 mod check;
 mod client;
 mod demo;
+mod describe;
 mod explain;
 mod purge;
 mod reload;
@@ -54,6 +55,10 @@ enum Command {
     Reload(FileOption),
     /// Have the running proxy ask for the targets of [warm]
     Warm(FileOption),
+    /// Print a script that completes this command line, for bash, zsh, fish, elvish or powershell
+    Completions(describe::Completions),
+    /// Write the man pages into a folder
+    Man(describe::Man),
 }
 
 /// `--config`.
@@ -95,6 +100,8 @@ pub fn main() -> ExitCode {
         Command::Purge(options) => purge::run(&options),
         Command::Reload(options) => reload::run(&options.config),
         Command::Warm(options) => warm::run(&options.config),
+        Command::Completions(options) => describe::completions(&options),
+        Command::Man(options) => describe::man(&options),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Every metric, declared once with its unit and meaning.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prometheus::core::Collector as _;
+use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Metric, MetricType};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -60,9 +61,33 @@ impl OutcomeLabel {
     }
 }
 
+/// A metric as it is declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// Its name, without `sluice_`.
+    pub name: String,
+    /// Its labels.
+    pub labels: Vec<String>,
+}
+
+/// The metrics that are made, one after the other.
+struct Making {
+    registry: Registry,
+    declared: RefCell<Vec<Declared>>,
+}
+
+impl Making {
+    fn keep<C: Collector + Clone + 'static>(&self, made: C) -> Result<C, prometheus::Error> {
+        let declared = |desc: &Desc| Declared { name: desc.fq_name.clone(), labels: desc.variable_labels.clone() };
+        self.declared.borrow_mut().extend(made.desc().into_iter().map(declared));
+        self.registry.register(Box::new(made.clone())).map(|()| made)
+    }
+}
+
 /// Every metric that Sluice keeps. Names begin with `sluice_`.
 pub struct Metrics {
     registry: Registry,
+    declared: Vec<Declared>,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     /// `backend_requests_total{route,status}`: answers and failures of the backend's.
@@ -140,32 +165,16 @@ impl Metrics {
     /// # Errors
     /// Only if two metrics had one name, which a test rules out.
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new_custom(Some("sluice".into()), None)?;
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let made = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
-        };
+        let making = Making { registry: Registry::new_custom(Some("sluice".into()), None)?, declared: RefCell::default() };
+        let counter = |name: &str, help: &str| making.keep(IntCounter::new(name, help)?);
+        let counters = |name: &str, help: &str, labels: &[&str]| making.keep(IntCounterVec::new(Opts::new(name, help), labels)?);
         let histograms = |name: &str, help: &str, labels: &[&str]| {
-            let made = HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
+            making.keep(HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?)
         };
-        let gauge = |name: &str, help: &str| {
-            let made = IntGauge::new(name, help)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
-        };
+        let gauge = |name: &str, help: &str| making.keep(IntGauge::new(name, help)?);
+        let gauges = |name: &str, help: &str, labels: &[&str]| making.keep(IntGaugeVec::new(Opts::new(name, help), labels)?);
         let requests = counters("requests_total", "Requests answered, by rule, outcome and status.", &["route", "outcome", "status"])?;
         let request_seconds = histograms("request_seconds", "Seconds from a request's head to its answer's head.", &["route", "outcome"])?;
-        let purged = IntCounter::new("purged_total", "Entries removed by an operator.")?;
-        registry.register(Box::new(purged.clone()))?;
-        let connections_refused =
-            IntCounter::new("connections_refused_total", "Client connections closed because their address had too many.")?;
-        registry.register(Box::new(connections_refused.clone()))?;
-        let timeline_doubts = IntCounter::new("timeline_doubts_total", "What the backend streamed was not what it summed up.")?;
-        registry.register(Box::new(timeline_doubts.clone()))?;
         let build = gauges("build_info", "1, with the version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
@@ -187,7 +196,7 @@ impl Metrics {
             memory_bytes: gauge("memory_bytes", "Bytes that the in-process tier holds.")?,
             memory_entries: gauge("memory_entries", "Entries that the in-process tier holds.")?,
             evictions: counters("evictions_total", "Entries that left the in-process tier without being asked to.", &["cause"])?,
-            purged,
+            purged: counter("purged_total", "Entries removed by an operator.")?,
             breaker_open: gauges("breaker_open", "1 while the backend, Redis or MySQL is left alone after failures.", &["of"])?,
             rate_limited: counters(
                 "rate_limited_total",
@@ -211,7 +220,7 @@ impl Metrics {
             )?,
             inflight: gauge("inflight", "Requests being answered.")?,
             connections: gauge("connections", "Open client connections.")?,
-            connections_refused,
+            connections_refused: counter("connections_refused_total", "Client connections closed because their address had too many.")?,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
@@ -226,7 +235,7 @@ impl Metrics {
                 "Answers of the timeline that were held against the backend's.",
                 &["endpoint", "result"],
             )?,
-            timeline_doubts,
+            timeline_doubts: counter("timeline_doubts_total", "What the backend streamed was not what it summed up.")?,
             timeline_on: gauges(
                 "timeline_on",
                 "1 while the timeline answers, 0 on probation and after an answer differed.",
@@ -235,8 +244,15 @@ impl Metrics {
             timeline_bytes: gauge("timeline_bytes", "Bytes that the timeline holds in memory.")?,
             timeline_spans: gauge("timeline_spans", "Spans that the timeline holds in memory.")?,
             requests,
-            registry,
+            declared: making.declared.take(),
+            registry: making.registry,
         })
+    }
+
+    /// All that there are, whether they ever moved or not.
+    #[must_use]
+    pub fn declared(&self) -> &[Declared] {
+        &self.declared
     }
 
     /// The rows of rules with these names; the last is that of requests that no rule matches. A rule that had its name before

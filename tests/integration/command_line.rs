@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use sluice::clock::Wall;
 
-use crate::support::{Backend, Sluice, TOKEN, get, ok, program, until};
+use crate::support::{Backend, Sluice, TOKEN, get, ok, program, scratch, until};
 
 fn file(name: &str, text: &str) -> PathBuf {
     let base = std::env::var_os("SLUICE_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
@@ -93,13 +93,29 @@ fn exit_codes() {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["", "serve", "check", "explain", "demo", "stats", "purge", "reload", "warm"] {
+    for command in ["", "serve", "check", "explain", "demo", "stats", "purge", "reload", "warm", "completions", "man"] {
         let output = program().args(command.split_whitespace()).arg("--help").output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");
         let help = text(&output.stdout);
         assert!(help.contains("Usage: sluice"), "{command}: {help}");
     }
     assert!(text(&run(&["--version"]).stdout).starts_with("sluice "));
+}
+
+#[test]
+fn completions_and_man_pages_know_every_command() {
+    let folder = scratch();
+    let output = run(&["man", folder.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let page = std::fs::read_to_string(folder.join("sluice.1")).unwrap();
+    for command in ["serve", "check", "explain", "demo", "stats", "purge", "reload", "warm", "completions", "man"] {
+        assert!(page.contains(command) && folder.join(format!("sluice-{command}.1")).exists(), "{command}");
+        for shell in ["bash", "zsh", "fish"] {
+            assert!(text(&run(&["completions", shell]).stdout).contains(command), "{command} in {shell}");
+        }
+    }
+    assert_eq!(run(&["man", "/nowhere/at/all"]).status.code(), Some(3));
+    assert_eq!(run(&["completions", "command.com"]).status.code(), Some(2));
 }
 
 #[test]

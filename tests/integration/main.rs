@@ -4,7 +4,7 @@
 //! [`differential`], [`short_way`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`management`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
-//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), and the order of the source ([`house`]). Long
+//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say ([`guides`]), and the order of the source ([`house`]). Long
 //! tables stand beside their test as text.
 //!
 //! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are on
@@ -18,6 +18,7 @@ mod collapsed_forwarding;
 mod command_line;
 mod differential;
 mod forwarding;
+mod guides;
 mod hit_cost;
 mod house;
 mod http_caching;
