@@ -2,7 +2,8 @@
 //!
 //! | endpoint                                      | who may call it                    |
 //! |-----------------------------------------------|------------------------------------|
-//! | `GET /livez`                                  | everyone who reaches the listener  |
+//! | `GET /` (a page, with its two files)          | everyone who reaches the listener  |
+//! | `GET /livez`                                  | everyone                           |
 //! | `GET /readyz`                                 | everyone                           |
 //! | `GET /metrics`                                | everyone                           |
 //! | `GET /stats`                                  | everyone                           |
@@ -15,6 +16,7 @@
 //! | `POST /stop`                                  | holders of the admin token         |
 
 pub mod audit;
+mod console;
 pub mod explain;
 pub mod own;
 mod purge;
@@ -107,6 +109,7 @@ impl AdminState {
         };
         match (&*target.path, request.method()) {
             ("/purge", &Method::GET) => return purge::get(&self.proxy.cache, &target),
+            (path, &Method::GET | &Method::HEAD) if let Some(page) = console::get(path) => return page,
             ("/warm", &Method::GET) => return errors::json(200, json!(self.endpoints.warmer.state()).to_string()),
             _ => {}
         }

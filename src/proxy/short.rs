@@ -206,19 +206,23 @@ impl Memo {
 
 /// What the fields of a plain request say.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Fields {
-    origin: Option<Box<[u8]>>,
+pub struct Fields {
+    /// `Origin`.
+    pub origin: Option<Box<[u8]>>,
     /// Whether gzip is taken; `None` if nothing is said of codings.
-    gzip: Option<bool>,
-    none_match: Option<Box<[u8]>>,
-    id: Option<Box<[u8]>>,
+    pub gzip: Option<bool>,
+    /// `If-None-Match`.
+    pub none_match: Option<Box<[u8]>>,
+    /// `X-Request-Id`.
+    pub id: Option<Box<[u8]>>,
     /// Whether it says what it wants of a cache.
-    directives: bool,
+    pub directives: bool,
 }
 
 impl Fields {
     /// Reads what follows a request line: `None` unless it is fields whose meaning is known, the empty line, and nothing else.
-    fn read(block: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn read(block: &[u8]) -> Option<Self> {
         if !block.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\r' | b'\n')) {
             return None;
         }
@@ -263,33 +267,12 @@ impl Fields {
 }
 
 /// Fields that describe the client, or claim who it is: in no key, and nothing that a hit depends on.
+#[rustfmt::skip]
 const INDIFFERENT: [&[u8]; 26] = [
-    b"user-agent",
-    b"accept",
-    b"accept-language",
-    b"referer",
-    b"cookie",
-    b"dnt",
-    b"priority",
-    b"save-data",
-    b"traceparent",
-    b"tracestate",
-    b"upgrade-insecure-requests",
-    b"x-requested-with",
-    b"sec-gpc",
-    b"sec-fetch-site",
-    b"sec-fetch-mode",
-    b"sec-fetch-dest",
-    b"sec-fetch-user",
-    b"sec-ch-ua",
-    b"sec-ch-ua-mobile",
-    b"sec-ch-ua-platform",
-    b"x-forwarded-for",
-    b"x-forwarded-proto",
-    b"x-forwarded-host",
-    b"x-forwarded-port",
-    b"x-real-ip",
-    b"forwarded",
+    b"user-agent", b"accept", b"accept-language", b"referer", b"cookie", b"dnt", b"priority", b"save-data", b"traceparent",
+    b"tracestate", b"upgrade-insecure-requests", b"x-requested-with", b"sec-gpc", b"sec-fetch-site", b"sec-fetch-mode",
+    b"sec-fetch-dest", b"sec-fetch-user", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"x-forwarded-for",
+    b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-real-ip", b"forwarded",
 ];
 
 /// The first line of `bytes`, which must end in CR LF, and what follows it.

@@ -29,6 +29,7 @@ use sluice::http::headers::{age, freshened, http_date, strip_hop_by_hop};
 use sluice::http::range::{Parts, cut, parts};
 use sluice::http::request_directives::RequestDirectives;
 use sluice::http::vary::{Vary, content_language, preferred_language, selection};
+use sluice::proxy::short::Fields;
 use sluice::request::target::Target;
 use sluice::timeline;
 use xxhash_rust::xxh3::xxh3_64;
@@ -37,6 +38,7 @@ static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| match std::env::var("SLUIC
     Ok("key") => key,
     Ok("headers") => headers,
     Ok("framing") => framing,
+    Ok("plain") => plain,
     Ok("range") => range,
     Ok("codec") => codec,
     Ok("config") => config,
@@ -193,6 +195,25 @@ fn framing(data: &[u8]) {
         let head = &data[..data.windows(4).position(|four| four == b"\r\n\r\n").unwrap()];
         assert!(!head.split(|&byte| byte == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r")), "a bare LF went on");
     }
+}
+
+/// What follows a request line: what counts as plain is one whole head without a body to everyone else too, and says the same.
+fn plain(data: &[u8]) {
+    let Some(read) = Fields::read(data) else { return };
+    let request = [b"GET / HTTP/1.1\r\n", data].concat();
+    let mut framing = Framing::new(64 << 10);
+    assert_eq!(framing.inspect(&request), (request.len(), Next::More));
+    assert!(framing.heads() == 1 && framing.is_between_requests() && !framing.is_http2());
+    let text: Vec<u8> = data.iter().copied().filter(|&byte| byte != b'\r').collect();
+    let (map, rest) = fields(&text);
+    assert!(rest.is_empty() && map.get_all("host").iter().count() == 1);
+    for name in ["transfer-encoding", "content-length", "authorization", "x-api-key", "range", "expect", "upgrade", "te"] {
+        assert!(!map.contains_key(name), "{name}");
+    }
+    let only = |name: &str| map.get(name).map(|value| value.as_bytes().into());
+    assert_eq!((read.origin, read.none_match, read.id), (only("origin"), only("if-none-match"), only("x-request-id")));
+    assert_eq!(read.gzip, map.contains_key("accept-encoding").then(|| accepts_gzip(&map)));
+    assert_eq!(read.directives, map.contains_key("cache-control") || map.contains_key("pragma"));
 }
 
 /// A length, `Range`, `If-Range`: what is cut lies within the answer.

@@ -193,3 +193,38 @@ async fn purges_empty_the_backends_own_cache_too_where_that_is_wanted() {
     until("it is logged", || async { sluice.logged().contains("the backend did not empty its own cache") }).await;
     assert_eq!(sluice.get("/l?symbol=BTC").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_comes_whole_from_the_admin_listener_alone() {
+    let backend = Backend::start(|_| ok("", b"x")).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl = '1h'")).await;
+    let page = get(sluice.admin, "/", &[]).await;
+    assert_eq!((page.status, page.field("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = page.field("content-security-policy").unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'") && !policy.contains("unsafe")
+    );
+    let html = page.text();
+    // Nothing in it needs more than that: no script or style within, nothing from elsewhere.
+    for forbidden in ["<style", "style=", "onclick", "javascript:", "//", "<img", "<iframe"] {
+        assert!(!html.contains(forbidden), "{forbidden}");
+    }
+    let named =
+        |name: &str| html.split(&format!("{name}=\"")).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()).collect::<Vec<_>>();
+    let ids = named("id");
+    for file in [named("src"), named("href")].concat().iter().filter(|file| !file.starts_with('#')) {
+        let answer = get(sluice.admin, &format!("/{file}"), &[]).await;
+        assert!(answer.status == 200 && answer.field("x-content-type-options") == Some("nosniff"), "{file}");
+        assert!(!answer.text().contains("http://") || file == "page.js", "{file}");
+        for place in answer.text().split("at(\"").skip(1).filter_map(|rest| rest.split('"').next().map(str::to_owned)) {
+            assert!(ids.contains(&place), "the page has no {place}");
+        }
+    }
+    // Every field has a label, and every label a field.
+    for label in named("for") {
+        assert!(ids.contains(&label), "{label}");
+    }
+    // The main listener has none of it.
+    assert_eq!(sluice.get("/page.js").await.text(), "x");
+    assert_eq!(Connection::open(sluice.admin).await.ask("POST", "/page.js", &[], b"").await.status, 404);
+}
