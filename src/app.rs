@@ -90,11 +90,11 @@ pub struct Parts {
     computing: Computing,
 }
 
-/// Builds all parts. Their background work runs on the current runtime.
+/// Builds all parts, over `own` instead of what `[backend]` names if there is one. Their background work runs on the current runtime.
 ///
 /// # Errors
 /// The sample orders cannot be read, or a part refuses its configuration.
-pub fn build(config: &Config) -> Result<Parts, StartError> {
+pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, StartError> {
     let metrics = Arc::new(Metrics::new().map_err(while_doing("making the metrics"))?);
     let runtime = Handle::current();
     let link = redis_link(config, &metrics)?;
@@ -102,7 +102,10 @@ pub fn build(config: &Config) -> Result<Parts, StartError> {
     let log = link.as_ref().map(|link| VoidLog::new(link.clone(), &config.cache.namespace, Arc::clone(&voids), runtime.clone()));
     let store = store(config, link.as_ref().zip(log.as_ref()), &voids, &metrics)?;
     let cache = Cache::new(store, voids, log, runtime.clone(), Arc::clone(&metrics));
-    let (backend, authorities, source) = backend(config, &runtime, &metrics)?;
+    let (backend, authorities, source) = match own {
+        Some(own) => (own, Vec::new(), None),
+        None => backend(config, &runtime, &metrics).map(|(backend, authorities, source)| (backend, authorities, Some(source)))?,
+    };
     let timeout = head_timeout(config);
     let upstream = Arc::new(Upstream::new(backend, config.backend.max_in_flight, timeout, Arc::clone(&metrics)));
     let settings = Settings {
@@ -178,15 +181,15 @@ fn backend(config: &Config, runtime: &Handle, metrics: &Arc<Metrics>) -> Result<
 /// The timeline, if it is on and some rule wants it. It computes on `computing`.
 fn timeline(
     config: &Config,
-    source: Source,
+    source: Option<Source>,
     upstream: &Arc<Upstream>,
     cache: &Arc<Cache>,
     metrics: &Arc<Metrics>,
     computing: Handle,
 ) -> Result<Option<Arc<dyn Timeline>>, StartError> {
-    if !config.timeline.enabled || !config.routes.iter().any(|route| route.timeline) {
+    let Some(source) = source.filter(|_| config.timeline.enabled && config.routes.iter().any(|route| route.timeline)) else {
         return Ok(None);
-    }
+    };
     let settings = &config.timeline;
     let service = || Arc::new(Service::new(Arc::clone(upstream), config.backend.timeout));
     let build = TimelineBuilder { config, cache, metrics, computing };
@@ -342,8 +345,21 @@ fn sockets(config: &Config, beside: bool) -> Result<Sockets, StartError> {
 /// # Errors
 /// An address cannot be bound, or [`build`] fails.
 pub async fn start(config: &Config, source: Option<reload::Source>, beside: bool) -> Result<Running, StartError> {
+    run(config, None, source, beside).await
+}
+
+/// The same over a backend of one's own, for programs that have Sluice in them. What `[backend]` says of where it is does not matter,
+/// its deadlines and bounds do; nothing is computed from orders.
+///
+/// # Errors
+/// An address cannot be bound, or [`build`] fails.
+pub async fn start_over(config: &Config, backend: Box<dyn Backend>) -> Result<Running, StartError> {
+    run(config, Some(backend), None, false).await
+}
+
+async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<reload::Source>, beside: bool) -> Result<Running, StartError> {
     let Sockets { main, admin } = sockets(config, beside)?;
-    let Parts { proxy, endpoints, computing } = build(config)?;
+    let Parts { proxy, endpoints, computing } = build(config, own)?;
     let began = proxy.cache.ask();
     let bytes = (config.cache.memory / 2).min(HOT_BYTES);
     let path = config.cache.handover.clone().filter(|_| config.cache.redis.is_none());

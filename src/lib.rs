@@ -61,6 +61,47 @@
 //! * Each serving thread has a runtime of its own; fetches, Redis and the admin listener share another one.
 //! * "Upstream" and "backend" are one: the first is the RFCs' word and the code's, the second the configuration's.
 
+//! # In a program of one's own
+//!
+//! The program is a library too: a cache in front of whatever implements [`upstream::Backend`].
+//!
+//! ```
+//! use sluice::upstream::{Backend, ResponseFuture};
+//! use sluice::{app, body, config};
+//!
+//! struct Hello;
+//!
+//! impl Backend for Hello {
+//!     fn call(&self, request: http::Request<body::Stream>) -> ResponseFuture {
+//!         let text = format!("you asked for {}", request.uri());
+//!         Box::pin(async { Ok(http::Response::new(body::full(text.into()))) })
+//!     }
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The file of the program, `proxy.toml`; where its backend is does not matter.
+//! let text = "
+//!     listen = '127.0.0.1:0'
+//!     admin.listen = '127.0.0.1:0'
+//!     backend.url = 'http://hello'
+//!     route = [{ name = 'all', path = '/*', ttl = '1m' }]";
+//! let config = config::check("proxy.toml", text, &|_| None).config.ok_or("it has problems")?;
+//! let running = app::start_over(&config, Box::new(Hello)).await?;
+//! println!("listening on http://{}", running.address);
+//! # use std::io::{Read, Write};
+//! # for expected in ["sluice; fwd=uri-miss; stored", "sluice; hit; ttl="] {
+//! #     let mut stream = std::net::TcpStream::connect(running.address)?;
+//! #     stream.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+//! #     let mut answer = String::new();
+//! #     stream.read_to_string(&mut answer)?;
+//! #     assert!(answer.contains(expected) && answer.ends_with("you asked for /x"), "{answer}");
+//! # }
+//! running.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+
 pub mod admin;
 pub mod api;
 pub mod app;
