@@ -184,8 +184,9 @@ fn log(mut section: Section<'_, '_>) -> Log {
     let level = section.choice("level", &levels).unwrap_or(Level::INFO);
     let accesses = [("all", Access::All), ("errors", Access::Errors), ("off", Access::Off)];
     let access = section.choice("access", &accesses).unwrap_or(Access::Errors);
+    let slow = section.parsed("slow", duration).unwrap_or(Duration::from_secs(1));
     section.finish();
-    Log { json, level, access }
+    Log { json, level, access, slow }
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -127,6 +127,8 @@ pub struct Log {
     pub level: tracing::Level,
     /// Which requests get an access line.
     pub access: Access,
+    /// Requests that take so long to the head of their answer get a line that says where the time went; zero: none do.
+    pub slow: Duration,
 }
 
 /// Which requests get an access line.

@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
+use super::spent::{Spent, Step};
 use crate::body::{BoxError, Reply, Stream};
 
 /// A line of the access log, all but what is known when the body has been sent.
@@ -47,6 +48,28 @@ impl Line {
             }
             Reply::Stream(inner) => Reply::Stream(CountedBody { inner, bytes: 0, whole: false, line: self }.boxed_unsync()),
         }
+    }
+
+    /// Writes where the time of a slow request went until the head of its response.
+    pub fn write_slow(&self, spent: &Spent) {
+        let of = |step| milliseconds(spent.of(step));
+        tracing::info!(
+            id = self.id,
+            client = %self.client,
+            method = self.method,
+            target = self.target,
+            route = self.route,
+            outcome = self.outcome,
+            detail = self.detail,
+            status = self.status,
+            head_ms = milliseconds(self.head),
+            limit_ms = of(Step::Limit),
+            redis_ms = of(Step::Redis),
+            timeline_ms = of(Step::Timeline),
+            fetch_ms = of(Step::Fetch),
+            pass_ms = of(Step::Pass),
+            "slow"
+        );
     }
 
     fn write(&self, bytes: u64, whole: bool) {

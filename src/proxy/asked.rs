@@ -3,6 +3,7 @@
 use http::header::AUTHORIZATION;
 use http::request;
 
+use super::spent::Spent;
 use crate::cache::key::Canonical;
 use crate::clock::Wall;
 use crate::config::route::Route;
@@ -25,6 +26,8 @@ pub struct Asked<'a> {
     pub forwarding: Forwarding<'a>,
     /// How many requests its client may make.
     pub limits: &'a ClientLimits<'a>,
+    /// Where its time goes.
+    pub spent: &'a Spent,
     /// Whether Sluice asks itself.
     pub own: bool,
 }
@@ -41,6 +44,8 @@ pub struct CacheableRequest<'a> {
     pub forwarding: Forwarding<'a>,
     /// How many requests its client may make.
     pub limits: &'a ClientLimits<'a>,
+    /// Where its time goes.
+    pub spent: &'a Spent,
     /// Its canonical form.
     pub canonical: Canonical,
     /// The variant under which the response was looked for, where it is known that it varies.
@@ -55,10 +60,10 @@ impl<'a> CacheableRequest<'a> {
     /// A request on a rule that admits it.
     #[must_use]
     pub fn new(route: &'a Route, asked: Asked<'a>) -> Self {
-        let Asked { parts, target, forwarding, limits, route: _, own: _ } = asked;
+        let Asked { parts, target, forwarding, limits, spent, route: _, own: _ } = asked;
         let canonical = Canonical::new(route, target, &parts.headers);
         let authorized = route.sees_credentials(&parts.headers).then(|| canonical.variant(&[AUTHORIZATION, API_KEY], &parts.headers));
-        Self { route, target, parts, forwarding, limits, canonical, variant: None, authorized, now: Wall::now() }
+        Self { route, target, parts, forwarding, limits, spent, canonical, variant: None, authorized, now: Wall::now() }
     }
 
     /// Path and query, as they were sent.

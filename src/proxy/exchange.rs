@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use super::access_log::Line;
 use super::outcome::Outcome;
+use super::rules::Rules;
+use super::spent::Spent;
 use crate::body::Reply;
 use crate::config::Access;
 use crate::request::client::{Client, PublicUrl};
@@ -26,6 +28,7 @@ const MAX_ID: usize = 128;
 pub struct Exchange<'m> {
     id: HeaderValue,
     started: Instant,
+    spent: Spent,
     inflight: &'m IntGauge,
 }
 
@@ -36,7 +39,7 @@ impl<'m> Exchange<'m> {
         metrics.inflight.inc();
         let given = parts.headers.get(REQUEST_ID).filter(|id| fits_as_id(id.as_bytes()) && id.to_str().is_ok());
         let made = || HeaderValue::from_bytes(&new_id()).unwrap_or_else(|_| HeaderValue::from_static("0"));
-        Self { id: given.cloned().unwrap_or_else(made), started: Instant::now(), inflight: &metrics.inflight }
+        Self { id: given.cloned().unwrap_or_else(made), started: Instant::now(), spent: Spent::default(), inflight: &metrics.inflight }
     }
 
     /// The id, to be put into the response.
@@ -56,6 +59,12 @@ impl<'m> Exchange<'m> {
         Forwarding { client, id: &self.id, public, interim }
     }
 
+    /// Where its time goes.
+    #[must_use]
+    pub const fn spent(&self) -> &Spent {
+        &self.spent
+    }
+
     /// How long it has taken so far.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
@@ -63,23 +72,25 @@ impl<'m> Exchange<'m> {
     }
 
     /// The head of the response is ready: logs the exchange, if it is one of those that are logged. A streamed response's line
-    /// is written when its body ends, with the bytes that were sent.
+    /// is written when its body ends, with the bytes that were sent. One that was slow gets a line of its own, now.
     #[must_use]
     pub fn end(
         &self,
-        access: Access,
+        rules: &Rules,
         route: &str,
         parts: &request::Parts,
         client: IpAddr,
         response: Response<Reply>,
         outcome: &Outcome,
     ) -> Response<Reply> {
-        let is_logged = match access {
+        let head = self.elapsed();
+        let is_slow = !rules.slow.is_zero() && head >= rules.slow;
+        let is_logged = match rules.access {
             Access::All => true,
             Access::Errors => outcome.is_error() || response.status().is_server_error(),
             Access::Off => false,
         };
-        if !is_logged {
+        if !is_logged && !is_slow {
             return response;
         }
         let line = Line {
@@ -92,8 +103,14 @@ impl<'m> Exchange<'m> {
             detail: outcome.detail(),
             status: response.status().as_u16(),
             started: self.started,
-            head: self.elapsed(),
+            head,
         };
+        if is_slow {
+            line.write_slow(&self.spent);
+        }
+        if !is_logged {
+            return response;
+        }
         response.map(|body| line.write_with(body))
     }
 }

@@ -8,6 +8,7 @@ use http::{Method, Response};
 use super::asked::CacheableRequest;
 use super::decide::{Decision, decide, respect_directives};
 use super::outcome::FetchWhy;
+use super::spent::Step;
 use super::{Proxy, respond};
 use crate::body::Reply;
 use crate::cache::entry::{Content, Entry};
@@ -49,7 +50,8 @@ impl Proxy {
         if let Some(entry) = self.cache.peek(canonical) {
             return Some(entry);
         }
-        self.cache.get(&Key::new(request.route, request.target, canonical.clone())).await
+        let key = Key::new(request.route, request.target, canonical.clone());
+        request.spent.on(Step::Redis, self.cache.get(&key)).await
     }
 
     /// What to do with a request, given what was found.

@@ -12,6 +12,7 @@ use super::asked::CacheableRequest;
 use super::decide::is_early;
 use super::outcome::{FetchWhy, Fetched as FetchedOutcome, Outcome, PassWhy, StaleWhy};
 use super::pass::deliver;
+use super::spent::Step;
 use super::{Proxy, respond};
 use crate::body::{self, Reply};
 use crate::cache::entry::Entry;
@@ -45,7 +46,7 @@ impl Proxy {
         stored: Option<Arc<Entry>>,
         fallback: Option<Duration>,
     ) -> Answer {
-        if !request.limits.take(Counts::Backend).await {
+        if !request.spent.on(Step::Limit, request.limits.take(Counts::Backend)).await {
             return match self.respond(request, stored.as_ref().filter(|_| fallback.is_some())).await {
                 Some(response) => Answer { response, outcome: Outcome::Stale(fallback.unwrap_or_default(), StaleWhy::Limited) },
                 None => self.refuse_limited(&request.route.name),
@@ -86,24 +87,26 @@ impl Proxy {
             if let Some(interim) = request.forwarding.interim {
                 interim.attach(&mut job.request.extensions).await;
             }
-            self.fetcher.fetch(job).await
+            request.spent.on(Step::Fetch, self.fetcher.fetch(job)).await
         };
         let accept = |response: Response<Reply>| match is_failure(response.status()) && has_fallback {
             true => Err(Failure::Status(response.status().as_u16())),
             false => Ok(response),
         };
         match fetched {
-            Fetched::Shared { fill, collapsed } => match self.respond_from_fill(request, &fill, has_fallback).await? {
-                Some(response) => {
-                    let fetched = FetchedOutcome { why, stored: fill.head.stored, collapsed };
-                    Ok(Answer { response, outcome: Outcome::Fetched(fetched) })
+            Fetched::Shared { fill, collapsed } => {
+                match request.spent.on(Step::Fetch, self.respond_from_fill(request, &fill, has_fallback)).await? {
+                    Some(response) => {
+                        let fetched = FetchedOutcome { why, stored: fill.head.stored, collapsed };
+                        Ok(Answer { response, outcome: Outcome::Fetched(fetched) })
+                    }
+                    // What came is not for this request, or its beginning is gone.
+                    None => {
+                        let response = self.pass_alone(request).await?;
+                        Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
+                    }
                 }
-                // What came is not for this request, or its beginning is gone.
-                None => {
-                    let response = self.pass_alone(request).await?;
-                    Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
-                }
-            },
+            }
             Fetched::Stored(entry) => match self.respond(request, Some(&entry)).await {
                 Some(response) => Ok(Answer { response, outcome: Outcome::Fetched(FetchedOutcome { why, stored: true, collapsed: true }) }),
                 None => {
@@ -188,7 +191,7 @@ impl Proxy {
 
     /// Asks for a client that wants nothing stored.
     pub(super) async fn fetch_unstored(&self, request: &CacheableRequest<'_>) -> Answer {
-        if !request.limits.take(Counts::Backend).await {
+        if !request.spent.on(Step::Limit, request.limits.take(Counts::Backend)).await {
             return self.refuse_limited(&request.route.name);
         }
         match self.pass_alone(request).await {
@@ -199,7 +202,8 @@ impl Proxy {
 
     /// Asks for this client alone, though the rule caches.
     async fn pass_alone(&self, request: &CacheableRequest<'_>) -> Result<Response<Reply>, Failure> {
-        self.send(Some(request.route), request.parts, body::empty(), request.forwarding, false).await.map(deliver)
+        let sent = self.send(Some(request.route), request.parts, body::empty(), request.forwarding, false);
+        request.spent.on(Step::Pass, sent).await.map(deliver)
     }
 
     /// Has a stored response that is served stale revalidated in the background.

@@ -34,6 +34,7 @@ pub mod respond;
 pub mod rules;
 pub mod shadow;
 pub mod short;
+pub mod spent;
 pub mod timeline;
 pub mod warm;
 
@@ -75,6 +76,7 @@ use exchange::Exchange;
 use hottest::Hottest;
 use outcome::{FetchWhy, Outcome, StaleWhy};
 use rules::Rules;
+use spent::Step;
 
 /// Everything that answering a request needs.
 pub struct Proxy {
@@ -146,11 +148,14 @@ impl Proxy {
         let (row, name) = route.map_or((rules.rows.no_route(), "none"), |route| (route.index, route.name.as_str()));
         let own = arrival.own;
         let limits = rules.limits.of(row, name, client.address, &parts.headers).unless(own);
-        let asked = |target| Asked { parts: &parts, target, route, forwarding, limits: &limits, own };
+        let spent = exchange.spent();
+        let asked = |target| Asked { parts: &parts, target, route, forwarding, limits: &limits, spent, own };
         let mut answer = match &target {
             Err(refusal) => Answer::refused(*refusal),
             Ok(target) if self.own.owns(&target.path) => self.own.answer(asked(target), self).await,
-            Ok(_) if limits.count(Counts::All) && !Box::pin(limits.take(Counts::All)).await => self.refuse_limited(name),
+            Ok(_) if limits.count(Counts::All) && !Box::pin(spent.on(Step::Limit, limits.take(Counts::All))).await => {
+                self.refuse_limited(name)
+            }
             Ok(target) => self.answer(asked(target), body).await,
         };
         limits.describe(answer.response.headers_mut());
@@ -238,6 +243,6 @@ impl Proxy {
         headers.insert(CACHE_STATUS, outcome.cache_status());
         headers.insert(REQUEST_ID, exchange.take_id());
         self.metrics.record(&rules.rows, row, name, outcome.label(), response.status().as_u16(), exchange.elapsed());
-        exchange.end(rules.access, name, parts, client.address, response, &outcome)
+        exchange.end(rules, name, parts, client.address, response, &outcome)
     }
 }

@@ -12,6 +12,7 @@ use super::Proxy;
 use super::answer::Answer;
 use super::asked::{Asked, CacheableRequest};
 use super::outcome::{Outcome, PassWhy};
+use super::spent::Step;
 use crate::body::{Reply, Stream};
 use crate::cache::key::{Canonical, Key};
 use crate::config::rate_limit::Counts;
@@ -27,15 +28,15 @@ use crate::upstream::response_fields::{self, OWN_VIA};
 impl Proxy {
     /// Passes a request to the upstream.
     pub(super) async fn pass(&self, asked: Asked<'_>, why: PassWhy, body: Stream) -> Answer {
-        let Asked { parts, target, route, forwarding, limits, own: _ } = asked;
-        if !limits.take(Counts::Backend).await {
+        let Asked { parts, target, route, forwarding, limits, spent, own: _ } = asked;
+        if !spent.on(Step::Limit, limits.take(Counts::Backend)).await {
             return self.refuse_limited(route.map_or("none", |route| &route.name));
         }
         // Content in a HEAD has no meaning (RFC 9110 §9.3.2), and so has what is answered to it.
         let meaningful = parts.method != Method::HEAD || body.is_end_stream();
         let updating =
             route.filter(|route| meaningful && route.updates_from(&parts.method) && is_fully_keyed(parts, &route.request_fields));
-        let response = match self.send(route, parts, body, forwarding, updating.is_some()).await {
+        let response = match spent.on(Step::Pass, self.send(route, parts, body, forwarding, updating.is_some())).await {
             Ok(response) => response,
             Err(failure) => return Answer::failed(failure),
         };

@@ -1,6 +1,8 @@
 //! The rules that serve, with all else that a reload may change: exchanged at once for requests to come, while those that are being
 //! answered keep theirs.
 
+use std::time::Duration;
+
 use crate::clock::Wall;
 use crate::config::route::Route;
 use crate::config::tokens::Tokens;
@@ -24,6 +26,8 @@ pub struct Rules {
     pub warm: Warm,
     /// Which requests get an access line.
     pub access: Access,
+    /// From when on a request is slow; zero: never.
+    pub slow: Duration,
     /// The first digits of the SHA-256 of the configuration file.
     pub digest: String,
     /// Since when they serve.
@@ -44,6 +48,7 @@ impl Rules {
             tokens: config.admin.tokens.clone(),
             warm: config.warm.clone(),
             access: config.log.access,
+            slow: config.log.slow,
             digest: config.digest.clone(),
             since: Wall::now(),
         }

@@ -22,6 +22,7 @@ use super::answer::Answer;
 use super::asked::{Asked, CacheableRequest};
 use super::decide::Decision;
 use super::outcome::{Outcome, PassWhy};
+use super::spent::Step;
 use crate::body::{BoxError, Reply, Stream};
 use crate::cache::entry::{Content, Entry, StoredResponse};
 use crate::cache::ready::CACHE_STATUS;
@@ -70,7 +71,7 @@ impl Proxy {
         let orders = request.for_timeline(&canonical);
         let timeline = self.timeline.as_deref().filter(|_| request.route.timeline && request.authorized.is_none());
         let computed = match timeline {
-            Some(timeline) => timeline.answer(orders).await.map(|answered| answered.entry),
+            Some(timeline) => request.spent.on(Step::Timeline, timeline.answer(orders)).await.map(|answered| answered.entry),
             None => None,
         };
         let expected = match computed {

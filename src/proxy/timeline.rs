@@ -5,6 +5,7 @@ use http::{Method, StatusCode};
 use super::answer::Answer;
 use super::asked::CacheableRequest;
 use super::outcome::{Outcome, StaleWhy};
+use super::spent::Step;
 use super::{Proxy, respond};
 use crate::cache::entry::Content;
 use crate::timeline::{Answered, How, Timeline};
@@ -20,7 +21,7 @@ impl Proxy {
         let asked = request.for_timeline(&canonical);
         let answered = match timeline.recall(asked) {
             Some(answered) => Some(answered),
-            None => timeline.answer(asked).await,
+            None => request.spent.on(Step::Timeline, timeline.answer(asked)).await,
         };
         if let Some(answered) = answered
             && let Some(answer) = self.respond_computed(&request, &answered).await

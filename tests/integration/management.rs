@@ -1,5 +1,7 @@
 //! The admin listener, and what an operator sees.
 
+use std::time::Duration;
+
 use crate::support::{Backend, Connection, Redis, Sluice, TOKEN, get, ok, one_rule, until};
 
 const RULES: &str = "[[route]]\nname='symbols'\npath='/s'\nttl='1h'\nkey='symbols:all'\n[[route]]\nname='liq'\npath='/l'\nttl='1h'\nstale_while_revalidate='1h'\nkey='liq:{symbol}:{tf}'\nfold_case=['symbol']\ntags=['symbol:{symbol}']\n[warm]\ntargets=['/s','/l?symbol=BTC']\n";
@@ -227,4 +229,30 @@ async fn the_page_comes_whole_from_the_admin_listener_alone() {
     // The main listener has none of it.
     assert_eq!(sluice.get("/page.js").await.text(), "x");
     assert_eq!(Connection::open(sluice.admin).await.ask("POST", "/page.js", &[], b"").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_requests_are_told_with_what_they_waited_for() {
+    let backend = Backend::slow(Duration::from_millis(300)).await;
+    let text = format!("[log]\nslow='200ms'\n[backend]\nurl='http://{}'\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl = '1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    let millis = |line: &str, name: &str| {
+        let value = line.split(&format!("{name}_ms=")).nth(1).unwrap().split(' ').next().unwrap();
+        value.parse::<f64>().unwrap()
+    };
+    let told = async |target: &str| {
+        until("it is told", || async { sluice.logged().contains(&format!("target=\"{target}\"")) }).await;
+        let logged = sluice.logged();
+        logged.lines().find(|line| line.contains(" slow ") && line.contains(&format!("target=\"{target}\""))).unwrap().to_owned()
+    };
+    assert_eq!(sluice.get("/fetched").await.text(), "/fetched");
+    let line = told("/fetched").await;
+    assert!(millis(&line, "head") >= 300.0 && millis(&line, "fetch") >= 300.0 && millis(&line, "pass") == 0.0, "{line}");
+    assert!(line.contains("outcome=\"miss\"") && line.contains("route=\"all\""), "{line}");
+    // A hit is none.
+    assert!(sluice.get("/fetched").await.cache_status().contains("hit"));
+    sluice.get_with("/passed", &[("Authorization", "x")]).await;
+    let line = told("/passed").await;
+    assert!(millis(&line, "pass") >= 300.0 && millis(&line, "fetch") == 0.0, "{line}");
+    assert_eq!(sluice.logged().lines().filter(|line| line.contains(" slow ")).count(), 2, "{}", sluice.logged());
 }

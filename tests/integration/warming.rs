@@ -5,23 +5,13 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::support::{Backend, Connection, Redis, Sluice, Step, TOKEN, get, ok, until};
+use crate::support::{Backend, Connection, Redis, Sluice, TOKEN, get, ok, until};
 
 fn config(backend: &Backend, redis: &str, warm: &str) -> String {
     format!(
         "[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\n[cache]\nredis='{redis}'\n[warm]\n{warm}\n[[route]]\nname='all'\npath='/*'\nttl='1h'\n",
         backend.address
     )
-}
-
-/// A backend that takes so long for an answer.
-async fn slow(delay: Duration) -> Backend {
-    Backend::start(move |asked| {
-        let mut steps = vec![Step::Delay(delay)];
-        steps.extend(ok("", asked.target.as_bytes()));
-        steps
-    })
-    .await
 }
 
 async fn state(sluice: &Sluice) -> Value {
@@ -62,7 +52,7 @@ async fn at_the_start_the_symbols_of_the_api_are_asked_for_in_every_timeframe() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_backend_gets_rest_and_never_more_than_so_many_requests() {
-    let backend = slow(Duration::from_millis(50)).await;
+    let backend = Backend::slow(Duration::from_millis(50)).await;
     let targets: Vec<String> = (0..12).map(|number| format!("'/{number}'")).collect();
     let sluice = Sluice::with(&config(&backend, "", &format!("concurrency=2\ntargets=[{}]", targets.join(","))), &[]);
     let began = Instant::now();
@@ -101,7 +91,7 @@ async fn what_was_asked_for_most_before_is_asked_for_after_a_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_often_is_refreshed_before_it_is_stale() {
-    let backend = slow(Duration::from_millis(300)).await;
+    let backend = Backend::slow(Duration::from_millis(300)).await;
     let text = config(&backend, "", "").replace("ttl='1h'", "ttl='3s'");
     let sluice = Sluice::with(&text, &[]);
     let mut open = Connection::open(sluice.address).await;

@@ -67,6 +67,16 @@ impl Backend {
         backend
     }
 
+    /// Answers with the target, and takes so long for it.
+    pub async fn slow(delay: Duration) -> Self {
+        Self::start(move |asked| {
+            let mut steps = vec![Step::Delay(delay)];
+            steps.extend(ok("", asked.target.as_bytes()));
+            steps
+        })
+        .await
+    }
+
     fn serve(&mut self, listener: TcpListener) {
         let (asked, script) = (Arc::clone(&self.asked), Arc::clone(&self.script));
         self.serving = Some(tokio::spawn(async move {

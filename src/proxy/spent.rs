@@ -1,0 +1,69 @@
+//! Where the time of a request goes that does not hit, for the log of slow requests (`log.slow`).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A count that is shared with other instances.
+    Limit,
+    /// Redis, for what memory does not hold.
+    Redis,
+    /// The timeline: computing, and the orders that it needs.
+    Timeline,
+    /// A fetch through the cache, its own or another request's.
+    Fetch,
+    /// The upstream, for this request alone.
+    Pass,
+}
+
+/// How long a request has waited for each of these.
+#[derive(Debug, Default)]
+pub struct Spent([AtomicU64; 5]);
+
+impl Spent {
+    /// Waits for `work`, and notes how long that took. Steps of one request do not overlap.
+    pub async fn on<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let done = work.await;
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.0[step as usize].fetch_add(micros, Ordering::Relaxed);
+        done
+    }
+
+    /// How long it has waited for that.
+    #[must_use]
+    pub fn of(&self, step: Step) -> Duration {
+        Duration::from_micros(self.0[step as usize].load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::sleep;
+
+    #[tokio::test(start_paused = true)]
+    async fn times_of_a_step_add_up_and_do_not_mix() {
+        let spent = Spent::default();
+        for _ in 0..2 {
+            assert_eq!(
+                spent
+                    .on(Step::Redis, async {
+                        sleep(Duration::from_millis(20)).await;
+                        7
+                    })
+                    .await,
+                7
+            );
+        }
+        spent.on(Step::Pass, sleep(Duration::from_millis(5))).await;
+        assert_eq!(
+            [Step::Limit, Step::Redis, Step::Timeline, Step::Fetch, Step::Pass].map(|step| spent.of(step).as_millis()),
+            [0, 40, 0, 0, 5]
+        );
+    }
+}
