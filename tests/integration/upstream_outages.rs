@@ -34,7 +34,7 @@ async fn stale_after(failure: fn() -> Vec<Step>, detail: &str) {
     }
     assert!(backend.count() - before < 10, "{}", backend.count() - before);
     // And longer each time: the key from at least a quarter of a second on, the backend as a whole from half of that.
-    let least = if detail.ends_with("truncated") { 1500 } else { 800 };
+    let least = if detail.ends_with("truncated") { 1400 } else { 600 };
     let (began, before) = (Instant::now(), backend.count());
     until("it is asked again and again", || async { sluice.get("/x").await.whole && backend.count() >= before + 3 }).await;
     assert!(began.elapsed() >= Duration::from_millis(least), "{detail}: {:?}", began.elapsed());
