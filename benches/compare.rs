@@ -1,8 +1,8 @@
 //! CPU time a hit: Sluice beside nginx's `proxy_cache`, Varnish, and a bare tokio socket loop that writes canned bytes.
 //!
-//! `benches/compare [SECONDS] [ROUNDS] [CASE]` runs it, all cases or those whose title begins so. Each server has core 0 to itself and wrk core 1. What is compared is the CPU time
-//! that the operating system charged to the server, a request: the load generator saturates first, so requests a
-//! second say little. Every figure is the median of several rounds, in which the servers take turns.
+//! `benches/compare [SECONDS] [ROUNDS] [CASE]` runs it, all cases or those whose title begins so. Each server has core 0 to itself and
+//! wrk core 1. What is compared is the CPU time that the operating system charged to the server, a request: the load generator saturates
+//! first, so requests a second say little. Every figure is the median of several rounds, in which the servers take turns.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a benchmark that cannot go on stops")]
 

@@ -60,7 +60,7 @@
 //! * A store never fails: what cannot be read is a miss, what cannot be written is not stored.
 //! * Each serving thread has a runtime of its own; fetches, Redis and the admin listener share another one.
 //! * "Upstream" and "backend" are one: the first is the RFCs' word and the code's, the second the configuration's.
-
+//!
 //! # In a program of one's own
 //!
 //! The program is a library too: a cache in front of whatever implements [`upstream::Backend`].

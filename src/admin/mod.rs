@@ -109,8 +109,8 @@ impl AdminState {
         };
         match (&*target.path, request.method()) {
             ("/purge", &Method::GET) => return purge::get(&self.proxy.cache, &target),
-            (path, &Method::GET | &Method::HEAD) if let Some(page) = console::get(path) => return page,
             ("/warm", &Method::GET) => return errors::json(200, json!(self.endpoints.warmer.state()).to_string()),
+            (path, &Method::GET | &Method::HEAD) if let Some(page) = console::get(path) => return page,
             _ => {}
         }
         let wanted = match &*target.path {

@@ -9,7 +9,7 @@ use super::{load, rules, say};
 pub fn run(path: &Path) -> ExitCode {
     match load(path) {
         Ok(config) => {
-            say(format_args!("{}: fine, {}", path.display(), rules(config.routes.len())));
+            say(format_args!("{}: fine, {}", path.display(), rules(config.routes.len() as u64)));
             ExitCode::SUCCESS
         }
         Err(code) => code,

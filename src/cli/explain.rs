@@ -1,10 +1,10 @@
 //! `sluice explain`.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::{StringValueParser, TypedValueParser as _};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::client::{Client, exit};
@@ -25,19 +25,18 @@ pub struct Options {
     #[arg(long)]
     running: bool,
     /// The path and query, as in the request line, or the whole URL
-    #[arg(value_name = "TARGET", value_parser = target)]
+    #[arg(value_name = "TARGET", value_parser = StringValueParser::new().map(|text| path_and_query(&text)))]
     target: String,
 }
 
 /// What is asked of the server: a URL as it is copied from a browser begins with more.
-#[allow(clippy::unnecessary_wraps, reason = "as the command line's library takes it")]
-fn target(text: &str) -> Result<String, Infallible> {
-    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else { return Ok(text.to_owned()) };
-    Ok(match rest.find(['/', '?']) {
+fn path_and_query(text: &str) -> String {
+    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else { return text.to_owned() };
+    match rest.find(['/', '?']) {
         Some(at) if rest[at..].starts_with('/') => rest[at..].to_owned(),
         Some(at) => format!("/{}", &rest[at..]),
         None => "/".to_owned(),
-    })
+    }
 }
 
 fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
@@ -87,7 +86,7 @@ mod tests {
             ("https://api.example?x=1/2", "/?x=1/2"),
             ("ftp://x/y", "ftp://x/y"),
         ] {
-            assert_eq!(target(given), Ok(asked.to_owned()));
+            assert_eq!(path_and_query(given), asked);
         }
     }
 }

@@ -118,7 +118,7 @@ fn say(text: impl std::fmt::Display) {
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
-fn rules(count: usize) -> String {
+fn rules(count: u64) -> String {
     if count == 1 { "1 rule".to_owned() } else { format!("{count} rules") }
 }
 

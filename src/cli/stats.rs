@@ -54,7 +54,7 @@ fn page(stats: &Value) -> String {
         text(&stats["version"]),
         text(&stats["config"]["digest"]),
         text(&stats["config"]["since"]),
-        rules(stats["config"]["rules"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(0))
+        rules(stats["config"]["rules"].as_u64().unwrap_or(0))
     );
     let mut rows = vec![
         ["rule", "requests", "hit ratio", "hits", "stale", "misses", "joined", "passed", "refused", "failed", "hit", "miss", "ttl"]

@@ -161,15 +161,20 @@ impl Fetcher {
         Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
     }
 
+    /// Notes that all of a response came, which speaks for its key unless it says itself that the upstream failed.
+    fn note_whole(&self, job: &Job, status: StatusCode) {
+        if !is_failure(status) {
+            self.failing.succeeded(&job.collapse_key);
+        }
+    }
+
     /// Gives a response to the one client that it is for. Whoever waited asks by itself, and those to come do not wait.
     fn deliver_privately(&self, job: &Job, leader: Leader, private: oneshot::Sender<Private>, response: Response<Stream>) {
         // What a client did wrong says nothing about the next one.
         if !response.status().is_client_error() {
             self.note_uncacheable(&job.collapse_key);
         }
-        if !is_failure(response.status()) {
-            self.failing.succeeded(&job.collapse_key);
-        }
+        self.note_whole(job, response.status());
         let answer = if job.negotiable.withholds() { Private::AskAgain } else { Private::Response(response) };
         // A client that left, or a revalidation, has no use for it.
         drop(private.send(answer));
@@ -212,9 +217,7 @@ impl Fetcher {
             }
         }
         let leader = leader.filter(|_| lifetimes.is_some());
-        if !is_failure(fill.head.status) {
-            self.failing.succeeded(&job.collapse_key);
-        }
+        self.note_whole(job, fill.head.status);
         match (writer.complete(), lifetimes) {
             (Some(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
             (Some(_), None) => {}

@@ -107,18 +107,16 @@ impl Socket {
     /// # Errors
     /// The connection's own, and a body that is malformed.
     pub async fn answer_plain(&mut self) -> io::Result<()> {
-        let Some(short) = self.short.take() else { return Ok(()) };
-        let answering = poll_fn(|cx| {
+        let Some(short) = self.short.clone() else { return Ok(()) };
+        poll_fn(|cx| {
             loop {
                 ready!(self.poll_send_rest(cx))?;
                 if ready!(self.poll_read_plain(cx, &short, &mut ReadBuf::new(&mut [])))? || !self.is_at_rest() {
                     return Poll::Ready(Ok(()));
                 }
             }
-        });
-        let answered = answering.await;
-        self.short = Some(short);
-        answered
+        })
+        .await
     }
 
     /// Reads where the short way may be taken, and takes it if it can. Whether there is something for the library, be it the end.

@@ -37,6 +37,24 @@ pub struct Line {
     pub head: Duration,
 }
 
+/// A line about a request: what names it, then what else there is to say, then what kind of line it is.
+macro_rules! log_line {
+    ($line:expr, $kind:literal, $($more:tt)+) => {
+        tracing::info!(
+            id = $line.id,
+            client = %$line.client,
+            method = $line.method,
+            target = $line.target,
+            route = $line.route,
+            outcome = $line.outcome,
+            detail = $line.detail,
+            status = $line.status,
+            $($more)+,
+            $kind
+        )
+    };
+}
+
 impl Line {
     /// Writes the line once a body has been sent: now if it is all there, else when it ends.
     #[must_use]
@@ -53,41 +71,21 @@ impl Line {
     /// Writes where the time of a slow request went until the head of its response.
     pub fn write_slow(&self, spent: &Spent) {
         let of = |step| milliseconds(spent.of(step));
-        tracing::info!(
-            id = self.id,
-            client = %self.client,
-            method = self.method,
-            target = self.target,
-            route = self.route,
-            outcome = self.outcome,
-            detail = self.detail,
-            status = self.status,
+        log_line!(
+            self,
+            "slow",
             head_ms = milliseconds(self.head),
             limit_ms = of(Step::Limit),
             redis_ms = of(Step::Redis),
             timeline_ms = of(Step::Timeline),
             fetch_ms = of(Step::Fetch),
-            pass_ms = of(Step::Pass),
-            "slow"
+            pass_ms = of(Step::Pass)
         );
     }
 
     fn write(&self, bytes: u64, whole: bool) {
-        tracing::info!(
-            id = self.id,
-            client = %self.client,
-            method = self.method,
-            target = self.target,
-            route = self.route,
-            outcome = self.outcome,
-            detail = self.detail,
-            status = self.status,
-            bytes,
-            whole,
-            head_ms = milliseconds(self.head),
-            total_ms = milliseconds(self.started.elapsed()),
-            "access"
-        );
+        let (head_ms, total_ms) = (milliseconds(self.head), milliseconds(self.started.elapsed()));
+        log_line!(self, "access", bytes, whole, head_ms, total_ms);
     }
 }
 

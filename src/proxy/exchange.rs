@@ -108,10 +108,7 @@ impl<'m> Exchange<'m> {
         if is_slow {
             line.write_slow(&self.spent);
         }
-        if !is_logged {
-            return response;
-        }
-        response.map(|body| line.write_with(body))
+        if is_logged { response.map(|body| line.write_with(body)) } else { response }
     }
 }
 

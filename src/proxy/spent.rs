@@ -49,16 +49,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn times_of_a_step_add_up_and_do_not_mix() {
         let spent = Spent::default();
+        let slow = async || {
+            sleep(Duration::from_millis(20)).await;
+            7
+        };
         for _ in 0..2 {
-            assert_eq!(
-                spent
-                    .on(Step::Redis, async {
-                        sleep(Duration::from_millis(20)).await;
-                        7
-                    })
-                    .await,
-                7
-            );
+            assert_eq!(spent.on(Step::Redis, slow()).await, 7);
         }
         spent.on(Step::Pass, sleep(Duration::from_millis(5))).await;
         assert_eq!(

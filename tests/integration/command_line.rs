@@ -91,9 +91,11 @@ fn exit_codes() {
     std::fs::remove_file(path).unwrap();
 }
 
+const COMMANDS: [&str; 10] = ["serve", "check", "explain", "demo", "stats", "purge", "reload", "warm", "completions", "man"];
+
 #[test]
 fn every_command_has_help() {
-    for command in ["", "serve", "check", "explain", "demo", "stats", "purge", "reload", "warm", "completions", "man"] {
+    for command in [""].into_iter().chain(COMMANDS) {
         let output = program().args(command.split_whitespace()).arg("--help").output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");
         let help = text(&output.stdout);
@@ -108,7 +110,7 @@ fn completions_and_man_pages_know_every_command() {
     let output = run(&["man", folder.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let page = std::fs::read_to_string(folder.join("sluice.1")).unwrap();
-    for command in ["serve", "check", "explain", "demo", "stats", "purge", "reload", "warm", "completions", "man"] {
+    for command in COMMANDS {
         assert!(page.contains(command) && folder.join(format!("sluice-{command}.1")).exists(), "{command}");
         for shell in ["bash", "zsh", "fish"] {
             assert!(text(&run(&["completions", shell]).stdout).contains(command), "{command} in {shell}");

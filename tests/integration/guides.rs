@@ -7,6 +7,8 @@ use std::path::Path;
 use sluice::telemetry::metrics::Metrics;
 use syn::visit::{self, Visit};
 
+use crate::support::rust_files;
+
 const METRICS: &str = include_str!("../../deploy/METRICS.md");
 const OPERATIONS: &str = include_str!("../../deploy/OPERATIONS.md");
 const DASHBOARD: &str = include_str!("../../deploy/grafana/dashboard.json");
@@ -139,21 +141,12 @@ impl<'ast> Visit<'ast> for Messages {
     }
 }
 
-fn read(folder: &Path, messages: &mut Messages) {
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            read(&path, messages);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            messages.visit_file(&syn::parse_file(&std::fs::read_to_string(&path).unwrap()).unwrap());
-        }
-    }
-}
-
 #[test]
 fn every_line_at_warn_and_above_is_explained() {
     let mut messages = Messages::default();
-    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut messages);
+    for file in rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+        messages.visit_file(&syn::parse_file(&std::fs::read_to_string(file).unwrap()).unwrap());
+    }
     assert!(messages.0.len() > 30, "{:?}", messages.0);
     for message in &messages.0 {
         // What is filled in differs from line to line.

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
 
+use crate::support::rust_files;
+
 /// A module by its path from the crate's root: `["cache", "void"]`.
 type Module = Vec<String>;
 
 /// Every module with the modules that it imports. A file that declares a module does not import it by that.
 fn imports(source: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
-    let mut files = BTreeMap::new();
-    collect(source, &mut Vec::new(), &mut files);
+    let files: BTreeMap<Module, PathBuf> =
+        rust_files(source).into_iter().filter_map(|file| Some((module(file.strip_prefix(source).unwrap())?, file))).collect();
     let modules: BTreeSet<Module> = files.keys().cloned().collect();
     let of = |(module, file): (&Module, &PathBuf)| {
         let syntax = syn::parse_file(&std::fs::read_to_string(file).unwrap()).unwrap();
@@ -24,19 +26,16 @@ fn imports(source: &Path) -> BTreeMap<Module, BTreeSet<Module>> {
     files.iter().map(of).collect()
 }
 
-fn collect(folder: &Path, module: &mut Module, files: &mut BTreeMap<Module, PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
-        let path = entry.path();
-        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() {
-            module.push(name);
-            collect(&path, module, files);
-            module.pop();
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !["lib", "main"].contains(&name.as_str()) {
-            let own = if name == "mod" { None } else { Some(name) };
-            files.insert(module.iter().cloned().chain(own).collect(), path);
-        }
+/// The module of a file, by its path below the source; the crate's roots are none.
+fn module(file: &Path) -> Option<Module> {
+    let mut module: Module = file.with_extension("").iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+    let name = module.pop()?;
+    match name.as_str() {
+        "lib" | "main" => return None,
+        "mod" => {}
+        _ => module.push(name),
     }
+    Some(module)
 }
 
 /// Finds the modules that a file's paths name, tests aside.

@@ -4,8 +4,8 @@
 //! [`differential`], [`short_way`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`management`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
-//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say ([`guides`]), and the order of the source ([`house`]). Long
-//! tables stand beside their test as text.
+//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say ([`guides`]), and the order of
+//! the source ([`house`]). Long tables stand beside their test as text.
 //!
 //! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are on
 //! answers, counters and metrics ([`support::until`]).

@@ -10,6 +10,7 @@ pub mod redis;
 pub mod service;
 pub mod sluice;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use backend::{Asked, Backend, Step, ok, reply};
@@ -38,6 +39,14 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
 /// The number that an environment variable says, for runs by hand that do more than is done each time.
 pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The Rust files of a folder and the folders in it.
+pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).partition(|path| path.is_dir());
+    let below = folders.iter().flat_map(|folder| rust_files(folder));
+    files.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")).chain(below).collect()
 }
 
 /// The rows of a table kept as text, a line each: empty lines and those that begin with `#` are none.
