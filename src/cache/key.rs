@@ -4,6 +4,8 @@
 //! memory tier is keyed by it, and an entry that comes from Redis is compared with it. The *name* is what Redis and
 //! operators see: the rule's readable template, marks of its tags for purges, then the canonical request's SHA-256.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 use http::header::ORIGIN;
 use http::{HeaderMap, HeaderName};
@@ -33,7 +35,7 @@ impl Canonical {
         let matters = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| !is_ignored(parameter, names));
         let mut parameters: Vec<_> = target.parameters.iter().filter(|parameter| matters(parameter)).collect();
         // Stable: whatever some program might take for one name stays in its order.
-        parameters.sort_by(|a, b| spelling(a.name()).cmp(spelling(b.name())));
+        parameters.sort_by(|a, b| by_spelling(a.name(), b.name()));
         let origins = || headers.get_all(ORIGIN).iter();
         // Exactly as much as is needed: the bytes are then shared without being copied again.
         let of_parameters: usize = parameters.iter().map(|p| 9 + p.name().len() + p.value().map_or(0, <[u8]>::len)).sum();
@@ -101,6 +103,14 @@ fn is_ignored(parameter: &Parameter<'_>, matter: &[String]) -> bool {
     let plain = |text: &[u8]| text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:,/".contains(byte));
     let alike = |other: &String| spelling(parameter.name()).eq(spelling(other.as_bytes()));
     plain(parameter.name()) && plain(parameter.value().unwrap_or_default()) && !matter.iter().any(alike)
+}
+
+/// The order of two names by their spelling. Names that begin with different letters need no closer look.
+fn by_spelling(a: &[u8], b: &[u8]) -> Ordering {
+    match (a.first(), b.first()) {
+        (Some(a), Some(b)) if a != b && a.is_ascii_lowercase() && b.is_ascii_lowercase() => a.cmp(b),
+        _ => spelling(a).cmp(spelling(b)),
+    }
 }
 
 /// What a parameter's name is to the most lenient of programs: blind to case and to leading spaces, one sign as good as

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,9 +10,9 @@ use std::time::Duration;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use super::body::{RequestBody, ResponseBody};
 use super::deadlines::{Activity, InFlight, watchdog};
 use super::select::{Either, select};
 use super::socket::{RefusedRequest, ShortWay, Socket};
-use crate::body::Reply;
+use crate::body::{BoxError, Reply};
 use crate::config::Limits;
 use crate::request::Arrival;
 use crate::request::interim::InterimQueue;
@@ -37,6 +37,34 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an idle HTTP/1 connection may bring one more request once the program is told to stop.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
+/// How long a connection is quiet before what the HTTP library holds of it is given back.
+const REST: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
+
+/// Why a connection was ended that could have gone on.
+#[derive(Debug)]
+enum Ended {
+    /// The HTTP library, or the connection, failed.
+    Broken(BoxError),
+    /// It was overdue.
+    Overdue(&'static str),
+}
+
+impl<E: Into<BoxError>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::Broken(error.into())
+    }
+}
+
+/// What a connection is told while it is served.
+enum Told {
+    /// It is overdue, and why.
+    Overdue(&'static str),
+    /// The program stops.
+    End,
+    /// Nothing has moved for [`REST`].
+    Rest,
+}
+
 /// Serves a connection. What ends it is logged at debug: clients come and go.
 ///
 /// Plain requests go the `short` way, if there is one: what it does not answer is answered by `answer`.
@@ -45,23 +73,18 @@ pub async fn serve<F, A>(
     peer: SocketAddr,
     limits: &Limits,
     (answer, short): (F, Option<ShortWay>),
-    mut draining: watch::Receiver<bool>,
+    draining: watch::Receiver<bool>,
 ) where
-    F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + 'static,
+    F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + Unpin + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
     let (activity, interim, refused) = (Arc::new(Activity::default()), Arc::new(InterimQueue::default()), RefusedRequest::default());
     let ending = Arc::new(AtomicBool::new(false));
     let shared = (Arc::clone(&activity), Arc::clone(&interim), Arc::clone(&refused), Arc::clone(&ending));
-    let mut socket = Socket::new(stream, limits.header_bytes, short, shared);
+    let socket = Socket::new(stream, limits.header_bytes, short, shared);
     let (counted, end) = (Arc::clone(&activity), Arc::clone(&ending));
-    let speaks_http2 = Arc::new(AtomicBool::new(false));
-    let http2 = Arc::clone(&speaks_http2);
     let service = service_fn(move |request: Request<Incoming>| {
         let (version, ending) = (request.version(), Arc::clone(&ending));
-        if version == Version::HTTP_2 {
-            speaks_http2.store(true, Ordering::Relaxed);
-        }
         let in_flight = InFlight::begin(&counted, version);
         let number = counted.did_read_request();
         let refused = refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
@@ -81,67 +104,206 @@ pub async fn serve<F, A>(
             Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, in_flight)))
         }
     });
-    let mut outside = pin!(async {
-        tokio::select! {
-            why = watchdog(&activity, limits) => Some(why),
-            _ = draining.wait_for(|&draining| draining) => None,
-        }
-    });
-    let told = match select(pin!(socket.answer_plain()), outside.as_mut()).await {
-        Either::Busy(Ok(())) => Either::Busy(()),
-        Either::Busy(Err(error)) => return tracing::debug!(%peer, %error, "a connection ended early"),
-        Either::Quiet(Some(why)) => return tracing::debug!(%peer, why, "a connection was closed"),
-        Either::Quiet(None) => Either::Quiet(None),
-    };
-    // Made only now, and apart, since many a connection never needs it.
-    let mut serving = Box::pin(http_builder(limits).serve_connection(TokioIo::new(socket), service).into_owned());
-    let told = match told {
-        Either::Busy(()) => select(serving.as_mut(), outside).await,
-        Either::Quiet(told) => Either::Quiet(told),
-    };
-    let ended = match told {
-        Either::Busy(ended) => Ok(ended),
-        Either::Quiet(Some(why)) => Err(why),
-        Either::Quiet(None) => {
-            // A client may be sending a request right now, which would be lost: it is answered, and told to come again anew.
-            // (HTTP/2 has a message for that.)
-            end.store(true, Ordering::Relaxed);
-            let ended = if http2.load(Ordering::Relaxed) {
-                None
-            } else {
-                timeout(LAST_REQUEST, select(serving.as_mut(), pin!(watchdog(&activity, limits)))).await.ok()
-            };
-            let ended = match ended {
-                Some(ended) => ended,
-                None => {
-                    serving.as_mut().graceful_shutdown();
-                    select(serving.as_mut(), pin!(watchdog(&activity, limits))).await
-                }
-            };
-            match ended {
-                Either::Busy(ended) => Ok(ended),
-                Either::Quiet(why) => Err(why),
-            }
-        }
-    };
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "a connection ended early"),
-        Err(why) => tracing::debug!(%peer, why, "a connection was closed"),
+    let watched = Watched { activity, limits, draining, end };
+    match watched.serve(socket, service).await {
+        Ok(()) => {}
+        Err(Ended::Broken(error)) => tracing::debug!(%peer, error, "a connection ended early"),
+        Err(Ended::Overdue(why)) => tracing::debug!(%peer, why, "a connection was closed"),
     }
 }
 
-/// HTTP/1 and HTTP/2 by what the client speaks. The watchdog keeps the deadlines of HTTP/1, with one timer a connection
-/// instead of one a request.
-fn http_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.header_bytes).max_headers(MAX_FIELDS);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .keep_alive_interval(Some(PING_INTERVAL))
-        .keep_alive_timeout(PING_TIMEOUT);
-    builder
+/// What a connection is served under.
+struct Watched<'l> {
+    activity: Arc<Activity>,
+    limits: &'l Limits,
+    draining: watch::Receiver<bool>,
+    /// Set once the connection is to end.
+    end: Arc<AtomicBool>,
+}
+
+impl Watched<'_> {
+    /// Serves until the connection ends. It has the HTTP library's state and buffers only from the first request that needs them
+    /// until it has been quiet for a while: most connections of a busy server are idle, or ask for what is answered without.
+    async fn serve<S>(mut self, mut socket: Socket, mut service: S) -> Result<(), Ended>
+    where
+        S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible, Future: Send + 'static> + Unpin,
+    {
+        loop {
+            match select(pin!(socket.answer_plain()), pin!(told(&self.activity, self.limits, &mut self.draining, false))).await {
+                Either::Busy(arrived) => arrived?,
+                Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
+                // The library knows how to end a connection.
+                Either::Quiet(Told::End | Told::Rest) => {}
+            }
+            // Apart, since many a connection never needs it.
+            if socket.is_http2() {
+                return Box::pin(self.serve_http2(socket, service)).await;
+            }
+            match Box::pin(self.serve_http1(socket, service)).await? {
+                Some(rested) => (socket, service) = rested,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Serves HTTP/1 until the connection ends (`None`), or has been quiet for a while.
+    async fn serve_http1<S>(&mut self, socket: Socket, service: S) -> Result<Option<(Socket, S)>, Ended>
+    where
+        S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible, Future: Send + 'static> + Unpin,
+    {
+        // The watchdog keeps the deadlines, with one timer a connection instead of one a request.
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(self.limits.header_bytes).max_headers(MAX_FIELDS);
+        let mut serving = builder.serve_connection(TokioIo::new(socket), service);
+        loop {
+            match select(Pin::new(&mut serving), pin!(told(&self.activity, self.limits, &mut self.draining, true))).await {
+                Either::Busy(ended) => {
+                    ended?;
+                    let http1::Parts { io, service, .. } = serving.into_parts();
+                    let mut socket = io.into_inner();
+                    return Ok(socket.has_rested().then_some((socket, service)));
+                }
+                Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
+                // The socket tells the library that the connection ended, if nothing has moved in the meantime.
+                Either::Quiet(Told::Rest) => self.activity.rest(),
+                Either::Quiet(Told::End) => break,
+            }
+        }
+        // A client may be sending a request right now, which would be lost: it is answered, and told to come again anew.
+        self.end.store(true, Ordering::Relaxed);
+        let last = timeout(LAST_REQUEST, select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits)))).await;
+        let ended = match last {
+            Ok(ended) => ended,
+            Err(_) => {
+                Pin::new(&mut serving).graceful_shutdown();
+                select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits))).await
+            }
+        };
+        match ended {
+            Either::Busy(ended) => Ok(ended.map(|()| None)?),
+            Either::Quiet(why) => Err(Ended::Overdue(why)),
+        }
+    }
+
+    /// Serves HTTP/2 until the connection ends. It has a message of its own for an end.
+    async fn serve_http2<S>(mut self, socket: Socket, service: S) -> Result<(), Ended>
+    where
+        S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible, Future: Send + 'static> + Unpin,
+    {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(Some(PING_INTERVAL))
+            .keep_alive_timeout(PING_TIMEOUT);
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
+        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &mut self.draining, false))).await {
+            Either::Busy(ended) => return Ok(ended?),
+            Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
+            Either::Quiet(Told::End | Told::Rest) => serving.as_mut().graceful_shutdown(),
+        }
+        match select(serving.as_mut(), pin!(watchdog(&self.activity, self.limits))).await {
+            Either::Busy(ended) => Ok(ended?),
+            Either::Quiet(why) => Err(Ended::Overdue(why)),
+        }
+    }
+}
+
+/// Waits for what a connection is to be told; that it is quiet only if it `may_rest`.
+async fn told(activity: &Activity, limits: &Limits, draining: &mut watch::Receiver<bool>, may_rest: bool) -> Told {
+    tokio::select! {
+        why = watchdog(activity, limits) => Told::Overdue(why),
+        _ = draining.wait_for(|&draining| draining) => Told::End,
+        () = activity.quiet_for(REST), if may_rest => Told::Rest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::sleep;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, listener.accept().await.unwrap().0)
+    }
+
+    fn limits() -> Limits {
+        crate::config::check("t", "[backend]\nurl='http://127.0.0.1:1'", &|_| None).config.unwrap().limits
+    }
+
+    async fn read_response(client: &mut TcpStream) -> String {
+        let mut text = String::new();
+        while !text.ends_with("\r\n\r\nhello") {
+            let mut bytes = [0; 1024];
+            let count = client.read(&mut bytes).await.unwrap();
+            assert!(count > 0, "closed after {text:?}");
+            text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        }
+        text
+    }
+
+    /// Without a short way, so that every request goes to the library.
+    async fn hello(_: Request<RequestBody>, _: Arrival) -> Response<Reply> {
+        Response::new(Reply::Full(Some("hello".into())))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_connection_leaves_the_library_and_comes_back() {
+        let (mut client, server) = pair().await;
+        let (limits, activity) = (limits(), Arc::new(Activity::default()));
+        let (counted, end) = (Arc::clone(&activity), Arc::new(AtomicBool::new(false)));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let in_flight = InFlight::begin(&counted, request.version());
+            counted.did_read_request();
+            async move {
+                let reply = Reply::Full(Some("hello".into()));
+                Ok::<_, Infallible>(Response::new(ResponseBody::new(reply, in_flight)))
+            }
+        });
+        let shared = (Arc::clone(&activity), Arc::default(), RefusedRequest::default(), Arc::clone(&end));
+        let socket = Socket::new(server, limits.header_bytes, None, shared);
+        let (_stop, draining) = watch::channel(false);
+        let mut watched = Watched { activity, limits: &limits, draining, end };
+        let mut rested = Some((socket, service));
+        for _ in 0..3 {
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            let (mut socket, service) = rested.take().unwrap();
+            socket.answer_plain().await.unwrap();
+            let serving = watched.serve_http1(socket, service);
+            let (back, text) = tokio::join!(serving, read_response(&mut client));
+            assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+            rested = back.unwrap();
+            assert!(rested.is_some(), "it stayed in the library");
+        }
+        drop(client);
+        let (mut socket, service) = rested.take().unwrap();
+        socket.answer_plain().await.unwrap();
+        assert!(watched.serve_http1(socket, service).await.unwrap().is_none(), "it did not end with the client");
+    }
+
+    #[tokio::test]
+    async fn requests_at_any_distance_are_answered_also_in_pieces() {
+        let (mut client, server) = pair().await;
+        let peer = server.peer_addr().unwrap();
+        let (_stop, draining) = watch::channel(false);
+        let serving = tokio::spawn(async move {
+            serve(server, peer, &limits(), (|request, arrival| Box::pin(hello(request, arrival)), None), draining).await;
+        });
+        let whole = ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", ""];
+        for (pause, pieces) in [(0, ["GET / HTTP/1.1\r\nHo", "st: a\r\n\r\n"]), (19, whole), (21, whole), (60, ["G", &whole[0][1..]])] {
+            sleep(Duration::from_millis(pause)).await;
+            client.write_all(pieces[0].as_bytes()).await.unwrap();
+            // Longer than a connection stays quiet before it leaves the library, shorter than a head may take.
+            sleep(REST * 2).await;
+            client.write_all(pieces[1].as_bytes()).await.unwrap();
+            read_response(&mut client).await;
+        }
+        drop(client);
+        serving.await.unwrap();
+    }
 }

@@ -3,7 +3,7 @@
 //! Sockets and bodies note what happens in the connection's [`Activity`]. One [`watchdog`] a connection looks at that now and
 //! then, so that requests need not touch a timer.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub struct Activity {
     in_flight: AtomicU64,
     /// Requests that the HTTP library has read.
     read: AtomicU64,
+    /// Whether the library's part of the connection is to end the next time that nothing is under way.
+    to_rest: AtomicBool,
     /// For each response over HTTP/2, where every stream has a flow-control window of its own: since when bytes wait for the
     /// client to open it.
     streams: Mutex<Vec<Weak<AtomicU64>>>,
@@ -54,6 +56,7 @@ impl Default for Activity {
             taken: zero(),
             in_flight: zero(),
             read: zero(),
+            to_rest: AtomicBool::new(false),
             streams: Mutex::default(),
         }
     }
@@ -81,6 +84,28 @@ impl Activity {
     #[must_use]
     pub fn all_answered(&self) -> Option<u64> {
         (self.in_flight.load(Ordering::Relaxed) == 0).then(|| self.read.load(Ordering::Relaxed))
+    }
+
+    /// Waits until no request has been under way, and no byte has come, for so long.
+    pub async fn quiet_for(&self, span: Duration) {
+        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let mut left = millis(span);
+        while left > 0 {
+            sleep_until(Instant::now() + Duration::from_millis(left)).await;
+            let busy = load(&self.in_flight) > 0 || load(&self.head_since) > 0;
+            let since = if busy { self.now() } else { load(&self.moved).max(load(&self.answered)) };
+            left = millis(span).saturating_sub(self.now().saturating_sub(since));
+        }
+    }
+
+    /// The library's part of the connection is to end, unless something comes first.
+    pub fn rest(&self) {
+        self.to_rest.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is to end; asked once.
+    pub fn is_to_rest(&self) -> bool {
+        self.to_rest.load(Ordering::Relaxed) && self.to_rest.swap(false, Ordering::Relaxed)
     }
 
     /// A request that was read at `moment` was answered at once.

@@ -54,7 +54,7 @@ pub async fn run<F, A>(
     mut told: watch::Receiver<Stop>,
 ) -> io::Result<()>
 where
-    F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + 'static,
+    F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + Unpin + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
     // Tells connections to end, and is told when all have.

@@ -64,6 +64,8 @@ pub struct Socket {
     /// How many of those may be handed out.
     checked: usize,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Whether the library was told that the connection ended, which it has not.
+    rested: bool,
 }
 
 /// The rest of an answer that was given at once.
@@ -92,7 +94,19 @@ impl Socket {
             held: BytesMut::new(),
             checked: 0,
             linger: None,
+            rested: false,
         }
+    }
+
+    /// Whether the client speaks HTTP/2. Known once there is something for the library.
+    #[must_use]
+    pub const fn is_http2(&self) -> bool {
+        self.framing.is_http2()
+    }
+
+    /// Whether the library was told that the connection ended so that it gives back what it holds, while the connection goes on.
+    pub const fn has_rested(&mut self) -> bool {
+        std::mem::replace(&mut self.rested, false)
     }
 
     /// Whether the next request may be answered at once: nothing of the one before is being read, answered or written.
@@ -101,22 +115,41 @@ impl Socket {
         read && self.settled == self.framing.heads() && !self.ending.load(Ordering::Relaxed)
     }
 
-    /// Answers plain requests for as long as nothing else comes; returns as soon as there is something for the library, which costs
-    /// memory that a connection need not have before.
+    /// Answers plain requests for as long as nothing else comes; returns as soon as there is a whole head for the library, or the end:
+    /// the library costs memory that a connection need not have before.
     ///
     /// # Errors
     /// The connection's own, and a body that is malformed.
     pub async fn answer_plain(&mut self) -> io::Result<()> {
-        let Some(short) = self.short.clone() else { return Ok(()) };
+        let short = self.short.clone();
         poll_fn(|cx| {
             loop {
                 ready!(self.poll_send_rest(cx))?;
-                if ready!(self.poll_read_plain(cx, &short, &mut ReadBuf::new(&mut [])))? || !self.is_at_rest() {
+                let is_end = match short.as_ref().filter(|_| self.is_at_rest()) {
+                    Some(short) => ready!(self.poll_read_plain(cx, short, &mut ReadBuf::new(&mut [])))?,
+                    None => ready!(self.poll_hold_more(cx))?,
+                };
+                if is_end || self.checked > 0 {
                     return Poll::Ready(Ok(()));
                 }
             }
         })
         .await
+    }
+
+    /// Reads more of a head that is not whole. Whether the client has ended.
+    fn poll_hold_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut more = [0; 4096];
+        let mut piece = ReadBuf::new(&mut more);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
+        if piece.filled().is_empty() {
+            return Poll::Ready(Ok(true));
+        }
+        self.held.extend_from_slice(piece.filled());
+        let (count, next) = self.framing.inspect(&self.held);
+        self.activity.did_read(self.framing.is_http2());
+        self.apply(count, next)?;
+        Poll::Ready(Ok(false))
     }
 
     /// Reads where the short way may be taken, and takes it if it can. Whether there is something for the library, be it the end.
@@ -255,6 +288,10 @@ impl AsyncRead for Socket {
                 // Whatever else comes is not read. The answer's end closes the connection.
                 return Poll::Pending;
             }
+            if this.activity.is_to_rest() && this.is_at_rest() {
+                this.rested = true;
+                return Poll::Ready(Ok(()));
+            }
             if this.is_at_rest()
                 && let Some(short) = this.short.take()
             {
@@ -283,16 +320,9 @@ impl AsyncRead for Socket {
                     return Poll::Ready(Ok(()));
                 }
             } else {
-                let mut more = [0; 4096];
-                let mut piece = ReadBuf::new(&mut more);
-                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut piece))?;
-                if piece.filled().is_empty() {
+                if ready!(this.poll_hold_more(cx))? {
                     return Poll::Ready(Ok(()));
                 }
-                this.held.extend_from_slice(piece.filled());
-                let (count, next) = this.framing.inspect(&this.held);
-                this.activity.did_read(this.framing.is_http2());
-                this.apply(count, next)?;
             }
         }
     }
@@ -332,6 +362,9 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_send_rest(cx))?;
+        if this.rested {
+            return Poll::Ready(Ok(()));
+        }
         if this.refused.get().is_none() {
             return Pin::new(&mut this.stream).poll_shutdown(cx);
         }

@@ -146,7 +146,10 @@ impl Outcome {
         let mut buffer = [0; 128];
         let mut text = Cursor::new(&mut buffer[..]);
         let written = match self {
-            Self::Hit(left) => write!(text, "{HIT}{}", left.as_secs()),
+            Self::Hit(left) => {
+                let mut digits = itoa::Buffer::new();
+                text.write_all(HIT.as_bytes()).and_then(|()| text.write_all(digits.format(left.as_secs()).as_bytes()))
+            }
             Self::Stale(by, why) => write!(text, "sluice; hit; ttl=-{}; detail={}", by.as_secs(), why.detail()),
             Self::Computed { waited: false } => return HeaderValue::from_static("sluice; hit; detail=timeline"),
             Self::Computed { waited: true } => return HeaderValue::from_static("sluice; fwd=miss; detail=timeline"),
