@@ -44,6 +44,7 @@ use crate::proxy::rules::Rules;
 use crate::proxy::warm::Warmer;
 use crate::redis_link::RedisLink;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Tracer;
 use crate::timeline::answers::Answers;
 use crate::timeline::engine::Engine;
 use crate::timeline::service::Service;
@@ -146,6 +147,7 @@ pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, St
         body_timeout: config.backend.body_timeout,
         max_object: config.cache.max_object,
         samples: Arc::default(),
+        tracer: Tracer::start(&config.telemetry, Handle::current()).map_err(while_doing("reading telemetry.otlp"))?.map(Arc::new),
     });
     Ok(Parts { proxy, endpoints, computing })
 }
@@ -419,7 +421,7 @@ fn serve(
         let (proxy, plain) = (Arc::clone(proxy), Arc::clone(proxy));
         let answer = move |request, arrival| {
             let proxy = Arc::clone(&proxy);
-            async move { proxy.handle(request, arrival).await }
+            async move { proxy.handle_traced(request, arrival).await }
         };
         let short: ShortWay = Arc::new(move |bytes, began, head| plain.answer_plain(bytes, began, head));
         listener::run(listener, limits, (answer, has_memory.then_some(short)), stopped).await
@@ -455,6 +457,10 @@ impl Running {
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().filter_map(|thread| thread.join().err()).count());
         if joined.await.unwrap_or(1) > 0 {
             tracing::error!("a serving thread had panicked");
+        }
+        if let Some(tracer) = self.proxy.tracer.clone() {
+            // It waits for what is on its way; that it panics is no reason not to stop.
+            let _ = tokio::task::spawn_blocking(move || tracer.stop()).await;
         }
     }
 }

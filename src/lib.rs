@@ -42,7 +42,7 @@
 //! | [`upstream`] | whatever answers when the cache cannot: the trait, the HTTP client, fields on their way |
 //! | [`limit`] | how many requests a client may make |
 //! | [`redis_link`] | the connections to Redis that all who need it share |
-//! | [`telemetry`] | every metric with its unit and meaning; the log |
+//! | [`telemetry`] | every metric with its unit and meaning; the log; traces |
 //! | [`config`] | what `proxy.toml` may say, and what the program makes of it |
 //! | [`request`] | what a request says before anybody answers it, and why it may be refused |
 //! | [`http`] | the rules of HTTP caching as pure functions |

@@ -13,6 +13,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, Value};
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -22,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::breaker::Backoff;
 use crate::config::RedisUrl;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace;
 
 /// Connections: the first writes, so that a large object on its way out delays no read; the others read in turn, for threads that
 /// have none of their own.
@@ -153,15 +156,20 @@ impl RedisLink {
     /// Waits for an answer within a deadline; any failure of the connection takes Redis out of the way.
     async fn within<T>(
         &self,
-        op: &str,
+        op: &'static str,
         deadline: Duration,
         set: &ConnectionSet,
         answering: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisFailure> {
         let started = Instant::now();
         let answer = timeout(deadline, answering).await;
-        self.connections.metrics.store_seconds.with_label_values(&["redis", op]).observe(started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        self.connections.metrics.store_seconds.with_label_values(&["redis", op]).observe(took.as_secs_f64());
         let answer = answer.map_err(|_| RedisFailure::Timeout).and_then(|answer| answer.map_err(RedisFailure::Error));
+        trace::note(SpanKind::Client, "redis", took, || {
+            let attributes = vec![KeyValue::new("db.system.name", "redis"), KeyValue::new("db.operation.name", op)];
+            (attributes, answer.as_ref().map(drop).map_err(|failure| classify(failure).0.to_owned()))
+        });
         if let Err(failure) = &answer {
             let (kind, fatal) = classify(failure);
             self.connections.metrics.store_errors.with_label_values(&["redis", op, kind]).inc();

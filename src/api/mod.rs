@@ -34,6 +34,7 @@ use tokio::runtime::Handle;
 use crate::body::{self, Stream};
 use crate::http::encoding::{accepts_gzip, gzip};
 use crate::request::target::Target;
+use crate::telemetry::trace::carry;
 use crate::upstream::{AbortOnDrop, Backend, BackendError, ResponseFuture};
 use answer::{detail, json, refuse, set_gzip};
 use orders::Orders;
@@ -55,7 +56,7 @@ impl<O: Orders> Backend for Api<O> {
     fn call(&self, request: Request<Stream>) -> ResponseFuture {
         let orders = Arc::clone(&self.orders);
         let request = request.map(drop);
-        let answering = AbortOnDrop(self.runtime.spawn(async move { answer(&*orders, &request).await }));
+        let answering = AbortOnDrop(self.runtime.spawn(carry(async move { answer(&*orders, &request).await })));
         Box::pin(async move { answering.await.map_err(|error| BackendError::Reset(error.into())) })
     }
 }

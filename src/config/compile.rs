@@ -17,9 +17,9 @@ use super::rate_limit;
 use super::reader::{Problem, Reader, Section};
 use super::route::Route;
 use super::secret::{Secret, SecretKey};
-use super::settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Tls};
+use super::settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Telemetry, Tls};
 use super::tokens::tokens;
-use super::units::{duration, positive_duration, size};
+use super::units::{duration, positive_duration, share, size};
 use super::warm::warm;
 use crate::http::conditional::hex;
 use crate::request::client::PublicUrl;
@@ -52,6 +52,7 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let limits = limits(top.table("limits", "[limits]"), trusted_proxies);
     let admin = admin(top.table("admin", "[admin]"));
     let log = log(top.table("log", "[log]"));
+    let telemetry = telemetry(top.table("telemetry", "[telemetry]"));
     let mut sample = top.table("sample", "[sample]");
     let mut mysql = top.table("mysql", "[mysql]");
     let backend = backend(top.table("backend", "[backend]"), &mut sample, &mut mysql);
@@ -97,6 +98,7 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
         limits,
         admin,
         log,
+        telemetry,
         backend: backend?,
         cache,
         timeline,
@@ -187,6 +189,15 @@ fn log(mut section: Section<'_, '_>) -> Log {
     let slow = section.parsed("slow", duration).unwrap_or(Duration::from_secs(1));
     section.finish();
     Log { json, level, access, slow }
+}
+
+fn telemetry(mut section: Section<'_, '_>) -> Telemetry {
+    let collector =
+        |text: &str| if text.is_empty() { Ok(None) } else { web_url(text, &["http"]).map(|_| Some(text.trim_end_matches('/').to_owned())) };
+    let otlp = section.parsed("otlp", collector).flatten();
+    let sample = section.parsed("sample", share).unwrap_or(100);
+    section.finish();
+    Telemetry { otlp, sample }
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -21,7 +21,7 @@ pub mod warm;
 
 use std::path::Path;
 
-pub use settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Timeline, Tls};
+pub use settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Telemetry, Timeline, Tls};
 
 use reader::Problem;
 
@@ -99,10 +99,11 @@ pub(crate) mod tests {
     fn every_misspelt_key_gets_the_nearest_one_named() {
         let route = "name='r'\npath='/'\n";
         for (section, other_keys, keys) in [
-            ("", "", "listen public_url trusted_proxies limits admin log backend sample mysql cache timeline route warm limit"),
+            ("", "", "listen public_url trusted_proxies limits admin log telemetry backend sample mysql cache timeline route warm limit"),
             ("[admin]", "", "listen token tokens watch"),
             ("[[admin.tokens]]", "", "name token may"),
             ("[log]", "", "format level access slow"),
+            ("[telemetry]", "", "otlp sample"),
             ("[backend]", "", "kind url host connect_timeout timeout body_timeout head max_in_flight forward_invalidation"),
             ("[sample]", "", "orders delay"),
             (

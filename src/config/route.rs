@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, Method};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::template::Template;
+use super::units::share;
 use crate::clock::{Wall, millis};
 use crate::http::freshness::FreshnessPolicy;
 use crate::request::fields::API_KEY;
@@ -82,14 +83,7 @@ impl Rollout {
     /// # Errors
     /// A sentence that says what is expected.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let share = || {
-            let percent = text.strip_suffix('%')?.trim();
-            let (whole, part) = percent.split_once('.').unwrap_or((percent, ""));
-            let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-            let plain = !whole.is_empty() && part.len() <= 2 && digits(whole) && digits(part);
-            plain.then(|| format!("{whole}{part:0<2}").parse().ok()).flatten().filter(|share: &u16| *share <= 10_000)
-        };
-        share().map(|share| Self { share }).ok_or_else(|| format!("'{text}' is not a share such as 10% or 0.5%"))
+        share(text).map(|share| Self { share })
     }
 
     /// Whether the rule of this name caches for a client. Those of a smaller share are among those of a larger one.

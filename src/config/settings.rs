@@ -29,6 +29,8 @@ pub struct Config {
     pub admin: Admin,
     /// Logging.
     pub log: Log,
+    /// Traces.
+    pub telemetry: Telemetry,
     /// What answers.
     pub backend: Backend,
     /// What is kept, and where.
@@ -62,6 +64,7 @@ impl Config {
             ("admin.listen", self.admin.listen == other.admin.listen),
             ("admin.watch", self.admin.watch == other.admin.watch),
             ("log.format", self.log.json == other.log.json),
+            ("[telemetry]", self.telemetry == other.telemetry),
             ("[backend] or what it reads from", self.backend == other.backend),
             ("[cache]", self.cache == other.cache),
             ("[timeline]", self.timeline == other.timeline),
@@ -69,6 +72,15 @@ impl Config {
         ];
         parts.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }
+}
+
+/// `[telemetry]`: traces for OpenTelemetry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Telemetry {
+    /// The URL of the collector, to which `/v1/traces` is added; `None`: no traces.
+    pub otlp: Option<String>,
+    /// Of how many requests out of 10,000 there are traces, unless a trusted proxy says which.
+    pub sample: u16,
 }
 
 /// `[limits]`: bounds on what clients may take.

@@ -76,6 +76,21 @@ pub fn show(span: Duration) -> String {
     if millis == 0 { "0s".into() } else { format!("{millis}ms") }
 }
 
+/// A share such as `10%` or `0.5%`, in hundredths of a percent.
+///
+/// # Errors
+/// A sentence that says what is expected.
+pub fn share(text: &str) -> Result<u16, String> {
+    let share = || {
+        let percent = text.strip_suffix('%')?.trim();
+        let (whole, part) = percent.split_once('.').unwrap_or((percent, ""));
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let plain = !whole.is_empty() && part.len() <= 2 && digits(whole) && digits(part);
+        plain.then(|| format!("{whole}{part:0<2}").parse().ok()).flatten().filter(|share: &u16| *share <= 10_000)
+    };
+    share().ok_or_else(|| format!("'{text}' is not a share such as 10% or 0.5%"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

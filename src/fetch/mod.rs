@@ -38,6 +38,7 @@ use crate::cache::key::{Canonical, Key};
 use crate::clock::Wall;
 use crate::http::freshness::FreshnessPolicy;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::carry;
 use crate::upstream::Upstream;
 use crate::upstream::failure::Failure;
 use crate::upstream::request_fields::Negotiable;
@@ -228,7 +229,7 @@ impl Fetcher {
                 return leader.found(entry);
             }
             let (private, _) = oneshot::channel();
-            self.runtime.spawn(Arc::clone(self).lead(job, leader, private));
+            self.runtime.spawn(carry(Arc::clone(self).lead(job, leader, private)));
         }
     }
 
@@ -255,7 +256,7 @@ impl Fetcher {
                     return Fetched::Stored(entry);
                 }
                 let (sender, private) = oneshot::channel();
-                self.runtime.spawn(Arc::clone(self).lead(job, leader, sender));
+                self.runtime.spawn(carry(Arc::clone(self).lead(job, leader, sender)));
                 match follower.outcome().await {
                     Progress::Shared(fill) => Fetched::Shared { fill, collapsed: false },
                     Progress::Stored(entry) => Fetched::Stored(entry),

@@ -13,12 +13,14 @@ use super::access_log::Line;
 use super::outcome::Outcome;
 use super::rules::Rules;
 use super::spent::Spent;
+use super::traced::Told;
 use crate::body::Reply;
 use crate::config::Access;
 use crate::request::client::{Client, PublicUrl};
 use crate::request::fields::REQUEST_ID;
 use crate::request::interim::InterimSender;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace;
 use crate::upstream::request_fields::Forwarding;
 
 /// The longest id that is taken over from a client, in bytes.
@@ -84,6 +86,18 @@ impl<'m> Exchange<'m> {
         outcome: &Outcome,
     ) -> Response<Reply> {
         let head = self.elapsed();
+        if trace::is_on() {
+            let told = Told {
+                method: parts.method.as_str(),
+                target: parts.uri.path_and_query().map_or("", |target| target.as_str()),
+                rule: route,
+                outcome: outcome.label().name(),
+                detail: outcome.detail(),
+                status: response.status().as_u16(),
+                id: response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default(),
+            };
+            trace::describe(told.name(), told.attributes(), response.status().is_server_error());
+        }
         let is_slow = !rules.slow.is_zero() && head >= rules.slow;
         let is_logged = match rules.access {
             Access::All => true,

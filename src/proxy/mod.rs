@@ -36,6 +36,7 @@ pub mod shadow;
 pub mod short;
 pub mod spent;
 pub mod timeline;
+pub mod traced;
 pub mod warm;
 
 use std::pin::Pin;
@@ -66,6 +67,7 @@ use crate::request::target::Target;
 use crate::request::validate::validate;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::samples::Samples;
+use crate::telemetry::trace::Tracer;
 use crate::timeline::Timeline;
 use crate::upstream::Upstream;
 use crate::upstream::response_fields::relocate;
@@ -118,6 +120,8 @@ pub struct Proxy {
     pub max_object: usize,
     /// Which differences of answers in shadow are logged.
     pub samples: Arc<Samples>,
+    /// What makes spans of requests, if that is configured.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 /// The future of an answer.

@@ -37,6 +37,7 @@ use super::Proxy;
 use super::decide::{Admission, Decision, admit, decide, is_early};
 use super::exchange::{fits_as_id, new_id};
 use super::rules::Rules;
+use super::traced::Told;
 use crate::cache::entry::{Content, Form};
 use crate::cache::key::Canonical;
 use crate::cache::ready::Moment;
@@ -106,6 +107,11 @@ impl Proxy {
             hottest.note(target);
         }
         self.metrics.record(&rules.rows, route.index, &route.name, OutcomeLabel::Hit, status.as_u16(), began.elapsed());
+        if let Some(tracer) = self.tracer.as_ref().filter(|tracer| tracer.picks()) {
+            let (rule, id, status) = (&route.name, str::from_utf8(id).unwrap_or_default(), status.as_u16());
+            let told = Told { method: "GET", target, rule, outcome: OutcomeLabel::Hit.name(), detail: "", status, id };
+            tracer.over(began.elapsed(), told.name(), told.attributes());
+        }
         if is_new {
             MEMO.with_borrow_mut(|memo| memo.remember(&rules, target, &fields, known));
         }

@@ -1,9 +1,12 @@
-//! Where the time of a request goes that does not hit, for the log of slow requests (`log.slow`).
+//! Where the time of a request goes that does not hit, for the log of slow requests (`log.slow`) and for traces.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use opentelemetry::trace::SpanKind;
 use tokio::time::Instant;
+
+use crate::telemetry::trace;
 
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,19 @@ pub enum Step {
     Pass,
 }
 
+impl Step {
+    /// As spans call it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Redis => "redis",
+            Self::Timeline => "timeline",
+            Self::Fetch => "wait for fetch",
+            Self::Pass => "pass",
+        }
+    }
+}
+
 /// How long a request has waited for each of these.
 #[derive(Debug, Default)]
 pub struct Spent([AtomicU64; 5]);
@@ -29,7 +45,12 @@ impl Spent {
     pub async fn on<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
         let done = work.await;
-        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took = began.elapsed();
+        // Redis has spans of its own.
+        if step != Step::Redis {
+            trace::note(SpanKind::Internal, step.name(), took, || (Vec::new(), Ok(())));
+        }
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.0[step as usize].fetch_add(micros, Ordering::Relaxed);
         done
     }

@@ -1,7 +1,8 @@
-//! What operators see of a running Sluice: every metric with its unit and meaning, and the log.
+//! What operators see of a running Sluice: every metric with its unit and meaning, the log, and traces.
 //!
-//! Knows the configuration of the log. Everybody may count and log; nothing here knows what is counted.
+//! Knows the configuration of the log and of traces. Everybody may count and log; nothing here knows what is counted.
 
 pub mod log;
 pub mod metrics;
 pub mod samples;
+pub mod trace;

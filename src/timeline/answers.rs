@@ -37,6 +37,7 @@ use crate::http::conditional::etag_of;
 use crate::http::encoding::{Coding, accepts_gzip, gzip_fast};
 use crate::http::freshness::Lifetimes;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::carry;
 use crate::upstream::AbortOnDrop;
 use crate::upstream::response_fields::OWN_VIA;
 
@@ -182,7 +183,7 @@ impl<S: Orders> Answers<S> {
             varies_from: self.compress_above,
             key,
         };
-        let (entry, made_from, how) = AbortOnDrop(self.runtime.spawn(work.run())).await.ok()??;
+        let (entry, made_from, how) = AbortOnDrop(self.runtime.spawn(carry(work.run()))).await.ok()??;
         if !self.is_valid(&entry) {
             return None;
         }

@@ -25,6 +25,7 @@ use crate::cache::entry::Checked;
 use crate::clock::{Wall, millis};
 use crate::config::Timeline as Settings;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::carry;
 
 /// A request waits so long for a fetch; then it is answered from what is known, or goes to the
 /// backend by itself.
@@ -225,7 +226,7 @@ impl<S: Orders> Engine<S> {
         let engine = Arc::clone(self);
         let asked = self.runtime.spawn({
             let series = Arc::clone(series);
-            async move { engine.refresh(&series).await.is_ok() }
+            carry(async move { engine.refresh(&series).await.is_ok() })
         });
         // One fetch that hangs does not hold up every request for as long as it hangs.
         let patience = series.asking_since().unwrap_or(now) + PATIENCE;
@@ -378,7 +379,7 @@ impl<S: Orders> Engine<S> {
         let engine = Arc::clone(self);
         let filling = self.runtime.spawn({
             let series = Arc::clone(series);
-            async move { engine.fill(&series, starts).await.is_ok() }
+            carry(async move { engine.fill(&series, starts).await.is_ok() })
         });
         matches!(timeout_at(Instant::now() + PATIENCE, filling).await, Ok(Ok(true)))
     }

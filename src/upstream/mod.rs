@@ -17,12 +17,15 @@ use std::time::Duration;
 
 use ::http::{Request, Response};
 use http_body_util::BodyExt;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{BoxError, Stream};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace;
 use body::DeadlineBody;
 use failure::Failure;
 
@@ -121,6 +124,12 @@ pub struct Upstream {
     metrics: Arc<Metrics>,
 }
 
+/// What the span of a request to the upstream says of it.
+fn asked_for(route: &str, request: &Request<Stream>) -> Vec<KeyValue> {
+    let text = |key, text: &str| KeyValue::new(key, text.to_owned());
+    vec![text("http.request.method", request.method().as_str()), text("url.path", request.uri().path()), text("sluice.rule", route)]
+}
+
 impl Upstream {
     /// Lets `max_in_flight` requests at a time reach `backend`, and gives each of them `timeout` to the head of its
     /// response. A request that finds no free permit waits for one for at most `timeout`.
@@ -133,9 +142,18 @@ impl Upstream {
     ///
     /// # Errors
     /// A [`BackendError`] if there is no head within the deadline.
-    pub async fn call(&self, route: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
+    pub async fn call(&self, route: &str, mut request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
         let started = Instant::now();
-        let result = self.call_within_bounds(request, silence).await;
+        let told = if trace::is_on() { asked_for(route, &request) } else { Vec::new() };
+        let asking = async {
+            trace::inject(request.headers_mut());
+            self.call_within_bounds(request, silence).await
+        };
+        let result = trace::within(SpanKind::Client, "upstream", told, asking, |result| match result {
+            Ok(response) => Ok(KeyValue::new("http.response.status_code", i64::from(response.status().as_u16()))),
+            Err(error) => Err(error.to_string()),
+        });
+        let result = result.await;
         let status = match &result {
             Ok(response) => response.status().as_str().to_owned(),
             Err(error) => error.label().to_owned(),

@@ -33,6 +33,7 @@ use super::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
 use super::texts::Texts;
 use crate::config::Mysql as Config;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::carry;
 
 /// How often the pool is tended, and the table looked at as long as it was not found.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
@@ -219,10 +220,10 @@ impl Shared {
         let Some(rows) = self.rows(&mut lease, &table, &symbol).await? else { return Ok(Batches::none()) };
         let statement = rows.stream(span);
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(async move {
+        tokio::spawn(carry(async move {
             let mut texts = Texts::default();
             lease.stream(&statement.text, statement.params(), |row| row::order(row, &mut texts), sender).await;
-        });
+        }));
         Batches::new(receiver).begun().await
     }
 }

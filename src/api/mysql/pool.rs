@@ -9,6 +9,8 @@ use deadpool::managed::{Object, Pool as Connections, PoolError, Timeouts};
 use futures_core::Stream as _;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Error, Params, Row};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -17,6 +19,7 @@ use crate::api::orders::OrdersError;
 use crate::breaker::{Backoff, Breaker, Gate};
 use crate::config::Mysql as Config;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace;
 
 /// How long a server that cannot be reached is left alone between attempts.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(2), tolerated: 0 };
@@ -212,6 +215,14 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Tells of a statement in the trace to which it belongs: without the values, which are no part of it.
+fn note_query(statement: &str, began: Instant, result: impl FnOnce() -> Result<(), String>) {
+    trace::note(SpanKind::Client, "mysql", began.elapsed(), || {
+        let attributes = vec![KeyValue::new("db.system.name", "mysql"), KeyValue::new("db.query.text", statement.to_owned())];
+        (attributes, result())
+    });
+}
+
 /// A query that is being asked. Dropped in the middle of a statement, it has the statement killed on the server.
 pub struct Lease {
     connection: Option<Object<Connector>>,
@@ -227,9 +238,14 @@ impl Lease {
     /// The time is up, or the server failed.
     pub async fn rows(&mut self, statement: &str, params: Params) -> Result<Vec<Row>, QueryError> {
         let (limit, deadline) = (self.limit, self.deadline + GRACE);
-        let connection = self.connection()?;
+        let (connection, began) = (self.connection()?, Instant::now());
         let lease = async { connection.begin()?.exec::<Row, _, _>(statement, params).await };
-        let Ok(result) = timeout_at(deadline, lease).await else { return Err(OrdersError::TooSlow(limit).into()) };
+        let asked = timeout_at(deadline, lease).await;
+        note_query(statement, began, || match &asked {
+            Ok(result) => result.as_ref().map(drop).map_err(ToString::to_string),
+            Err(late) => Err(late.to_string()),
+        });
+        let Ok(result) = asked else { return Err(OrdersError::TooSlow(limit).into()) };
         connection.finish(&result);
         result.map_err(|error| query_error(error, limit))
     }
@@ -243,10 +259,12 @@ impl Lease {
         mut read: impl FnMut(Row) -> T,
         out: mpsc::Sender<Result<Vec<T>, QueryError>>,
     ) {
+        let began = Instant::now();
         let end = tokio::select! {
             end = self.read_batches(statement, params, &mut read, &out) => end,
-            () = out.closed() => return,
+            () = out.closed() => return note_query(statement, began, || Ok(())),
         };
+        note_query(statement, began, || end.as_ref().map(drop).map_err(|error| format!("{error:?}")));
         if let Err(error) = end {
             // Whoever took the rows may have left.
             let _ = out.send(Err(error)).await;

@@ -110,6 +110,7 @@ pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
     for name in [
         "PORT",
+        "OTLP_URL",
         "REDIS_URL",
         "REDIS_HOST",
         "REDIS_PORT",
