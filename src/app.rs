@@ -124,8 +124,8 @@ pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, St
     let timeline = timeline(config, source, &upstream, &cache, &metrics, computing.handle())?;
     let endpoints = Arc::new(Endpoints { warmer: Warmer::new(runtime), health: Health::default(), native: config.backend.is_native() });
     // Targets stand in Redis as they are, so not where entries are sealed.
-    let hottest = link.clone().filter(|_| config.warm.hottest > 0 && config.cache.encryption.is_none());
-    let hottest = hottest.map(|link| Hottest::start(link, &config.cache.namespace));
+    let remembering = link.clone().filter(|_| config.warm.hottest > 0 && config.cache.encryption.is_none());
+    let hottest = Hottest::start(remembering, &config.cache.namespace);
     let shared_counts = link.map(|link| SharedCounts::new(link, &config.cache.namespace));
     let proxy = Arc::new(Proxy {
         rules: ArcSwap::from_pointee(Rules::new(config, shared_counts.as_ref(), &metrics, None)),

@@ -18,6 +18,8 @@ struct Stats<'a> {
     config: Serving<'a>,
     total: Counts,
     routes: BTreeMap<&'a str, RouteStats>,
+    /// What the cache was asked for most of late, and about how often.
+    hottest: Vec<Hot>,
     /// Entries in memory by the first part of their key.
     keys: BTreeMap<String, u64>,
     tiers: Vec<Tier>,
@@ -29,6 +31,31 @@ struct Stats<'a> {
     inflight: i64,
     connections: i64,
     purged: u64,
+}
+
+#[derive(Serialize)]
+struct Hot {
+    /// The path and query, without the values of what may be a secret.
+    target: String,
+    requests: u64,
+}
+
+/// So many of the hottest targets are told of.
+const HOTTEST: usize = 20;
+/// Parameters whose names contain one of these may hold a secret.
+const SECRETS: [&str; 6] = ["key", "token", "secret", "pass", "auth", "sig"];
+
+/// A target with the values left out of parameters that may hold a secret.
+fn without_secrets(target: &str) -> String {
+    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
+    let shown = query.split('&').map(|part| match part.split_once('=') {
+        // An encoded name may be any.
+        Some((name, _)) if name.contains('%') || SECRETS.iter().any(|secret| name.to_ascii_lowercase().contains(secret)) => {
+            format!("{name}=…")
+        }
+        _ => part.to_owned(),
+    });
+    format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))
 }
 
 #[derive(Serialize)]
@@ -113,6 +140,12 @@ pub fn page(proxy: &Proxy) -> String {
         config: Serving { digest: &rules.digest, since: rules.since.text(), rules: rules.routes.len() },
         total: counts(&total),
         routes,
+        hottest: proxy
+            .hottest
+            .here(HOTTEST)
+            .into_iter()
+            .map(|(target, requests)| Hot { target: without_secrets(&target), requests })
+            .collect(),
         keys: proxy.cache.store().keys_by_prefix(),
         tiers,
         timeline: proxy.timeline.as_ref().map(|timeline| timeline.report()),
@@ -143,5 +176,24 @@ fn counts(of: &[(u64, f64); OutcomeLabel::ALL.len()]) -> Counts {
         hit_ratio: (cacheable > 0).then(|| round((hits + stale) as f64 / cacheable as f64)),
         mean_hit_ms: mean(of[OutcomeLabel::Hit as usize]),
         mean_miss_ms: mean(of[OutcomeLabel::Miss as usize]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_secret_is_not_told() {
+        for (target, shown) in [
+            ("/a", "/a"),
+            ("/a?symbol=BTCUSDT&limit=5", "/a?symbol=BTCUSDT&limit=5"),
+            ("/a?apiKey=hidden&x=1&access_token=hidden", "/a?apiKey=…&x=1&access_token=…"),
+            ("/a?%6bey=hidden", "/a?%6bey=…"),
+            ("/a?PASSWORD=hidden=really", "/a?PASSWORD=…"),
+            ("/a?key", "/a?key"),
+        ] {
+            assert_eq!(without_secrets(target), shown);
+        }
     }
 }

@@ -88,8 +88,8 @@ pub struct Proxy {
     pub shared_counts: Option<SharedCounts>,
     /// What is stored.
     pub cache: Arc<Cache>,
-    /// What remembers the targets that are asked for most, if that is configured.
-    pub hottest: Option<Arc<Hottest>>,
+    /// What remembers the targets that are asked for most.
+    pub hottest: Arc<Hottest>,
     /// Whether what is asked for often is refreshed before it is stale.
     pub refresh_early: bool,
     /// What gets responses through the cache.
@@ -210,9 +210,7 @@ impl Proxy {
             Decision::FetchUnstored => return Box::pin(self.fetch_unstored(&request)).await,
             Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&request, why, found.ok(), fallback)).await,
         };
-        if let Some(hottest) = &self.hottest {
-            hottest.note(request.text());
-        }
+        self.hottest.note(request.text());
         match self.respond(&request, found.as_ref().ok()).await {
             Some(response) => Answer { response, outcome },
             // What is stored is damaged: as if it were not there.

@@ -103,9 +103,7 @@ impl Proxy {
         let made = new_id();
         let id = fields.id.as_deref().filter(|id| fits_as_id(id)).unwrap_or(&made);
         ready.write(&Moment { age: entry.age(now), left: left.as_secs(), id, now }, head);
-        if let Some(hottest) = &self.hottest {
-            hottest.note(target);
-        }
+        self.hottest.note(target);
         self.metrics.record(&rules.rows, route.index, &route.name, OutcomeLabel::Hit, status.as_u16(), began.elapsed());
         if let Some(tracer) = self.tracer.as_ref().filter(|tracer| tracer.picks()) {
             let (rule, id, status) = (&route.name, str::from_utf8(id).unwrap_or_default(), status.as_u16());

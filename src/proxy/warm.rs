@@ -111,8 +111,8 @@ async fn warm_all(weak: &Weak<Proxy>, progress: &Arc<Progress>) {
     let warm = proxy.rules.load().warm.clone();
     let symbols = if warm.needs_symbols() { listed(&proxy, &warm.symbols_from).await } else { warm.symbols.clone() };
     let mut targets = warm.expand(&symbols, Wall::now());
-    if let Some(hottest) = proxy.hottest.as_ref().filter(|_| warm.hottest > 0) {
-        targets.extend(hottest.known(warm.hottest).await);
+    if warm.hottest > 0 {
+        targets.extend(proxy.hottest.known(warm.hottest).await);
     }
     drop(proxy);
     let mut seen = HashSet::new();

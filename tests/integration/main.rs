@@ -3,7 +3,7 @@
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
 //! [`differential`], [`short_way`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
-//! ([`rate_limits`]), what operators use ([`management`], [`traces`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
+//! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
 //! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say ([`guides`]), and the order of
 //! the source ([`house`]). Long tables stand beside their test as text.
 //!
@@ -12,6 +12,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs, reason = "a test fails by panicking")]
 
+mod admin_page;
 mod attacks;
 mod bounded_memory;
 mod collapsed_forwarding;

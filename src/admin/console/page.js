@@ -19,6 +19,7 @@ function make(name, text, attributes = {}) {
 
 const grouped = (number) => (number === null || number === undefined ? "–" : Math.round(number).toLocaleString("en"));
 const percent = (ratio) => (ratio === null || Number.isNaN(ratio) ? "–" : `${(ratio * 100).toFixed(1)} %`);
+const count = (number, one, many) => `${grouped(number)} ${number === 1 ? one : many}`;
 function rate(number) {
   if (number === null) return "–";
   return number < 10 && number > 0 ? number.toFixed(1) : grouped(number);
@@ -149,7 +150,7 @@ function draw(history) {
 }
 
 function tiles(stats, one) {
-  const open = Object.entries(stats.breakers).filter(([, state]) => state !== "closed").map(([of]) => of);
+  const open = Object.entries(stats.breakers).filter(([, state]) => state === "open").map(([of]) => of);
   const rows = [
     ["Hit ratio", percent(one ? one.ratio : stats.total.hit_ratio)],
     ["Requests", one ? `${rate(one.requests)}/s` : "–"],
@@ -192,15 +193,16 @@ function tables(stats, all) {
   ]), "no rules: everything passes");
   const state = stats.tiers.map((tier) => [
     tier.tier, tier.up ? ["up", "good"] : ["away", "bad"],
-    tier.bytes === null ? "–" : `${grouped(tier.entries)} entries, ${bytes(tier.bytes)} of ${bytes(tier.capacity)}`,
+    tier.bytes === null ? "–" : `${count(tier.entries, "entry", "entries")}, ${bytes(tier.bytes)} of ${bytes(tier.capacity)}`,
   ]);
-  for (const [of, how] of Object.entries(stats.breakers)) state.push([`${of}, breaker`, how === "closed" ? ["closed", "good"] : [how, "bad"], "–"]);
+  for (const [of, how] of Object.entries(stats.breakers)) state.push([`${of}, breaker`, [how, { closed: "good", open: "bad" }[how] || ""], "–"]);
   if (stats.timeline) {
     for (const [name, endpoint] of Object.entries(stats.timeline.endpoints)) state.push([`timeline: ${name}`, [endpoint.state, endpoint.state === "on" ? "good" : ""], "–"]);
-    state.push(["timeline", "", `${grouped(stats.timeline.symbols)} symbols, ${grouped(stats.timeline.spans)} spans, ${bytes(stats.timeline.bytes)} of ${bytes(stats.timeline.capacity)}`]);
+    state.push(["timeline", "", `${count(stats.timeline.symbols, "symbol", "symbols")}, ${count(stats.timeline.spans, "span", "spans")}, ${bytes(stats.timeline.bytes)} of ${bytes(stats.timeline.capacity)}`]);
   }
   state.push(["purges that wait for Redis", stats.voids && stats.voids.waiting ? [grouped(stats.voids.waiting), "bad"] : "none", "–"]);
   fill(at("state"), state);
+  fill(at("hottest"), stats.hottest.map((one) => [one.target, grouped(one.requests)]), "nothing yet");
   const limits = {};
   for (const { name, labels, value } of all) if (name === "limit_requests_total") (limits[labels.limit] ||= {})[labels.result] = value;
   fill(at("limits"), Object.entries(limits).map(([name, one]) => [name, grouped(one.allowed || 0), [grouped(one.refused || 0), one.refused ? "bad" : ""], grouped(one.reported || 0)]), "none that counted anything");
@@ -229,7 +231,7 @@ async function update() {
     looks.push(look(all));
     if (looks.length > 1) history.push(between(looks.shift(), looks[0]));
     if (history.length > KEPT) history.shift();
-    at("about").textContent = `${stats.version} · configuration ${stats.config.digest} since ${stats.config.since} · ${stats.config.rules} rules`;
+    at("about").textContent = `${stats.version} · configuration ${stats.config.digest} since ${stats.config.since} · ${count(stats.config.rules, "rule", "rules")}`;
     at("trouble").hidden = true;
     tiles(stats, history.at(-1));
     draw(history);

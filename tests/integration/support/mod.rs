@@ -2,6 +2,7 @@
 //! [`backend`], the existing [`service`] that may lie, the [`client`], the recorded API ([`recorded`]), and waiting for what they do.
 
 pub mod backend;
+pub mod browser;
 pub mod client;
 pub mod mariadb;
 pub mod process;
