@@ -134,14 +134,15 @@ fn compare(seconds: u64, rounds: u64, wanted: &str) {
         command.arg("serve").arg("--config").arg(file);
         command
     };
-    let nginx_plain = nginx(&dir, "plain", backend.port, false);
-    let nginx_gzip = nginx(&dir, "gzip", backend.port, true);
+    let nginx_plain = nginx(&dir, "plain", backend.port, &Nginx { title: "nginx", keeps_open: false, gzip: false });
+    let nginx_open = nginx(&dir, "open", backend.port, &Nginx { title: "nginx, open files", keeps_open: true, gzip: false });
+    let nginx_gzip = nginx(&dir, "gzip", backend.port, &Nginx { title: "nginx, gzip on", keeps_open: true, gzip: true });
     let over_redis = start("sluice, Redis only", &mut serve(&shared), None);
     let mut in_memory = start("sluice", &mut serve(&memory), None);
     in_memory.gzip = true;
     let mut bare = start("loop", pinned(me.to_str().expect("a path in UTF-8")).arg("loop"), None);
     bare.caches = false;
-    let servers = [in_memory, nginx_plain, nginx_gzip, varnish(&dir, backend.port), bare, over_redis];
+    let servers = [in_memory, nginx_plain, nginx_open, nginx_gzip, varnish(&dir, backend.port), bare, over_redis];
     let (tail, misses) = (write(&dir, "tail.lua", TAIL), write(&dir, "misses.lua", &format!("{TAIL}{MISSES}")));
     let mut report = heading(seconds, rounds);
     for case in CASES.iter().filter(|case| case.title.starts_with(wanted)) {
@@ -321,23 +322,32 @@ fn sluice_config(backend: u16, memory: &str, redis: &str) -> String {
     )
 }
 
-fn nginx(dir: &Path, name: &str, backend: u16, gzip: bool) -> Server {
+/// How nginx is set up. What is not said here is as in Debian's own `nginx.conf` (`sendfile`, `tcp_nopush`), but for the access log.
+struct Nginx {
+    title: &'static str,
+    /// `open_file_cache`, which few set: a hit then opens no file.
+    keeps_open: bool,
+    gzip: bool,
+}
+
+fn nginx(dir: &Path, name: &str, backend: u16, setup: &Nginx) -> Server {
+    let &Nginx { title, keeps_open, gzip } = setup;
     let port = free_port();
     let home = dir.join(name);
     std::fs::create_dir_all(&home).expect("a folder for nginx");
     let home = home.display();
     let gzip_lines = if gzip { "gzip on; gzip_types application/json; gzip_min_length 1000; gzip_comp_level 5;" } else { "gzip off;" };
+    let files = if keeps_open { "open_file_cache max=1000;" } else { "" };
     let text = format!(
         "daemon off; master_process off; worker_processes 1; pid {home}/pid; error_log {home}/error.log;\n\
          events {{ worker_connections 4096; }}\n\
-         http {{ access_log off; keepalive_requests 100000000; sendfile on; tcp_nopush on; open_file_cache max=1000; {gzip_lines}\n\
+         http {{ access_log off; keepalive_requests 100000000; sendfile on; tcp_nopush on; {files} {gzip_lines}\n\
          client_body_temp_path {home}/a; proxy_temp_path {home}/b; fastcgi_temp_path {home}/c; uwsgi_temp_path {home}/d; scgi_temp_path {home}/e;\n\
          proxy_cache_path {home}/cache keys_zone=z:10m use_temp_path=off;\n\
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{backend}; proxy_cache z; proxy_cache_valid 200 1h;\n\
          proxy_cache_lock on; add_header X-Cache $upstream_cache_status; }} }} }}\n"
     );
     let file = write(dir, &format!("{name}.conf"), &text);
-    let title = if gzip { "nginx, gzip on" } else { "nginx" };
     let mut server = start(title, pinned("nginx").arg("-c").arg(&file), Some(port));
     (server.plain, server.gzip) = (!gzip, gzip);
     server

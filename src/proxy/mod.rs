@@ -14,8 +14,7 @@
 //! Whatever happens ends in one [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place
 //! (`Proxy::finish`). The rare and long steps are boxed: a hit's future is moved several times, and stays small.
 //!
-//! Knows everything below it: rules, the cache, fetches, the upstream. Knows nothing of sockets, or of what its own endpoints
-//! answer.
+//! Knows everything below it. Knows nothing of sockets, or of what its own endpoints answer.
 
 pub mod access_log;
 pub mod answer;
@@ -34,6 +33,7 @@ pub mod respond;
 pub mod rules;
 pub mod shadow;
 pub mod short;
+pub mod span;
 pub mod spent;
 pub mod timeline;
 pub mod traced;
@@ -152,12 +152,11 @@ impl Proxy {
         let (row, name) = route.map_or((rules.rows.no_route(), "none"), |route| (route.index, route.name.as_str()));
         let own = arrival.own;
         let limits = rules.limits.of(row, name, client.address, &parts.headers).unless(own);
-        let spent = exchange.spent();
-        let asked = |target| Asked { parts: &parts, target, route, forwarding, limits: &limits, spent, own };
+        let asked = |target| Asked { parts: &parts, target, route, forwarding, limits: &limits, spent: exchange.spent(), own };
         let mut answer = match &target {
             Err(refusal) => Answer::refused(*refusal),
             Ok(target) if self.own.owns(&target.path) => self.own.answer(asked(target), self).await,
-            Ok(_) if limits.count(Counts::All) && !Box::pin(spent.on(Step::Limit, limits.take(Counts::All))).await => {
+            Ok(_) if limits.count(Counts::All) && !Box::pin(exchange.spent().on(Step::Limit, limits.take(Counts::All))).await => {
                 self.refuse_limited(name)
             }
             Ok(target) => self.answer(asked(target), body).await,

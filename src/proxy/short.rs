@@ -37,7 +37,7 @@ use super::Proxy;
 use super::decide::{Admission, Decision, admit, decide, is_early};
 use super::exchange::{fits_as_id, new_id};
 use super::rules::Rules;
-use super::traced::Told;
+use super::span::Told;
 use crate::cache::entry::{Content, Form};
 use crate::cache::key::Canonical;
 use crate::cache::ready::Moment;

@@ -4,7 +4,8 @@
 //! [`differential`], [`short_way`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
-//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say ([`guides`]), and the order of
+//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say and what is shipped beside them ([`guides`],
+//! [`deployment`]), and the order of
 //! the source ([`house`]). Long tables stand beside their test as text.
 //!
 //! Servers are private: free ports, throw-away data, ended with the test. Nothing here waits on time alone; waits are on
@@ -17,6 +18,7 @@ mod attacks;
 mod bounded_memory;
 mod collapsed_forwarding;
 mod command_line;
+mod deployment;
 mod differential;
 mod forwarding;
 mod guides;
