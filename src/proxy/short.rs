@@ -80,7 +80,7 @@ impl Proxy {
         let is_new = remembered.is_none();
         let known = remembered.or_else(|| Known::of(self, &rules, target, &fields))?;
         let route = &rules.routes[known.row];
-        if fields.directives && route.client_directives {
+        if fields.directives && route.client_directives || fields.traced && self.tracer.is_some() {
             return None;
         }
         let entry = self.cache.peek(&known.canonical)?;
@@ -174,8 +174,8 @@ impl Memo {
             return known.clone();
         }
         let fields = Fields::read(block).map(Rc::new);
-        // An id is another one each time.
-        if fields.as_ref().is_none_or(|fields| fields.id.is_none()) {
+        // An id is another one each time, and so is a trace.
+        if fields.as_ref().is_none_or(|fields| fields.id.is_none() && !fields.traced) {
             self.blocks.insert(block.into(), fields.clone());
         }
         fields
@@ -221,6 +221,8 @@ pub struct Fields {
     pub id: Option<Box<[u8]>>,
     /// Whether it says what it wants of a cache.
     pub directives: bool,
+    /// Whether it says which trace it belongs to.
+    pub traced: bool,
 }
 
 impl Fields {
@@ -264,6 +266,10 @@ impl Fields {
                 self.directives = true;
                 return true;
             }
+            b"traceparent" => {
+                self.traced = true;
+                return true;
+            }
             _ => return INDIFFERENT.contains(&name),
         };
         noted.replace(value.into()).is_none()
@@ -272,8 +278,8 @@ impl Fields {
 
 /// Fields that describe the client, or claim who it is: in no key, and nothing that a hit depends on.
 #[rustfmt::skip]
-const INDIFFERENT: [&[u8]; 26] = [
-    b"user-agent", b"accept", b"accept-language", b"referer", b"cookie", b"dnt", b"priority", b"save-data", b"traceparent",
+const INDIFFERENT: [&[u8]; 25] = [
+    b"user-agent", b"accept", b"accept-language", b"referer", b"cookie", b"dnt", b"priority", b"save-data",
     b"tracestate", b"upgrade-insecure-requests", b"x-requested-with", b"sec-gpc", b"sec-fetch-site", b"sec-fetch-mode",
     b"sec-fetch-dest", b"sec-fetch-user", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"x-forwarded-for",
     b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-real-ip", b"forwarded",

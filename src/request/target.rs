@@ -69,6 +69,15 @@ impl<'a> Target<'a> {
         Ok(Self { path, doubtful, parameters })
     }
 
+    /// The same, holding its text itself.
+    #[must_use]
+    pub fn into_owned(self) -> Target<'static> {
+        let owned = |text: Cow<'_, [u8]>| Cow::Owned(text.into_owned());
+        let parameters = self.parameters.into_iter();
+        let parameters = parameters.map(|one| Parameter { name: owned(one.name), value: one.value.map(owned) }).collect();
+        Target { path: Cow::Owned(self.path.into_owned()), doubtful: self.doubtful, parameters }
+    }
+
     /// The last value of a parameter as text, as the API reads it: `+` is a space, bad UTF-8 becomes U+FFFD, a name
     /// without `=` has the empty value.
     #[must_use]

@@ -87,6 +87,8 @@ async fn a_request_its_fetch_redis_and_a_hit_have_spans_of_one_trace() {
     let passed_on = backend.last();
     let hit = sluice.get("/x?secret=no").await;
     assert!(hit.cache_status().starts_with("sluice; hit"), "{}", hit.cache_status());
+    let other = sluice.get_with("/x?secret=no", &[("traceparent", &SAMPLED.replace("4bf9", "0000"))]).await;
+    assert!(other.cache_status().starts_with("sluice; hit"), "{}", other.cache_status());
     end(sluice).await;
 
     let spans = spans(&collector);
@@ -94,8 +96,9 @@ async fn a_request_its_fetch_redis_and_a_hit_have_spans_of_one_trace() {
         |kind: SpanKind, name: &str| -> Vec<&Span> { spans.iter().filter(|span| span.kind == kind as i32 && span.name == name).collect() };
     let mut served = of(SpanKind::Server, "GET all");
     served.retain(|span| attributes(span)["url.path"] == "/x");
-    assert_eq!(served.len(), 2, "{spans:#?}");
-    let (first, second) = (served[0], served[1]);
+    served.sort_by_key(|span| span.start_time_unix_nano);
+    let [first, second, third] = served[..] else { panic!("{spans:#?}") };
+    assert_eq!((hex(&third.trace_id), attributes(third)["sluice.outcome"].as_str()), (TRACE.replace("4bf9", "0000"), "hit"));
     assert_eq!((hex(&first.trace_id).as_str(), hex(&first.parent_span_id).as_str()), (TRACE, "00f067aa0ba902b7"));
     let told = attributes(first);
     for (key, value) in [
