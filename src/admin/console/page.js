@@ -90,6 +90,14 @@ function look(all) {
   return { when: performance.now(), outcomes: sums(all, "requests_total", "outcome"), backend: sum(sums(all, "backend_requests_total", "status")), buckets: buckets(all) };
 }
 
+/** How tiers and breakers are; `null` for what is not configured. */
+function condition(stats, all) {
+  const [memory, redis] = ["memory", "redis"].map((name) => stats.tiers.find((one) => one.tier === name));
+  const breakers = { ...sums(all, "breaker_open", "of") };
+  for (const [of, how] of Object.entries(stats.breakers)) breakers[of] = { open: 1, closed: 0 }[how] ?? null;
+  return { memory: memory && memory.capacity ? memory.bytes / memory.capacity : null, redis: redis ? Number(redis.up) : null, breakers };
+}
+
 /** What came between two looks, a second. */
 function between(before, after) {
   const seconds = (after.when - before.when) / 1000;
@@ -114,18 +122,31 @@ const CHARTS = [
   { title: "Hit ratio", show: percent, most: 1, lines: [["hit ratio", (one) => one.ratio]] },
   { title: "Time to the answer", show: millis, lines: [["median", (one) => one.median], ["p99", (one) => (one.p99 === Infinity ? 30000 : one.p99)]] },
   { title: "Asked of the backend, a second", show: rate, lines: [["asked", (one) => one.backend]] },
+  {
+    title: "Tiers", show: percent, most: 1,
+    lines: [["memory filled", (one) => one.memory], ["Redis", (one) => one.redis, (value) => state(value, "up", "away")]],
+  },
+  {
+    title: "Breakers", show: (value) => state(value, "open", "closed"), most: 1, scale: "open above, closed below",
+    lines: ["backend", "redis", "mysql"].map((of) => [of, (one) => one.breakers[of] ?? null]),
+  },
 ];
+
+/** What one of two states is called. */
+function state(value, on, off) {
+  return value === null || value === undefined ? "–" : value ? on : off;
+}
 
 function draw(history) {
   at("charts").replaceChildren(...CHARTS.map((chart) => {
     const values = chart.lines.map(([, of]) => history.map(of));
     const most = chart.most || Math.max(...values.flat().filter((value) => value !== null), 0) || 1;
-    const now = chart.lines.map(([name], index) => `${name} ${chart.show(values[index].at(-1) ?? null)}`);
+    const now = chart.lines.map(([name, , show], index) => `${name} ${(show || chart.show)(values[index].at(-1) ?? null)}`);
     const figure = make("figure");
     const caption = make("figcaption");
     const legend = make("span", undefined, { class: "legend" });
     legend.append(...now.map((text, index) => make("span", text, { class: `l${chart.lines.length > 1 ? index : 2}` })));
-    caption.append(make("b", `${chart.title}, up to ${chart.show(most)}`), legend);
+    caption.append(make("b", `${chart.title}, ${chart.scale || `up to ${chart.show(most)}`}`), legend);
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     for (const [key, value] of Object.entries({ viewBox: "0 0 149 100", preserveAspectRatio: "none", role: "img", "aria-label": `${chart.title}: ${now.join(", ")}` })) svg.setAttribute(key, value);
     const shape = (name, attributes) => {
@@ -229,7 +250,7 @@ async function update() {
     const [page, metrics] = await Promise.all([ask("stats"), ask("metrics")]);
     const [stats, all] = [JSON.parse(page), series(metrics)];
     looks.push(look(all));
-    if (looks.length > 1) history.push(between(looks.shift(), looks[0]));
+    if (looks.length > 1) history.push({ ...between(looks.shift(), looks[0]), ...condition(stats, all) });
     if (history.length > KEPT) history.shift();
     at("about").textContent = `${stats.version} · configuration ${stats.config.digest} since ${stats.config.since} · ${count(stats.config.rules, "rule", "rules")}`;
     at("trouble").hidden = true;
