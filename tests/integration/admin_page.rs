@@ -28,7 +28,7 @@ async fn it_is_readable_on_a_desk_and_on_a_phone_by_day_and_by_night() {
         let mut page = Page::open(&url, (width, height), dark);
         page.until("!!document.querySelector('#tiles dd') && document.querySelectorAll('#charts path').length > 0").await;
         let shown = page.value("document.body.innerText").as_str().unwrap().to_owned();
-        for expected in ["memory filled", "backend closed", "Redis –", "99.5 %", "all", "/api/symbols?token=…", "memory", "1 entry", "1 rule", "anybody", "closed", "nothing"] {
+        for expected in "memory filled|backend closed|Redis –|99.5 %|/api/symbols?token=…|1 entry|1 rule|anybody|nothing".split('|') {
             assert!(shown.contains(expected), "{width} {dark}: {expected} is missing in {shown}");
         }
         assert!(!shown.contains("hidden"), "{shown}");
