@@ -61,8 +61,6 @@ enum Told {
     Overdue(&'static str),
     /// The program stops.
     End,
-    /// Nothing has moved for [`REST`].
-    Rest,
 }
 
 /// Serves a connection. What ends it is logged at debug: clients come and go.
@@ -129,11 +127,11 @@ impl Watched<'_> {
         S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible, Future: Send + 'static> + Unpin,
     {
         loop {
-            match select(pin!(socket.answer_plain()), pin!(told(&self.activity, self.limits, &mut self.draining, false))).await {
+            match select(pin!(socket.answer_plain()), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
                 Either::Busy(arrived) => arrived?,
                 Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
                 // The library knows how to end a connection.
-                Either::Quiet(Told::End | Told::Rest) => {}
+                Either::Quiet(Told::End) => {}
             }
             // Apart, since many a connection never needs it.
             if socket.is_http2() {
@@ -156,17 +154,23 @@ impl Watched<'_> {
         builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(self.limits.header_bytes).max_headers(MAX_FIELDS);
         let mut serving = builder.serve_connection(TokioIo::new(socket), service);
         loop {
-            match select(Pin::new(&mut serving), pin!(told(&self.activity, self.limits, &mut self.draining, true))).await {
+            let quiet_or_told = async {
+                tokio::select! {
+                    told = told(&self.activity, self.limits, &mut self.draining) => Some(told),
+                    () = self.activity.quiet_for(REST) => None,
+                }
+            };
+            match select(Pin::new(&mut serving), pin!(quiet_or_told)).await {
                 Either::Busy(ended) => {
                     ended?;
                     let http1::Parts { io, service, .. } = serving.into_parts();
                     let mut socket = io.into_inner();
                     return Ok(socket.has_rested().then_some((socket, service)));
                 }
-                Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
+                Either::Quiet(Some(Told::Overdue(why))) => return Err(Ended::Overdue(why)),
                 // The socket tells the library that the connection ended, if nothing has moved in the meantime.
-                Either::Quiet(Told::Rest) => self.activity.rest(),
-                Either::Quiet(Told::End) => break,
+                Either::Quiet(None) => self.activity.rest(),
+                Either::Quiet(Some(Told::End)) => break,
             }
         }
         // A client may be sending a request right now, which would be lost: it is answered, and told to come again anew.
@@ -198,10 +202,10 @@ impl Watched<'_> {
             .keep_alive_interval(Some(PING_INTERVAL))
             .keep_alive_timeout(PING_TIMEOUT);
         let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
-        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &mut self.draining, false))).await {
+        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
             Either::Busy(ended) => return Ok(ended?),
             Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
-            Either::Quiet(Told::End | Told::Rest) => serving.as_mut().graceful_shutdown(),
+            Either::Quiet(Told::End) => serving.as_mut().graceful_shutdown(),
         }
         match select(serving.as_mut(), pin!(watchdog(&self.activity, self.limits))).await {
             Either::Busy(ended) => Ok(ended?),
@@ -210,12 +214,11 @@ impl Watched<'_> {
     }
 }
 
-/// Waits for what a connection is to be told; that it is quiet only if it `may_rest`.
-async fn told(activity: &Activity, limits: &Limits, draining: &mut watch::Receiver<bool>, may_rest: bool) -> Told {
+/// Waits for what a connection is to be told.
+async fn told(activity: &Activity, limits: &Limits, draining: &mut watch::Receiver<bool>) -> Told {
     tokio::select! {
         why = watchdog(activity, limits) => Told::Overdue(why),
         _ = draining.wait_for(|&draining| draining) => Told::End,
-        () = activity.quiet_for(REST), if may_rest => Told::Rest,
     }
 }
 

@@ -86,16 +86,17 @@ impl<'m> Exchange<'m> {
         outcome: &Outcome,
     ) -> Response<Reply> {
         let head = self.elapsed();
+        let told = || Told {
+            method: parts.method.as_str(),
+            target: parts.uri.path_and_query().map_or("", |target| target.as_str()),
+            rule: route,
+            outcome: outcome.label().name(),
+            detail: outcome.detail(),
+            status: response.status().as_u16(),
+            id: response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default(),
+        };
         if trace::is_on() {
-            let told = Told {
-                method: parts.method.as_str(),
-                target: parts.uri.path_and_query().map_or("", |target| target.as_str()),
-                rule: route,
-                outcome: outcome.label().name(),
-                detail: outcome.detail(),
-                status: response.status().as_u16(),
-                id: response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default(),
-            };
+            let told = told();
             trace::describe(told.name(), told.attributes(), response.status().is_server_error());
         }
         let is_slow = !rules.slow.is_zero() && head >= rules.slow;
@@ -107,15 +108,16 @@ impl<'m> Exchange<'m> {
         if !is_logged && !is_slow {
             return response;
         }
+        let Told { method, target, rule, outcome, detail, status, id } = told();
         let line = Line {
-            id: response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
+            id: id.to_owned(),
             client,
-            method: parts.method.to_string(),
-            target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
-            route: route.to_owned(),
-            outcome: outcome.label().name(),
-            detail: outcome.detail(),
-            status: response.status().as_u16(),
+            method: method.to_owned(),
+            target: target.to_owned(),
+            route: rule.to_owned(),
+            outcome,
+            detail,
+            status,
             started: self.started,
             head,
         };

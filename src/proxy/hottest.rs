@@ -63,9 +63,8 @@ impl Hottest {
     pub fn here(&self, most: usize) -> Vec<(String, u64)> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sorted = merged(&here, &counts, 1.0);
+        let sorted = merged(&here, &counts, 1.0, most);
         drop((counts, here));
-        sorted.truncate(most);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts, far below what they hold")]
         let times = |count: f64| (count * f64::from(SAMPLED)).round() as u64;
         sorted.into_iter().map(|(target, count)| (target, times(count))).collect()
@@ -91,9 +90,7 @@ impl Hottest {
         let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
         {
             let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut sorted = merged(&here, &counts, WEIGHT);
-            sorted.truncate(MOST_HERE);
-            *here = sorted;
+            *here = merged(&here, &counts, WEIGHT, MOST_HERE);
         }
         let Some(link) = self.link.as_ref().filter(|_| !counts.is_empty()) else { return };
         let mut pipe = redis::pipe();
@@ -122,15 +119,16 @@ impl Hottest {
     }
 }
 
-/// Older counts, which weigh less by this, with newer ones: the largest first.
-fn merged(older: &[(String, f64)], newer: &HashMap<String, u32>, weight: f64) -> Vec<(String, f64)> {
+/// Older counts, which weigh less by this, with newer ones: so many of the largest, the first one the largest of all.
+fn merged(older: &[(String, f64)], newer: &HashMap<String, u32>, weight: f64, most: usize) -> Vec<(String, f64)> {
     let mut counts: HashMap<&str, f64> = older.iter().map(|(target, count)| (target.as_str(), count * weight)).collect();
     for (target, count) in newer {
         *counts.entry(target).or_default() += f64::from(*count);
     }
-    let mut sorted: Vec<(String, f64)> = counts.into_iter().map(|(target, count)| (target.to_owned(), count)).collect();
-    sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    sorted
+    let mut sorted: Vec<(&str, f64)> = counts.into_iter().collect();
+    sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+    sorted.truncate(most);
+    sorted.into_iter().map(|(target, count)| (target.to_owned(), count)).collect()
 }
 
 #[cfg(test)]

@@ -25,12 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use foldhash::fast::RandomState;
 use http::header::{ETAG, ORIGIN};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use memchr::memchr;
-use quick_cache::UnitWeighter;
-use quick_cache::unsync::{Cache, DefaultLifecycle};
 use tokio::time::Instant;
 
 use super::Proxy;
@@ -38,6 +35,7 @@ use super::decide::{Admission, Decision, admit, decide, is_early};
 use super::exchange::{fits_as_id, new_id};
 use super::rules::Rules;
 use super::span::Told;
+use super::targets::{Remembered, remembered};
 use crate::cache::entry::{Content, Form};
 use crate::cache::key::Canonical;
 use crate::cache::ready::Moment;
@@ -148,22 +146,17 @@ impl Known {
 
 /// What a thread remembers: of blocks of fields, which clients send again and again, and of targets for which there were hits.
 struct Memo {
-    blocks: Remembered<Option<Rc<Fields>>>,
-    targets: Remembered<Known>,
+    blocks: Remembered<Box<[u8]>, Option<Rc<Fields>>>,
+    targets: Remembered<Box<[u8]>, Known>,
     /// The rules under which `targets` holds.
     rules: Option<Arc<Rules>>,
     /// The key of the target at hand, in memory that is used again.
     key: Vec<u8>,
 }
 
-type Remembered<V> = Cache<Box<[u8]>, V, UnitWeighter, RandomState>;
-
 impl Default for Memo {
     fn default() -> Self {
-        fn empty<V>(most: usize) -> Remembered<V> {
-            Cache::with(most, most as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default())
-        }
-        Self { blocks: empty(BLOCKS), targets: empty(TARGETS), rules: None, key: Vec::new() }
+        Self { blocks: remembered(BLOCKS), targets: remembered(TARGETS), rules: None, key: Vec::new() }
     }
 }
 

@@ -1,8 +1,8 @@
-//! What the span of a request says.
+//! What spans and log lines say of a request.
 
 use opentelemetry::KeyValue;
 
-/// What a span says of a request.
+/// What spans and log lines say of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
     /// The method.

@@ -1,6 +1,7 @@
 //! Request targets that were read before: clients ask for the same ones again and again.
 
 use std::cell::RefCell;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -14,11 +15,15 @@ use crate::request::target::Target;
 const TARGETS: usize = 1024;
 const MAX_TARGET: usize = 512;
 
-type Remembered = Cache<Box<str>, Arc<Target<'static>>, UnitWeighter, RandomState>;
+/// A bounded map of one thread; what was not used for longest is forgotten first.
+pub(super) type Remembered<K, V> = Cache<K, V, UnitWeighter, RandomState>;
 
-thread_local!(static READ: RefCell<Remembered> = RefCell::new(
-    Cache::with(TARGETS, TARGETS as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default())
-));
+/// An empty map of at most `most` keys.
+pub(super) fn remembered<K: Eq + Hash, V>(most: usize) -> Remembered<K, V> {
+    Cache::with(most, most as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default())
+}
+
+thread_local!(static READ: RefCell<Remembered<Box<str>, Arc<Target<'static>>>> = RefCell::new(remembered(TARGETS)));
 
 /// What a target says ([`Target::parse`]), which depends on its text alone.
 ///

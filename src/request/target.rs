@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use memchr::{memchr, memchr_iter};
-
 use super::refusal::Refusal;
 
 /// The longest path and query, in bytes.
@@ -46,25 +44,20 @@ impl<'a> Target<'a> {
         if !target.starts_with('/') {
             return Err(Refusal::NotAPath);
         }
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let (path, query) = match target.as_bytes().iter().position(|&byte| byte == b'?') {
+            Some(at) => (&target[..at], &target[at + 1..]),
+            None => (target, ""),
+        };
         let (path, doubtful) = read_path(path)?;
         let doubtful = doubtful || !target.bytes().all(is_url_byte);
-        // Decided for all at once, since few queries have anything to decode.
-        let read = if query.bytes().any(needs_decoding) { decode } else { as_it_is };
-        let count = if query.is_empty() { 0 } else { memchr_iter(b'&', query.as_bytes()).count() + 1 };
+        let count = if query.is_empty() { 0 } else { query.bytes().filter(|&byte| byte == b'&').count() + 1 };
         let mut parameters = Vec::with_capacity(count);
-        let mut rest = query.as_bytes();
-        while !rest.is_empty() {
-            let part;
-            (part, rest) = memchr(b'&', rest).map_or((rest, &[][..]), |at| (&rest[..at], &rest[at + 1..]));
-            if part.is_empty() {
-                continue;
-            }
+        for part in query.as_bytes().split(|&byte| byte == b'&').filter(|part| !part.is_empty()) {
             let (name, value) = match part.iter().position(|&byte| byte == b'=') {
-                Some(at) => (&part[..at], Some(read(&part[at + 1..])?)),
+                Some(at) => (&part[..at], Some(decode(&part[at + 1..])?)),
                 None => (part, None),
             };
-            parameters.push(Parameter { name: read(name)?, value });
+            parameters.push(Parameter { name: decode(name)?, value });
         }
         Ok(Self { path, doubtful, parameters })
     }
@@ -183,20 +176,11 @@ fn read_path(path: &str) -> Result<(Cow<'_, str>, bool), Refusal> {
     Ok((decoded, doubtful))
 }
 
-/// Whether a byte of a query is not what it says, or may not occur.
-const fn needs_decoding(byte: u8) -> bool {
-    matches!(byte, b'%' | b'+' | ..0x20 | 0x7f)
-}
-
-/// A name or a value that needs no decoding.
-fn as_it_is(text: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
-    Ok(Cow::Borrowed(text))
-}
-
 /// Decodes a name or a value once, keeping an unencoded `+` apart.
 fn decode(text: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
-    if !text.iter().any(|&byte| needs_decoding(byte)) {
-        return as_it_is(text);
+    let special = |byte: &u8| matches!(*byte, b'%' | b'+') || *byte < 0x20 || *byte == 0x7f;
+    if !text.iter().any(special) {
+        return Ok(Cow::Borrowed(text));
     }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

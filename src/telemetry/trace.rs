@@ -9,7 +9,6 @@
 //! thread of their own; what does not fit into its queue is dropped.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -45,7 +44,6 @@ pub struct Tracer {
 }
 
 /// What spans below the current one are made with.
-#[derive(Clone)]
 struct Below(SdkTracer);
 
 /// A span that is open until it is dropped or ended.
@@ -58,7 +56,7 @@ impl Tracer {
     /// The exporter refuses its configuration.
     pub fn start(config: &Telemetry, handle: Handle) -> Result<Option<Self>, BoxError> {
         let Some(collector) = &config.otlp else { return Ok(None) };
-        let client = Client { inner: HyperClient::with_default_connector(SEND_TIMEOUT, None), handle, is_failing: Arc::default() };
+        let client = Client { inner: HyperClient::with_default_connector(SEND_TIMEOUT, None), handle, is_failing: AtomicBool::default() };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(client)
@@ -112,9 +110,7 @@ impl Tracer {
 impl Span {
     /// Does `work` with this span as the current one; it ends with the work.
     pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
-        let done = work.with_context(self.0.clone()).await;
-        drop(self);
-        done
+        work.with_context(self.0.clone()).await
     }
 }
 
@@ -122,6 +118,11 @@ impl Drop for Span {
     fn drop(&mut self) {
         self.0.span().end();
     }
+}
+
+/// What makes spans below the current one, if there is one.
+fn current() -> Option<SdkTracer> {
+    Context::map_current(|context| context.get::<Below>().map(|below| below.0.clone()))
 }
 
 /// Whether there is a current span.
@@ -143,7 +144,7 @@ pub fn describe(name: String, attributes: Vec<KeyValue>, is_error: bool) {
 
 /// Tells of work that took so long and is over: a span below the current one, if there is one. `Err` says why it failed.
 pub fn note(kind: SpanKind, name: &'static str, took: Duration, told: impl FnOnce() -> (Vec<KeyValue>, Result<(), String>)) {
-    let Some(Below(tracer)) = Context::map_current(|context| context.get::<Below>().cloned()) else { return };
+    let Some(tracer) = current() else { return };
     let (attributes, result) = told();
     let span = SpanBuilder::from_name(name).with_kind(kind).with_start_time(opentelemetry::time::now() - took).with_attributes(attributes);
     let mut span = tracer.build_with_context(span, &Context::current());
@@ -166,7 +167,7 @@ pub async fn within<T>(
     work: impl Future<Output = T>,
     told: impl FnOnce(&T) -> Result<KeyValue, String>,
 ) -> T {
-    let Some(Below(tracer)) = Context::map_current(|context| context.get::<Below>().cloned()) else { return work.await };
+    let Some(tracer) = current() else { return work.await };
     let parent = Context::current();
     let span = SpanBuilder::from_name(name).with_kind(kind).with_attributes(attributes);
     let span = Span(parent.with_span(tracer.build_with_context(span, &parent)));
@@ -212,7 +213,7 @@ impl ShouldSample for Always {
 struct Client {
     inner: HyperClient,
     handle: Handle,
-    is_failing: Arc<AtomicBool>,
+    is_failing: AtomicBool,
 }
 
 impl fmt::Debug for Client {

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
@@ -240,8 +242,6 @@ impl Pair {
 
 #[tokio::test]
 async fn the_guides_example_does_what_nginx_does() {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
     let fails = Arc::new(AtomicBool::new(false));
     let script = || -> Script {
         let fails = Arc::clone(&fails);

@@ -93,7 +93,7 @@ function look(all) {
 /** How tiers and breakers are; `null` for what is not configured. */
 function condition(stats, all) {
   const [memory, redis] = ["memory", "redis"].map((name) => stats.tiers.find((one) => one.tier === name));
-  const breakers = { ...sums(all, "breaker_open", "of") };
+  const breakers = sums(all, "breaker_open", "of");
   for (const [of, how] of Object.entries(stats.breakers)) breakers[of] = { open: 1, closed: 0 }[how] ?? null;
   return { memory: memory && memory.capacity ? memory.bytes / memory.capacity : null, redis: redis ? Number(redis.up) : null, breakers };
 }
@@ -124,16 +124,16 @@ const CHARTS = [
   { title: "Asked of the backend, a second", show: rate, lines: [["asked", (one) => one.backend]] },
   {
     title: "Tiers", show: percent, most: 1,
-    lines: [["memory filled", (one) => one.memory], ["Redis", (one) => one.redis, (value) => state(value, "up", "away")]],
+    lines: [["memory filled", (one) => one.memory], ["Redis", (one) => one.redis, (value) => either(value, "up", "away")]],
   },
   {
-    title: "Breakers", show: (value) => state(value, "open", "closed"), most: 1, scale: "open above, closed below",
+    title: "Breakers", show: (value) => either(value, "open", "closed"), most: 1, scale: "open above, closed below",
     lines: ["backend", "redis", "mysql"].map((of) => [of, (one) => one.breakers[of] ?? null]),
   },
 ];
 
 /** What one of two states is called. */
-function state(value, on, off) {
+function either(value, on, off) {
   return value === null || value === undefined ? "–" : value ? on : off;
 }
 
