@@ -221,7 +221,7 @@ impl Entry {
     /// The key that it is stored under.
     #[must_use]
     pub fn key(&self) -> Key {
-        Key { canonical: Canonical(self.canonical.clone()), readable: self.readable.clone(), tags: self.tags.clone(), target: self.target }
+        Key::of(Canonical(self.canonical.clone()), self.readable.clone(), self.tags.clone(), self.target)
     }
 
     /// About how many bytes it takes in memory: its parts, and the allocator's and the map's share.

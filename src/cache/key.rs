@@ -5,6 +5,7 @@
 //! operators see: the rule's readable template, marks of its tags for purges, then the canonical request's SHA-256.
 
 use std::cmp::Ordering;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use http::header::ORIGIN;
@@ -137,6 +138,18 @@ pub struct Key {
     pub tags: Vec<String>,
     /// A digest of the request without origin and variant: what an invalidation names (RFC 9111 §4.4). 0: nothing names it.
     pub target: u64,
+    /// Its name in Redis. Not for others, so that no key is made of parts of another one with that one's name.
+    name: MadeName,
+}
+
+/// The name of a key, made when it is first asked for. A clone makes its own, since what is cloned is often changed.
+#[derive(Debug, Default)]
+struct MadeName(OnceLock<Box<str>>);
+
+impl Clone for MadeName {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 /// A tag that begins so says which keys answers have that are made from this entry, as a glob. A purge of any of them by
@@ -200,12 +213,22 @@ impl Key {
         };
         let tags = route.tags.iter().map(|tag| tag.render(value)).collect();
         let target = xxh3_64(&Canonical::new(route, target, &HeaderMap::new()).0);
-        Self { canonical, readable: route.key.render(value), tags, target }
+        Self::of(canonical, route.key.render(value), tags, target)
     }
 
-    /// The name in Redis, at most [`MAX_NAME`] bytes: `namespace:readable#marks:sha256`.
+    /// The key of these parts.
     #[must_use]
-    pub fn name(&self, namespace: &str) -> String {
+    pub fn of(canonical: Canonical, readable: String, tags: Vec<String>, target: u64) -> Self {
+        Self { canonical, readable, tags, target, name: MadeName::default() }
+    }
+
+    /// The name in Redis, at most [`MAX_NAME`] bytes: `namespace:readable#marks:sha256`. There is one namespace in a process.
+    #[must_use]
+    pub fn name(&self, namespace: &str) -> &str {
+        self.name.0.get_or_init(|| self.make_name(namespace).into())
+    }
+
+    fn make_name(&self, namespace: &str) -> String {
         let digest = self.canonical.digest();
         let tags: Vec<&String> = self.tags.iter().filter(|tag| !tag.starts_with(MADE_INTO)).collect();
         let mut marks = target_mark(self.target);
@@ -225,6 +248,12 @@ impl Key {
     #[must_use]
     pub fn variant(&self, fields: &[HeaderName], headers: &HeaderMap) -> Self {
         Self { canonical: self.canonical.variant(fields, headers), ..self.clone() }
+    }
+
+    /// The key of this request for those who prefer a language to all others.
+    #[must_use]
+    pub fn language(&self, language: &str) -> Self {
+        Self { canonical: self.canonical.language(language), ..self.clone() }
     }
 }
 
@@ -340,7 +369,7 @@ pub(crate) mod tests {
         for foreign in ["ns:x", "ns:x!voids", "ns:x:a", "ns:xy:a#b:c", "other:k#aaaaa:0"] {
             assert_eq!(NameParts::read(foreign.as_bytes(), "ns:x"), None, "{foreign}");
         }
-        let many = Key { tags: (0..9).map(|number| number.to_string()).collect(), ..key };
+        let many = Key { tags: (0..9).map(|number| number.to_string()).collect(), ..key.clone() };
         let name = many.name("ns:x");
         assert_eq!(NameParts::read(name.as_bytes(), "ns:x").unwrap().has("aaaaa"), None);
     }

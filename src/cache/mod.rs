@@ -297,12 +297,7 @@ mod tests {
     }
 
     fn key() -> Key {
-        Key {
-            canonical: Canonical(Bytes::from_static(b"k")),
-            readable: "liq:BTC".to_owned(),
-            tags: vec!["symbol:BTC".to_owned()],
-            target: 5,
-        }
+        Key::of(Canonical(Bytes::from_static(b"k")), "liq:BTC".to_owned(), vec!["symbol:BTC".to_owned()], 5)
     }
 
     /// What is left in the store of a response that was asked for before `meanwhile` and stored after.

@@ -16,7 +16,9 @@ use super::void::{Validity, Voids};
 use super::void_log::{Position, VoidLog};
 use crate::breaker::{Backoff, Breaker, Gate};
 use crate::clock::{Wall, millis};
-use crate::redis_link::{RedisFailure, RedisLink, refuses_writes};
+use crate::redis_link::RedisLink;
+use crate::redis_link::failure::{RedisFailure, refuses_writes};
+use crate::redis_link::reads::Kept;
 use crate::telemetry::metrics::Metrics;
 
 /// How long writes pause after Redis refused one (full, read-only): reads go on.
@@ -59,18 +61,6 @@ impl RedisStore {
         Self { link, namespace: namespace.to_owned(), writes: Breaker::new(WRITE_BACKOFF), sealer, log, voids, metrics }
     }
 
-    /// The bytes under a name and how long Redis will keep them (`None`: for ever), in one round trip.
-    async fn fetch(&self, name: &str) -> Result<(Value, Option<Duration>), RedisFailure> {
-        let mut pair = redis::pipe();
-        pair.get(name).pttl(name);
-        let mut answers = self.link.read(&pair).await?;
-        let left = match answers.pop() {
-            Some(Value::Int(left)) => u64::try_from(left).ok().map(Duration::from_millis),
-            _ => None,
-        };
-        Ok((answers.pop().unwrap_or(Value::Nil), left))
-    }
-
     fn count(&self, op: &str, kind: &str) {
         self.metrics.store_errors.with_label_values(&["redis", op, kind]).inc();
     }
@@ -79,7 +69,7 @@ impl RedisStore {
         let name = key.name(&self.namespace);
         // Whatever is voided from now on concerns what is read, on its way into memory too.
         let asked_at = self.voids.ask();
-        let (Value::BulkString(bytes), left) = self.fetch(&name).await.ok()? else { return None };
+        let Kept { bytes, left } = self.link.get(name).await.ok()??;
         match self.unpack(name.as_bytes(), bytes) {
             Ok((entry, position)) if entry.canonical == key.canonical.0 => {
                 let mut entry = match self.log.admit(&entry, position) {
@@ -157,7 +147,7 @@ impl RedisStore {
             };
             let Some(body) = self.pack(name.as_bytes(), standing, position) else { return };
             let mut command = redis::cmd("EVAL");
-            command.arg(WRITE).arg(2).arg(self.log.head()).arg(&name);
+            command.arg(WRITE).arg(2).arg(self.log.head()).arg(name);
             command.arg(position.epoch_text()).arg(position.seq).arg(&body[..]).arg(millis(left).max(1));
             match self.link.call(&command).await {
                 Ok(written) => {

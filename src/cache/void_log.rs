@@ -34,7 +34,8 @@ use tokio::time::{Instant, interval, timeout};
 use super::entry::Entry;
 use super::void::{Selection, Validity, Voids};
 use crate::clock::Wall;
-use crate::redis_link::{OnConnect, RedisLink};
+use crate::redis_link::RedisLink;
+use crate::redis_link::connections::OnConnect;
 
 /// How often it is looked whether a message was lost.
 const LOOK: Duration = Duration::from_millis(250);

@@ -196,7 +196,7 @@ mod tests {
 
     fn name(readable: &str, tags: &[&str]) -> String {
         let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
-        Key { canonical: Canonical(Bytes::from_static(b"c")), readable: readable.to_owned(), tags, target: 9 }.name("ns")
+        Key::of(Canonical(Bytes::from_static(b"c")), readable.to_owned(), tags, 9).name("ns").to_owned()
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Fetcher {
         let stored = entry(&key, Content::Response(response));
         // Those who prefer this language to all others get the response too.
         let language = content_language(&head.fields).filter(|_| job.match_language && names[..] == [ACCEPT_LANGUAGE]);
-        let also = language.map(|language| Key { canonical: job.key.canonical.language(&language), ..job.key.clone() });
+        let also = language.map(|language| job.key.language(&language));
         // Memory has them as soon as `put` is called, before the last client goes on; Redis gets them meanwhile.
         let writing = self.cache.put(&key, Arc::clone(&stored));
         let also_writing = also.as_ref().map(|key| {

@@ -40,7 +40,7 @@ impl Shared {
         let readable = format!("{ORDERS}{symbol}:{start}:{}", millis(self.span));
         // The length of a symbol in front, so that no two keys are one.
         let canonical = format!("\0timeline\0{}\0{readable}", symbol.len());
-        Key { canonical: Canonical(Bytes::from(canonical)), readable, tags, target: 0 }
+        Key::of(Canonical(Bytes::from(canonical)), readable, tags, 0)
     }
 
     /// Writes a span, unless it was purged meanwhile.

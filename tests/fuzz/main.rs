@@ -93,7 +93,8 @@ fn key(data: &[u8]) {
         let target = Target::parse(text).ok()?;
         let route = select(&ROUTES, &target)?;
         let canonical = Canonical::new(route, &target, &HeaderMap::new());
-        let name = Key::new(route, &target, canonical.clone()).name("sluice");
+        let key = Key::new(route, &target, canonical.clone());
+        let name = key.name("sluice");
         assert!(name.len() <= sluice::cache::key::MAX_NAME && name.ends_with(&canonical.digest()));
         Some((route, canonical))
     };

@@ -1,0 +1,363 @@
+//! Connections to Redis, for everything that is shared between instances.
+//!
+//! Redis is never in the way: every call has a deadline in tens of milliseconds, and after a failure nothing touches Redis until
+//! a task in the background has seen it answer again. Connections are multiplexed and pipelined; no blocking command, no
+//! `KEYS`, no `FLUSHDB`.
+//!
+//! Knows commands and answers. Knows nothing of what they mean.
+
+pub mod connections;
+pub mod failure;
+pub mod reads;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
+use redis::aio::MultiplexedConnection;
+use redis::{Client, Cmd, Pipeline, RedisError, Value};
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio::time::{Instant, timeout};
+
+use crate::config::RedisUrl;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace;
+use connections::{ConnectionSet, Connections, OnConnect};
+use failure::RedisFailure;
+use reads::{Read, Reads};
+
+/// So many turns of the runtime from the socket to whoever waits: one reads, one hands out, and one to spare.
+const TURNS: usize = 3;
+/// A write may take this many times as long as a read: no client waits for it.
+const WRITE_FACTOR: u32 = 10;
+
+/// Redis, as everything that needs it reaches it. Cheap to clone.
+#[derive(Clone)]
+pub struct RedisLink {
+    connections: Arc<Connections>,
+    read_timeout: Duration,
+}
+
+impl RedisLink {
+    /// A link that is not connected yet. Reads may take `read_timeout`, writes ten times that.
+    ///
+    /// # Errors
+    /// The URL makes no sense to the client.
+    pub fn new(url: &RedisUrl, read_timeout: Duration, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
+        Ok(Self { connections: Arc::new(Connections::new(Client::open(url.info.clone())?, metrics)), read_timeout })
+    }
+
+    /// Connects in the background, on the current runtime, and again whenever connections broke. Returns at once, whether Redis is
+    /// there or not.
+    pub fn keep_connected(&self, first: Arc<dyn OnConnect>) {
+        tokio::spawn(Arc::clone(&self.connections).keep_connected(first));
+    }
+
+    /// Gives the connections up: something is wrong with what came over another one.
+    pub fn give_up(&self, kind: &str) {
+        if let Some(set) = self.connections.sets.load_full() {
+            self.connections.take_down(&set, kind);
+        }
+    }
+
+    /// Whether Redis answered last.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.connections.sets.load().is_some()
+    }
+
+    /// Whether connections are being made without which it cannot be known what other instances said meanwhile.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.connections.is_asking()
+    }
+
+    /// Waits until new connections are made, or Redis has to be taken for away: it refuses, or does not answer in time.
+    pub async fn asked(&self) {
+        self.connections.asked().await;
+    }
+
+    /// Runs a command, mostly a write, within a deadline.
+    ///
+    /// # Errors
+    /// [`RedisFailure`].
+    pub async fn call(&self, command: &Cmd) -> Result<Value, RedisFailure> {
+        let (mut connection, set) = self.connections.pick(true).ok_or(RedisFailure::Down)?;
+        let answering = async { connection.send_packed_command(command).await.and_then(Value::extract_error) };
+        let started = Instant::now();
+        let answer = self.within("write", self.read_timeout * WRITE_FACTOR, &set, answering).await;
+        tell("write", started.elapsed(), &answer);
+        answer
+    }
+
+    /// What is kept under a name. What one thread reads at the same time goes in one round trip.
+    ///
+    /// # Errors
+    /// [`RedisFailure`].
+    pub async fn get(&self, name: &str) -> Read {
+        let set = self.connections.sets.load_full().ok_or(RedisFailure::Down)?;
+        let started = Instant::now();
+        let answer = match self.join(&set, name) {
+            Some(answer) => answer,
+            None => {
+                let mut reads = Reads::default();
+                let answer = reads.add(name);
+                self.send(reads, self.connections.next_reader(&set), &set).await;
+                answer
+            }
+        };
+        // Those that it went with may have been given up with their connection.
+        let read = answer.await.unwrap_or(Err(RedisFailure::Down));
+        tell("read", started.elapsed(), &read);
+        read
+    }
+
+    /// Lets a read go with those that this thread makes until the tasks have had their turn that can go on now. `None`: the thread has
+    /// no connection of its own.
+    fn join(&self, set: &ConnectionSet, name: &str) -> Option<oneshot::Receiver<Read>> {
+        self.connections.own(set, |connection, reads| {
+            let is_first = reads.is_empty();
+            let answer = reads.add(name);
+            if is_first || reads.is_full() {
+                let (link, connection, set) = (self.clone(), connection.clone(), Arc::clone(set));
+                // The first is followed by more; what is full goes before more come.
+                let full = reads.is_full().then(|| std::mem::take(reads));
+                tokio::spawn(async move {
+                    link.send(full.unwrap_or_else(|| Connections::take_reads(&set)), connection, &set).await;
+                });
+            }
+            answer
+        })
+    }
+
+    /// Sends reads, and gives each its answer.
+    async fn send(&self, reads: Reads, mut connection: MultiplexedConnection, set: &ConnectionSet) {
+        if reads.is_empty() {
+            return;
+        }
+        let commands = reads.commands();
+        let answering = connection.send_packed_commands(commands, 0, commands.len());
+        match self.within("read", self.read_timeout, set, answering).await {
+            Ok(answers) => {
+                if let Err(refusal) = reads.answer(answers) {
+                    self.failed("read", set, &RedisFailure::Error(refusal));
+                }
+            }
+            Err(failure) => reads.fail(&failure),
+        }
+    }
+
+    /// Runs commands that a request waits for, in one round trip.
+    ///
+    /// # Errors
+    /// [`RedisFailure`].
+    pub async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisFailure> {
+        let (mut connection, set) = self.connections.pick(false).ok_or(RedisFailure::Down)?;
+        let answering = async {
+            let answers = connection.send_packed_commands(commands, 0, commands.len()).await?;
+            answers.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()
+        };
+        let started = Instant::now();
+        let answer = self.within("read", self.read_timeout, &set, answering).await;
+        tell("read", started.elapsed(), &answer);
+        answer
+    }
+
+    /// Waits for an answer within a deadline; any failure of the connection takes Redis out of the way.
+    async fn within<T>(
+        &self,
+        op: &'static str,
+        deadline: Duration,
+        set: &ConnectionSet,
+        answering: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, RedisFailure> {
+        let started = Instant::now();
+        let answer = in_time(deadline, answering).await;
+        self.connections.metrics.store_seconds.with_label_values(&["redis", op]).observe(started.elapsed().as_secs_f64());
+        let answer = answer.ok_or(RedisFailure::Timeout).and_then(|answer| answer.map_err(RedisFailure::Error));
+        if let Err(failure) = &answer {
+            self.failed(op, set, failure);
+        }
+        answer
+    }
+
+    /// Counts a failure; one of the connection takes Redis out of the way.
+    fn failed(&self, op: &str, set: &ConnectionSet, failure: &RedisFailure) {
+        let (kind, fatal) = failure.classify();
+        self.connections.metrics.store_errors.with_label_values(&["redis", op, kind]).inc();
+        if fatal {
+            self.connections.take_down(set, kind);
+        }
+    }
+}
+
+/// Waits until the deadline, and no longer than it takes to read what has come by then: a thread with thousands of busy connections
+/// may be late to look, for which Redis is not to blame.
+async fn in_time<T>(deadline: Duration, answering: impl Future<Output = T>) -> Option<T> {
+    let mut answering = pin!(answering);
+    if let Ok(answer) = timeout(deadline, answering.as_mut()).await {
+        return Some(answer);
+    }
+    for _ in 0..TURNS {
+        yield_now().await;
+        if let Poll::Ready(answer) = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+/// Tells of a call that is over in a span, if whoever made it is in one.
+fn tell<T>(op: &'static str, took: Duration, answer: &Result<T, RedisFailure>) {
+    trace::note(SpanKind::Client, "redis", took, || {
+        let attributes = vec![KeyValue::new("db.system.name", "redis"), KeyValue::new("db.operation.name", op)];
+        (attributes, answer.as_ref().map(drop).map_err(|failure| failure.classify().0.to_owned()))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::connections::ASKING;
+    use super::*;
+    use std::pin::Pin;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::sync::Notify;
+
+    /// A server that says OK to every command.
+    async fn agree(listener: TcpListener) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut bytes).await {
+                    let commands = bytes[..read].iter().filter(|&&byte| byte == b'*').count();
+                    if stream.write_all("+OK\r\n".repeat(commands).as_bytes()).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    }
+
+    /// Connections wait for it.
+    struct Door(Notify);
+
+    impl OnConnect for Door {
+        fn connected<'a>(
+            &'a self,
+            _: &'a Client,
+            _: &'a mut MultiplexedConnection,
+        ) -> Pin<Box<dyn Future<Output = Result<(), RedisError>> + Send + 'a>> {
+            Box::pin(async {
+                self.0.notified().await;
+                Ok(())
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn redis_is_not_blamed_for_a_thread_that_is_late_to_look() {
+        let (tell, address) = oneshot::channel();
+        std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                tell.send(listener.local_addr().unwrap()).unwrap();
+                agree(listener).await;
+            });
+        });
+        let deadline = Duration::from_millis(20);
+        let url = RedisUrl::parse(&format!("redis://{}", address.await.unwrap()), None).unwrap();
+        let link = RedisLink::new(&url, deadline, Arc::new(Metrics::new().unwrap())).unwrap();
+        let door = Arc::new(Door(Notify::new()));
+        link.keep_connected(Arc::clone(&door) as _);
+        door.0.notify_one();
+        while !link.is_up() || link.connections.own(&link.connections.sets.load_full().unwrap(), |_, _| ()).is_none() {
+            yield_now().await;
+        }
+        // So many others have their turn each time before a task goes on.
+        let others: Vec<_> = (0..40)
+            .map(|_| {
+                tokio::spawn(async move {
+                    loop {
+                        let from = Instant::now();
+                        while from.elapsed() < deadline / 20 {
+                            std::hint::spin_loop();
+                        }
+                        // As a task whose socket is always ready: it goes on once the others have.
+                        let mut is_next = true;
+                        poll_fn(|cx| {
+                            cx.waker().wake_by_ref();
+                            if std::mem::take(&mut is_next) { Poll::Pending } else { Poll::Ready(()) }
+                        })
+                        .await;
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..5 {
+            let read = link.get("x").await;
+            assert!(read.is_ok(), "Redis answered in time: {read:?}");
+        }
+        others.into_iter().for_each(|other| other.abort());
+        assert!(link.is_up());
+    }
+
+    #[tokio::test]
+    async fn who_must_know_waits_for_new_connections_but_not_for_a_redis_that_is_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = RedisUrl::parse(&format!("redis://{}", listener.local_addr().unwrap()), None).unwrap();
+        let serving = tokio::spawn(agree(listener));
+        let link = RedisLink::new(&url, Duration::from_secs(5), Arc::new(Metrics::new().unwrap())).unwrap();
+        let door = Arc::new(Door(Notify::new()));
+        link.keep_connected(Arc::clone(&door) as _);
+        door.0.notify_one();
+        while !link.is_up() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!link.is_asking());
+        link.asked().await;
+        loop {
+            while !link.is_up() {
+                tokio::task::yield_now().await;
+            }
+            let lost = Instant::now();
+            link.give_up("test");
+            let asking = tokio::spawn({
+                let link = link.clone();
+                async move {
+                    link.asked().await;
+                    link.is_up()
+                }
+            });
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert!(link.is_asking() && !asking.is_finished() || lost.elapsed() >= ASKING);
+            door.0.notify_one();
+            let answered = asking.await.unwrap();
+            // On a machine that was busy for so long, it is tried again.
+            if lost.elapsed() < ASKING {
+                assert!(answered, "whoever waited knows what new connections said");
+                break;
+            }
+        }
+        // It hangs: nobody waits for long, and then nobody waits at all.
+        link.give_up("test");
+        link.asked().await;
+        assert!(!link.is_up() && !link.is_asking());
+        // It is gone.
+        door.0.notify_one();
+        while !link.is_up() {
+            tokio::task::yield_now().await;
+        }
+        serving.abort();
+        link.give_up("test");
+        link.asked().await;
+        assert!(!link.is_asking());
+    }
+}

@@ -1,0 +1,145 @@
+//! Reads that go to Redis together, each with its own answer.
+
+use std::time::Duration;
+
+use redis::{Pipeline, RedisError, Value};
+use tokio::sync::oneshot::{self, Receiver, Sender};
+
+use super::failure::RedisFailure;
+
+/// So many reads go together at most: the first answer waits for the last.
+const MOST: usize = 32;
+
+/// What Redis keeps under a name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// For how long Redis will keep them; `None`: for ever.
+    pub left: Option<Duration>,
+}
+
+/// What comes of a read; `None`: there is nothing under the name.
+pub type Read = Result<Option<Kept>, RedisFailure>;
+
+/// Reads that were not sent yet.
+#[derive(Default)]
+pub struct Reads {
+    commands: Pipeline,
+    waiting: Vec<Sender<Read>>,
+}
+
+impl Reads {
+    /// Adds a read. Its answer comes with those of all others.
+    pub fn add(&mut self, name: &str) -> Receiver<Read> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.get(name).pttl(name);
+        self.waiting.push(sender);
+        receiver
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether they must be sent before another one is added.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.waiting.len() >= MOST
+    }
+
+    /// The commands to send.
+    #[must_use]
+    pub const fn commands(&self) -> &Pipeline {
+        &self.commands
+    }
+
+    /// Gives each its answer of those that came. What Redis refused of some concerns no others.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn answer(self, answers: Vec<Value>) -> Result<(), RedisError> {
+        let mut answers = answers.into_iter();
+        let mut first_refusal = Ok(());
+        for sender in self.waiting {
+            let read = kept(answers.next(), answers.next());
+            if let (Ok(()), Err(refusal)) = (&first_refusal, &read) {
+                first_refusal = Err(refusal.clone());
+            }
+            // Whoever asked may be gone.
+            let _ = sender.send(read.map_err(RedisFailure::Error));
+        }
+        first_refusal
+    }
+
+    /// Tells each that nothing came.
+    pub fn fail(self, failure: &RedisFailure) {
+        for sender in self.waiting {
+            let _ = sender.send(Err(failure.clone()));
+        }
+    }
+}
+
+/// What the answers to `GET` and `PTTL` say.
+fn kept(bytes: Option<Value>, left: Option<Value>) -> Result<Option<Kept>, RedisError> {
+    let left = match left.unwrap_or(Value::Nil).extract_error()? {
+        Value::Int(left) => u64::try_from(left).ok().map(Duration::from_millis),
+        _ => None,
+    };
+    match bytes.unwrap_or(Value::Nil).extract_error()? {
+        Value::BulkString(bytes) => Ok(Some(Kept { bytes, left })),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: &str) -> Value {
+        redis::parse_redis_value(format!("-{code} no\r\n").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn each_gets_its_own_answer_and_what_is_refused_of_one_concerns_no_other() {
+        let bytes = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let answers = [
+            [bytes("a"), Value::Int(1500)],
+            [Value::Nil, Value::Int(-2)],
+            [refused("WRONGTYPE"), Value::Int(3)],
+            [bytes("b"), Value::Int(-1)],
+            [bytes("c"), refused("NOPERM")],
+            [Value::Okay, Value::Okay],
+        ];
+        let mut reads = Reads::default();
+        // One more than there are answers.
+        let mut receivers: Vec<_> = (0..=answers.len()).map(|number| reads.add(&number.to_string())).collect();
+        assert_eq!(reads.commands().len(), 14);
+        let first_refusal = reads.answer(answers.into_iter().flatten().collect()).unwrap_err();
+        assert_eq!(first_refusal.code(), Some("WRONGTYPE"));
+        let mut said = receivers.iter_mut().map(|receiver| match receiver.try_recv().unwrap() {
+            Ok(Some(Kept { bytes, left })) => format!("{} {left:?}", String::from_utf8(bytes).unwrap()),
+            Ok(None) => "nothing".to_owned(),
+            Err(failure) => failure.classify().0.to_owned(),
+        });
+        for expected in ["a Some(1.5s)", "nothing", "refused", "b None", "forbidden", "nothing", "nothing"] {
+            assert_eq!(said.next().as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_to_all_and_so_many_go_together_at_most() {
+        let mut reads = Reads::default();
+        let mut receivers = Vec::new();
+        while !reads.is_full() {
+            receivers.push(reads.add("x"));
+        }
+        assert_eq!(receivers.len(), MOST);
+        // One has gone away meanwhile.
+        drop(receivers.pop());
+        reads.fail(&RedisFailure::Timeout);
+        assert!(receivers.iter_mut().all(|receiver| matches!(receiver.try_recv(), Ok(Err(RedisFailure::Timeout)))));
+    }
+}
