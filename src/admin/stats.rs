@@ -8,6 +8,7 @@ use crate::cache::store::Tier;
 use crate::cache::void_log::VoidLog;
 use crate::config::route::Route;
 use crate::proxy::Proxy;
+use crate::request::secrets::without_secrets;
 use crate::telemetry::metrics::OutcomeLabel;
 use crate::timeline::Report;
 
@@ -35,29 +36,13 @@ struct Stats<'a> {
 
 #[derive(Serialize)]
 struct Hot {
-    /// The path and query, without the values of what may be a secret.
+    /// The path and query, without the values of what may be a secret ([`without_secrets`]).
     target: String,
     requests: u64,
 }
 
 /// So many of the hottest targets are told of.
 const HOTTEST: usize = 20;
-/// Parameters whose names contain one of these may hold a secret.
-const SECRETS: [&str; 6] = ["key", "token", "secret", "pass", "auth", "sig"];
-
-/// A target with the values left out of parameters that may hold a secret.
-fn without_secrets(target: &str) -> String {
-    let Some((path, query)) = target.split_once('?') else { return target.to_owned() };
-    let shown = query.split('&').map(|part| match part.split_once('=') {
-        // An encoded name may be any.
-        Some((name, _)) if name.contains('%') || SECRETS.iter().any(|secret| name.to_ascii_lowercase().contains(secret)) => {
-            format!("{name}=…")
-        }
-        _ => part.to_owned(),
-    });
-    format!("{path}?{}", shown.collect::<Vec<_>>().join("&"))
-}
-
 #[derive(Serialize)]
 struct SharedVoids {
     /// Which log it is: another one once Redis has lost its data.
@@ -144,7 +129,7 @@ pub fn page(proxy: &Proxy) -> String {
             .hottest
             .here(HOTTEST)
             .into_iter()
-            .map(|(target, requests)| Hot { target: without_secrets(&target), requests })
+            .map(|(target, requests)| Hot { target: without_secrets(&target).into_owned(), requests })
             .collect(),
         keys: proxy.cache.store().keys_by_prefix(),
         tiers,
@@ -176,24 +161,5 @@ fn counts(of: &[(u64, f64); OutcomeLabel::ALL.len()]) -> Counts {
         hit_ratio: (cacheable > 0).then(|| round((hits + stale) as f64 / cacheable as f64)),
         mean_hit_ms: mean(of[OutcomeLabel::Hit as usize]),
         mean_miss_ms: mean(of[OutcomeLabel::Miss as usize]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_be_a_secret_is_not_told() {
-        for (target, shown) in [
-            ("/a", "/a"),
-            ("/a?symbol=BTCUSDT&limit=5", "/a?symbol=BTCUSDT&limit=5"),
-            ("/a?apiKey=hidden&x=1&access_token=hidden", "/a?apiKey=…&x=1&access_token=…"),
-            ("/a?%6bey=hidden", "/a?%6bey=…"),
-            ("/a?PASSWORD=hidden=really", "/a?PASSWORD=…"),
-            ("/a?key", "/a?key"),
-        ] {
-            assert_eq!(without_secrets(target), shown);
-        }
     }
 }

@@ -19,6 +19,7 @@ use crate::config::Access;
 use crate::request::client::{Client, PublicUrl};
 use crate::request::fields::REQUEST_ID;
 use crate::request::interim::InterimSender;
+use crate::request::secrets::without_secrets;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use crate::upstream::request_fields::Forwarding;
@@ -113,7 +114,7 @@ impl<'m> Exchange<'m> {
             id: id.to_owned(),
             client,
             method: method.to_owned(),
-            target: target.to_owned(),
+            target: without_secrets(target).into_owned(),
             route: rule.to_owned(),
             outcome,
             detail,

@@ -29,6 +29,7 @@ use crate::cache::ready::CACHE_STATUS;
 use crate::http::conditional::opaque;
 use crate::http::encoding::Coding;
 use crate::request::fields::REQUEST_ID;
+use crate::request::secrets::without_secrets;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::samples::Samples;
 
@@ -136,7 +137,7 @@ impl Comparing {
         if self.samples.take() {
             tracing::warn!(
                 route = self.route,
-                target = self.target,
+                target = &*without_secrets(&self.target),
                 how,
                 "in shadow: the backend's answer is not what the cache would have said"
             );

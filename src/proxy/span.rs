@@ -2,6 +2,8 @@
 
 use opentelemetry::KeyValue;
 
+use crate::request::secrets::without_secrets;
+
 /// What spans and log lines say of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
@@ -31,7 +33,8 @@ impl Told<'_> {
     /// Its attributes, named as OpenTelemetry's conventions for HTTP servers name them where they do.
     #[must_use]
     pub fn attributes(&self) -> Vec<KeyValue> {
-        let (path, query) = self.target.split_once('?').unwrap_or((self.target, ""));
+        let target = without_secrets(self.target);
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         let texts = [
             ("url.path", path),
             ("url.query", query),

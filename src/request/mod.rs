@@ -1,5 +1,5 @@
 //! What a request brings with it, read before anybody answers: how it came ([`Arrival`]), who asks ([`client`]), what its
-//! target says ([`target`]), and why it may be refused ([`refusal`]).
+//! target says ([`target`]), why it may be refused ([`refusal`]), and what is not told of it ([`secrets`]).
 //!
 //! Knows HTTP and the API's way of writing times. Knows nothing of rules, caches or sockets.
 
@@ -7,6 +7,7 @@ pub mod client;
 pub mod fields;
 pub mod interim;
 pub mod refusal;
+pub mod secrets;
 pub mod target;
 pub mod timestamp;
 pub mod validate;
