@@ -35,7 +35,6 @@ use crate::control::reload::{self, Reloader};
 use crate::fetch::{Fetcher, Settings};
 use crate::front::connection_limits::ConnectionLimits;
 use crate::front::listener::{self, Stop};
-use crate::front::socket::ShortWay;
 use crate::front::sockets::{self, Listener};
 use crate::limit::shared::SharedCounts;
 use crate::proxy::Proxy;
@@ -43,6 +42,7 @@ use crate::proxy::hottest::Hottest;
 use crate::proxy::rules::Rules;
 use crate::proxy::warm::Warmer;
 use crate::redis_link::RedisLink;
+use crate::request::short_way::ShortWay;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Tracer;
 use crate::timeline::answers::Answers;
@@ -387,9 +387,9 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
     for core in 0..cores {
         let listener = main.try_clone().map_err(while_doing("sharing the listener"))?;
         let (proxy, limits, stopped) = (Arc::clone(&proxy), limits.clone(), stopped.clone());
-        let has_memory = config.cache.memory > 0;
+        let stores = config.cache.memory > 0 || config.cache.redis.is_some();
         let thread = thread::Builder::new().name(format!("serve-{core}")).spawn(move || {
-            if let Err(error) = serve(listener, &proxy, has_memory, limits, stopped) {
+            if let Err(error) = serve(listener, &proxy, stores, limits, stopped) {
                 tracing::error!(%error, "a serving thread could not start");
             }
         });
@@ -407,24 +407,17 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
     Ok(running)
 }
 
-/// One serving thread: a runtime of its own, so that a hit never leaves its core. Where memory holds nothing, no request takes the
+/// One serving thread: a runtime of its own, so that a hit never leaves its core. Where nothing is stored, no request takes the
 /// short way.
-fn serve(
-    listener: Listener,
-    proxy: &Arc<Proxy>,
-    has_memory: bool,
-    limits: ConnectionLimits,
-    stopped: watch::Receiver<Stop>,
-) -> io::Result<()> {
+fn serve(listener: Listener, proxy: &Arc<Proxy>, stores: bool, limits: ConnectionLimits, stopped: watch::Receiver<Stop>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (proxy, plain) = (Arc::clone(proxy), Arc::clone(proxy));
+        let (proxy, short): (_, Arc<dyn ShortWay>) = (Arc::clone(proxy), Arc::clone(proxy) as _);
         let answer = move |request, arrival| {
             let proxy = Arc::clone(&proxy);
             async move { proxy.handle_traced(request, arrival).await }
         };
-        let short: ShortWay = Arc::new(move |bytes, began, head| plain.answer_plain(bytes, began, head));
-        listener::run(listener, limits, (answer, has_memory.then_some(short)), stopped).await
+        listener::run(listener, limits, (answer, stores.then_some(short)), stopped).await
     })
 }
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
@@ -53,6 +53,18 @@ pub struct Cache {
     counts: tokio::sync::Mutex<BTreeMap<Wall, u64>>,
     runtime: Handle,
     metrics: Arc<Metrics>,
+}
+
+/// What was stored under a key when it was looked up.
+#[derive(Clone, Debug)]
+pub struct LookedUp {
+    /// The canonical form of the request that it was looked up for.
+    canonical: Canonical,
+    entry: Option<Arc<Entry>>,
+    /// When looking began.
+    pub began: Instant,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// What came of a purge.
@@ -121,6 +133,28 @@ impl Cache {
     pub async fn get(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.store.get(key).await?;
         self.valid(entry)
+    }
+
+    /// Whether what memory has not may be had from the tier that instances share.
+    #[must_use]
+    pub fn may_be_shared(&self) -> bool {
+        self.store.shared().is_some_and(Store::is_up)
+    }
+
+    /// Looks up what is stored under a key, for who does not wait for it here.
+    pub fn look_up(self: &Arc<Self>, key: Arc<Key>) -> impl Future<Output = LookedUp> + Send + use<> {
+        let cache = Arc::clone(self);
+        async move {
+            let began = Instant::now();
+            let entry = cache.get(&key).await;
+            LookedUp { canonical: key.canonical.clone(), entry, began, took: began.elapsed() }
+        }
+    }
+
+    /// What was found when a request was looked up, as far as it may be used still; `None`: that was another request.
+    #[must_use]
+    pub fn found(&self, looked_up: &LookedUp, canonical: &Canonical) -> Option<Option<Arc<Entry>>> {
+        (looked_up.canonical == *canonical).then(|| looked_up.entry.clone().and_then(|entry| self.valid(entry)))
     }
 
     /// What may be used of an entry that was read.

@@ -93,7 +93,9 @@ impl Head {
             return None;
         }
         let mut head = Self { bytes: Vec::with_capacity(64 + fields.len() * 48), places: Vec::with_capacity(4) };
-        head.text(&format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason()?));
+        for text in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason()?, "\r\n"] {
+            head.text(text);
+        }
         for (name, value) in fields {
             head.text(name.as_str());
             head.text(": ");
@@ -109,7 +111,9 @@ impl Head {
             head.text("\r\n");
         }
         if has_body {
-            head.text(&format!("content-length: {length}\r\n"));
+            head.text("content-length: ");
+            decimal(length as u64, &mut head.bytes);
+            head.text("\r\n");
         }
         if !fields.contains_key(DATE) {
             head.text("date: ");

@@ -20,11 +20,12 @@ use tokio::time::timeout;
 use super::body::{RequestBody, ResponseBody};
 use super::deadlines::{Activity, InFlight, watchdog};
 use super::select::{Either, select};
-use super::socket::{RefusedRequest, ShortWay, Socket};
+use super::socket::{Notes, Socket};
 use crate::body::{BoxError, Reply};
 use crate::config::Limits;
 use crate::request::Arrival;
 use crate::request::interim::InterimQueue;
+use crate::request::short_way::ShortWay;
 
 /// The most fields of a request's head.
 const MAX_FIELDS: usize = 100;
@@ -70,22 +71,25 @@ pub async fn serve<F, A>(
     stream: TcpStream,
     peer: SocketAddr,
     limits: &Limits,
-    (answer, short): (F, Option<ShortWay>),
+    (answer, short): (F, Option<Arc<dyn ShortWay>>),
     draining: watch::Receiver<bool>,
 ) where
     F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + Unpin + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
-    let (activity, interim, refused) = (Arc::new(Activity::default()), Arc::new(InterimQueue::default()), RefusedRequest::default());
+    let (activity, interim, notes) = (Arc::new(Activity::default()), Arc::new(InterimQueue::default()), Arc::new(Notes::default()));
     let ending = Arc::new(AtomicBool::new(false));
-    let shared = (Arc::clone(&activity), Arc::clone(&interim), Arc::clone(&refused), Arc::clone(&ending));
+    let shared = (Arc::clone(&activity), Arc::clone(&interim), Arc::clone(&notes), Arc::clone(&ending));
     let socket = Socket::new(stream, limits.header_bytes, short, shared);
     let (counted, end) = (Arc::clone(&activity), Arc::clone(&ending));
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (version, ending) = (request.version(), Arc::clone(&ending));
         let in_flight = InFlight::begin(&counted, version);
         let number = counted.did_read_request();
-        let refused = refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
+        let refused = notes.refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
+        if let Some(brought) = notes.brought_for(number) {
+            request.extensions_mut().extend(brought);
+        }
         // Interim responses are for HTTP/1.1 (RFC 9110 §15.2); HTTP/2 would frame them otherwise.
         let sender = (version == Version::HTTP_11).then(|| interim.open());
         let arrival = Arrival { peer: peer.ip(), interim: sender.clone(), own: false, refused };
@@ -175,12 +179,15 @@ impl Watched<'_> {
         }
         // A client may be sending a request right now, which would be lost: it is answered, and told to come again anew.
         self.end.store(true, Ordering::Relaxed);
-        let last = timeout(LAST_REQUEST, select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits)))).await;
-        let ended = match last {
-            Ok(ended) => ended,
-            Err(_) => {
-                Pin::new(&mut serving).graceful_shutdown();
-                select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits))).await
+        let ended = loop {
+            match timeout(LAST_REQUEST, select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits)))).await {
+                Ok(ended) => break ended,
+                // The library would close under an answer that it knows nothing of.
+                Err(_) if self.activity.all_answered().is_none() => {}
+                Err(_) => {
+                    Pin::new(&mut serving).graceful_shutdown();
+                    break select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits))).await;
+                }
             }
         };
         match ended {
@@ -225,9 +232,12 @@ async fn told(activity: &Activity, limits: &Limits, draining: &mut watch::Receiv
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::short_way::Way;
+    use http::Extensions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use tokio::time::sleep;
+    use tokio::sync::oneshot;
+    use tokio::time::{Instant, sleep};
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -268,7 +278,7 @@ mod tests {
                 Ok::<_, Infallible>(Response::new(ResponseBody::new(reply, in_flight)))
             }
         });
-        let shared = (Arc::clone(&activity), Arc::default(), RefusedRequest::default(), Arc::clone(&end));
+        let shared = (Arc::clone(&activity), Arc::default(), Arc::default(), Arc::clone(&end));
         let socket = Socket::new(server, limits.header_bytes, None, shared);
         let (_stop, draining) = watch::channel(false);
         let mut watched = Watched { activity, limits: &limits, draining, end };
@@ -305,6 +315,65 @@ mod tests {
             sleep(REST * 2).await;
             client.write_all(pieces[1].as_bytes()).await.unwrap();
             read_response(&mut client).await;
+        }
+        drop(client);
+        serving.await.unwrap();
+    }
+
+    /// Waits for another thread, then answers what asks for `/short`; the rest goes to the library with what was brought.
+    struct Slow;
+
+    impl ShortWay for Slow {
+        fn answer(&self, bytes: &[u8], _: Instant, brought: Option<&Extensions>, head: &mut Vec<u8>) -> Way {
+            match brought {
+                None if bytes.ends_with(b"\r\n\r\n") => {
+                    let (sender, receiver) = oneshot::channel();
+                    let number = bytes.len();
+                    std::thread::spawn(move || sender.send(number));
+                    Way::Wait(Box::pin(async {
+                        let mut brought = Extensions::new();
+                        brought.insert(receiver.await.unwrap());
+                        brought
+                    }))
+                }
+                Some(brought) if bytes.starts_with(b"GET /short ") => {
+                    head.extend_from_slice(format!("HTTP/1.1 200 OK\r\nx-brought: {:?}\r\n\r\n", brought.get::<usize>()).as_bytes());
+                    Way::Answered("hello".into())
+                }
+                _ => Way::Library,
+            }
+        }
+    }
+
+    async fn tell_brought(request: Request<RequestBody>, _: Arrival) -> Response<Reply> {
+        let brought = format!("{:?}", request.extensions().get::<usize>());
+        let mut response = Response::new(Reply::Full(Some("hello".into())));
+        response.headers_mut().insert("x-brought", brought.parse().unwrap());
+        response
+    }
+
+    #[tokio::test]
+    async fn what_a_request_waited_for_is_used_for_that_request_alone() {
+        let (mut client, server) = pair().await;
+        let peer = server.peer_addr().unwrap();
+        let (_stop, draining) = watch::channel(false);
+        let serving = tokio::spawn(async move {
+            let short: Arc<dyn ShortWay> = Arc::new(Slow);
+            serve(server, peer, &limits(), (|request, arrival| Box::pin(tell_brought(request, arrival)), Some(short)), draining).await;
+        });
+        for turn in 0..200 {
+            let (path, whole) = (["/short", "/long", "/some/longer"][turn % 3], turn % 5 != 4);
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            // In pieces it goes to the library at once.
+            let (first, second) = request.split_at(if whole { request.len() } else { 9 });
+            client.write_all(first.as_bytes()).await.unwrap();
+            if !whole {
+                sleep(Duration::from_millis(5)).await;
+                client.write_all(second.as_bytes()).await.unwrap();
+            }
+            let expected = whole.then_some(request.len());
+            let text = read_response(&mut client).await;
+            assert!(text.contains(&format!("x-brought: {expected:?}\r\n")), "{turn} {path}: {text}");
         }
         drop(client);
         serving.await.unwrap();

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -16,10 +17,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::body::RequestBody;
 use super::connection;
 use super::connection_limits::ConnectionLimits;
-use super::socket::ShortWay;
 use super::sockets::{Listener, retire};
 use crate::body::Reply;
 use crate::request::Arrival;
+use crate::request::short_way::ShortWay;
 
 /// What ends a listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +51,7 @@ async fn stopped(told: &mut watch::Receiver<Stop>) -> Stop {
 pub async fn run<F, A>(
     listener: Listener,
     limits: ConnectionLimits,
-    (answer, short): (F, Option<ShortWay>),
+    (answer, short): (F, Option<Arc<dyn ShortWay>>),
     mut told: watch::Receiver<Stop>,
 ) -> io::Result<()>
 where

@@ -1,6 +1,6 @@
 //! Bytes to requests, and responses to bytes: listeners ([`listener`]), how many connections there may be
 //! ([`connection_limits`]), one connection ([`connection`]) with its deadlines ([`deadlines`], [`body`]), and what is checked
-//! of its raw bytes before the HTTP library reads them ([`socket`], [`framing`]), or answered without it.
+//! of its raw bytes before the HTTP library reads them ([`socket`], [`framing`]), or answered without it ([`plain`]).
 //!
 //! Knows bytes, clients and their limits. Knows nothing of what answers: that is a function it is given.
 
@@ -10,6 +10,7 @@ pub mod connection_limits;
 pub mod deadlines;
 pub mod framing;
 pub mod listener;
+pub mod plain;
 pub mod select;
 pub mod socket;
 pub mod sockets;

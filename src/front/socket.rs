@@ -1,26 +1,27 @@
 //! A client's connection as the HTTP library sees it: its reads and writes noted, its framing checked, interim responses let
-//! in. What can be answered at once the library does not see ([`ShortWay`]).
+//! in. What can be answered from its bytes the library does not see ([`Plain`]).
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use http::Version;
+use bytes::{Buf, BytesMut};
+use http::Extensions;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::deadlines::{Activity, InFlight};
+use super::deadlines::Activity;
 use super::framing::{Framing, Next};
+use super::plain::Plain;
 use crate::request::interim::InterimQueue;
 use crate::request::refusal::Refusal;
+use crate::request::short_way::ShortWay;
 
 /// What the library reads instead of a head that is refused: the request that comes of it is answered with the refusal.
 /// Nothing of what the client sent gets further than here.
@@ -29,28 +30,33 @@ const PLACEHOLDER: &[u8] = b"REFUSED / HTTP/1.1\r\n\r\n";
 /// while the client is still sending would reset the connection, and the client might lose the answer.
 const LINGER_BYTES: usize = 256 << 10;
 const LINGER: Duration = Duration::from_secs(2);
-
-/// The request of a connection, counted from one, that was refused, and why.
-pub type RefusedRequest = Arc<OnceLock<(u64, Refusal)>>;
-
-/// What may answer a request at once, given all bytes that came, and when: it appends the head to the vector and returns the body,
-/// or returns `None` and has done nothing.
-pub type ShortWay = Arc<dyn Fn(&[u8], Instant, &mut Vec<u8>) -> Option<Bytes> + Send + Sync>;
-
 /// Larger requests go to the library, in bytes.
 const MAX_PLAIN: usize = 4096;
-/// Bodies of up to so many bytes are copied behind their heads: one write is cheaper than a vectored one.
-const COPIED: usize = 1024;
 
-/// What a connection's parts share: its activity, interim responses, what was refused, and whether it is to end.
-pub type Shared = (Arc<Activity>, Arc<InterimQueue>, RefusedRequest, Arc<AtomicBool>);
+/// What the socket noted of a request for whoever answers it.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// The request of the connection, counted from one, that was refused, and why.
+    pub refused: OnceLock<(u64, Refusal)>,
+    /// The request for which something was brought, and what, until that is taken.
+    pub brought: Mutex<Option<(u64, Extensions)>>,
+}
+
+impl Notes {
+    /// Takes what was brought for a request.
+    pub fn brought_for(&self, number: u64) -> Option<Extensions> {
+        let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        brought.take_if(|(at, _)| *at <= number).filter(|(at, _)| *at == number).map(|(_, brought)| brought)
+    }
+}
+
+/// What a connection's parts share: its activity, interim responses, what was noted, and whether it is to end.
+pub type Shared = (Arc<Activity>, Arc<InterimQueue>, Arc<Notes>, Arc<AtomicBool>);
 
 /// A client's connection.
 pub struct Socket {
     stream: TcpStream,
-    short: Option<ShortWay>,
-    /// What is left of an answer that was given at once, if the client did not take all of it.
-    unsent: Option<Box<Unsent>>,
+    plain: Option<Plain>,
     /// How many requests the library had answered when it last had written everything.
     settled: u64,
     /// Whether the connection is to end.
@@ -58,7 +64,7 @@ pub struct Socket {
     activity: Arc<Activity>,
     interim: Arc<InterimQueue>,
     framing: Framing,
-    refused: RefusedRequest,
+    notes: Arc<Notes>,
     /// Bytes that were read and not handed out: the beginning of a head that is not whole yet, mostly.
     held: BytesMut,
     /// How many of those may be handed out.
@@ -68,29 +74,20 @@ pub struct Socket {
     rested: bool,
 }
 
-/// The rest of an answer that was given at once.
-struct Unsent {
-    head: Bytes,
-    body: Bytes,
-    /// The request counts as being answered for so long.
-    _in_flight: InFlight,
-}
-
 impl Socket {
     /// A connection whose requests have heads of at most `max_head` bytes.
     #[must_use]
-    pub fn new(stream: TcpStream, max_head: usize, short: Option<ShortWay>, shared: Shared) -> Self {
-        let (activity, interim, refused, ending) = shared;
+    pub fn new(stream: TcpStream, max_head: usize, short: Option<Arc<dyn ShortWay>>, shared: Shared) -> Self {
+        let (activity, interim, notes, ending) = shared;
         Self {
             stream,
-            short: short.filter(|_| max_head >= MAX_PLAIN),
-            unsent: None,
+            plain: short.filter(|_| max_head >= MAX_PLAIN).map(Plain::new),
             settled: 0,
             ending,
             activity,
             interim,
             framing: Framing::new(max_head),
-            refused,
+            notes,
             held: BytesMut::new(),
             checked: 0,
             linger: None,
@@ -115,19 +112,27 @@ impl Socket {
         read && self.settled == self.framing.heads() && !self.ending.load(Ordering::Relaxed)
     }
 
+    /// Whether what comes next may be answered before the library sees it.
+    fn may_be_plain(&self) -> bool {
+        self.plain.is_some() && self.is_at_rest()
+    }
+
     /// Answers plain requests for as long as nothing else comes; returns as soon as there is a whole head for the library, or the end:
     /// the library costs memory that a connection need not have before.
     ///
     /// # Errors
     /// The connection's own, and a body that is malformed.
     pub async fn answer_plain(&mut self) -> io::Result<()> {
-        let short = self.short.clone();
         poll_fn(|cx| {
             loop {
-                ready!(self.poll_send_rest(cx))?;
-                let is_end = match short.as_ref().filter(|_| self.is_at_rest()) {
-                    Some(short) => ready!(self.poll_read_plain(cx, short, &mut ReadBuf::new(&mut [])))?,
-                    None => ready!(self.poll_hold_more(cx))?,
+                ready!(self.poll_finish(cx))?;
+                if self.checked > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                let is_end = if self.may_be_plain() {
+                    ready!(self.poll_read_plain(cx, &mut ReadBuf::new(&mut [])))?
+                } else {
+                    ready!(self.poll_hold_more(cx))?
                 };
                 if is_end || self.checked > 0 {
                     return Poll::Ready(Ok(()));
@@ -153,7 +158,7 @@ impl Socket {
     }
 
     /// Reads where the short way may be taken, and takes it if it can. Whether there is something for the library, be it the end.
-    fn poll_read_plain(&mut self, cx: &mut Context<'_>, short: &ShortWay, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+    fn poll_read_plain(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let mut bytes = [const { MaybeUninit::uninit() }; MAX_PLAIN];
         let mut piece = ReadBuf::uninit(&mut bytes);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
@@ -161,15 +166,10 @@ impl Socket {
         if read.is_empty() {
             return Poll::Ready(Ok(true));
         }
-        let began = Instant::now();
-        let answered = HEAD.with_borrow_mut(|head| {
-            head.clear();
-            let body = short(read, began, head)?;
-            self.activity.did_answer(began);
-            Some(self.send(cx, head, body))
-        });
-        if let Some(sent) = answered {
-            return Poll::Ready(sent.map(|()| false));
+        if let Some(plain) = &mut self.plain
+            && plain.answer(cx, &mut self.stream, &self.activity, read)?
+        {
+            return Poll::Ready(Ok(false));
         }
         let (count, next) = self.framing.inspect(read);
         self.activity.did_read(self.framing.is_http2());
@@ -180,52 +180,25 @@ impl Socket {
         Poll::Ready(Ok(fits > 0))
     }
 
-    /// Writes an answer. What the client does not take now waits.
-    fn send(&mut self, cx: &mut Context<'_>, head: &mut Vec<u8>, mut body: Bytes) -> io::Result<()> {
-        if body.len() <= COPIED {
-            head.extend_from_slice(&body);
-            body = Bytes::new();
+    /// Finishes what is under way of a request that goes the short way; one that could not be answered there is for the library.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(plain) = &mut self.plain else { return Poll::Ready(Ok(())) };
+        if let Some((bytes, brought)) = ready!(plain.poll_finish(cx, &mut self.stream, &self.activity))? {
+            *self.notes.brought.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.framing.heads() + 1, brought));
+            self.held.extend_from_slice(&bytes);
+            let (count, next) = self.framing.inspect(&self.held);
+            self.activity.did_read(false);
+            self.apply(count, next)?;
         }
-        let polled = if body.is_empty() {
-            Pin::new(&mut self.stream).poll_write(cx, head)
-        } else {
-            Pin::new(&mut self.stream).poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(&body)])
-        };
-        let sent = match polled {
-            Poll::Ready(sent) => sent?,
-            Poll::Pending => 0,
-        };
-        if sent < head.len() + body.len() {
-            let in_flight = InFlight::begin(&self.activity, Version::HTTP_11);
-            let head = Bytes::copy_from_slice(head);
-            let mut unsent = Unsent { head, body, _in_flight: in_flight };
-            unsent.advance(sent);
-            self.unsent = Some(Box::new(unsent));
-        }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
-    /// Writes what is left of an answer that was given at once. Nothing else is read or written before.
-    fn poll_send_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(unsent) = &mut self.unsent {
-            let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, &[IoSlice::new(&unsent.head), IoSlice::new(&unsent.body)]);
-            match polled {
-                Poll::Pending => {
-                    self.activity.did_write(Poll::Pending, false);
-                    return Poll::Pending;
-                }
-                Poll::Ready(sent) => {
-                    let sent = sent?;
-                    self.activity.did_write(Poll::Ready(sent), false);
-                    if sent == 0 {
-                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                    }
-                    unsent.advance(sent);
-                    if unsent.head.is_empty() && unsent.body.is_empty() {
-                        self.unsent = None;
-                    }
-                }
-            }
+    /// [`poll_finish`](Self::poll_finish) for the library's writes.
+    fn poll_finish_before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.plain.as_ref().is_some_and(Plain::is_busy) {
+            ready!(self.poll_finish(cx))?;
+            // The library's read waited for the same, and nothing else would wake it.
+            cx.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))
     }
@@ -244,7 +217,7 @@ impl Socket {
 
     /// Notes a refusal for the request that the placeholder becomes.
     fn refuse(&mut self, refusal: Refusal) {
-        let _ = self.refused.set((self.framing.heads() + 1, refusal));
+        let _ = self.notes.refused.set((self.framing.heads() + 1, refusal));
         self.held.truncate(self.checked);
         self.held.extend_from_slice(PLACEHOLDER);
         self.checked = self.held.len();
@@ -262,29 +235,16 @@ impl Socket {
     }
 }
 
-impl Unsent {
-    fn advance(&mut self, sent: usize) {
-        let of_head = sent.min(self.head.len());
-        self.head.advance(of_head);
-        self.body.advance(sent - of_head);
-    }
-}
-
-thread_local!(
-    /// The head that is being written, in memory that is used again.
-    static HEAD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-);
-
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            ready!(this.poll_send_rest(cx))?;
+            ready!(this.poll_finish(cx))?;
             if this.checked > 0 {
                 this.hand_out(buffer);
                 return Poll::Ready(Ok(()));
             }
-            if this.refused.get().is_some() {
+            if this.notes.refused.get().is_some() {
                 // Whatever else comes is not read. The answer's end closes the connection.
                 return Poll::Pending;
             }
@@ -292,12 +252,8 @@ impl AsyncRead for Socket {
                 this.rested = true;
                 return Poll::Ready(Ok(()));
             }
-            if this.is_at_rest()
-                && let Some(short) = this.short.take()
-            {
-                let read = this.poll_read_plain(cx, &short, buffer);
-                this.short = Some(short);
-                if ready!(read)? {
+            if this.may_be_plain() {
+                if ready!(this.poll_read_plain(cx, buffer))? {
                     return Poll::Ready(Ok(()));
                 }
             } else if this.held.is_empty() {
@@ -330,13 +286,13 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_send_rest(cx))?;
+        ready!(self.poll_finish_before_write(cx))?;
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note_write(polled)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_send_rest(cx))?;
+        ready!(self.poll_finish_before_write(cx))?;
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
         self.note_write(polled)
     }
@@ -347,7 +303,7 @@ impl AsyncWrite for Socket {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_send_rest(cx))?;
+        ready!(this.poll_finish_before_write(cx))?;
         // The library flushes when all that it had to write is written.
         let drained = this.interim.poll_drain(&mut this.stream, cx);
         if drained.is_pending() {
@@ -361,11 +317,11 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_send_rest(cx))?;
+        ready!(this.poll_finish_before_write(cx))?;
         if this.rested {
             return Poll::Ready(Ok(()));
         }
-        if this.refused.get().is_none() {
+        if this.notes.refused.get().is_none() {
             return Pin::new(&mut this.stream).poll_shutdown(cx);
         }
         if this.linger.is_none() {

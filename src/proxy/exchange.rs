@@ -6,21 +6,21 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use http::{HeaderValue, Response, request};
-use prometheus::IntGauge;
 use tokio::time::Instant;
 
 use super::access_log::Line;
 use super::outcome::Outcome;
 use super::rules::Rules;
 use super::span::Told;
-use super::spent::Spent;
+use super::spent::{Spent, Step};
 use crate::body::Reply;
+use crate::cache::LookedUp;
 use crate::config::Access;
 use crate::request::client::{Client, PublicUrl};
 use crate::request::fields::REQUEST_ID;
 use crate::request::interim::InterimSender;
 use crate::request::secrets::without_secrets;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, OneMore};
 use crate::telemetry::trace;
 use crate::upstream::request_fields::Forwarding;
 
@@ -28,21 +28,26 @@ use crate::upstream::request_fields::Forwarding;
 const MAX_ID: usize = 128;
 
 /// A request that is being answered.
-pub struct Exchange<'m> {
+pub struct Exchange {
     id: HeaderValue,
     started: Instant,
     spent: Spent,
-    inflight: &'m IntGauge,
+    _in_flight: OneMore,
 }
 
-impl<'m> Exchange<'m> {
-    /// A request came. It keeps the id that the client gave it, or gets one.
+impl Exchange {
+    /// A request came. It keeps the id that the client gave it, or gets one. What the short way looked up for it counts.
     #[must_use]
-    pub fn begin(metrics: &'m Metrics, parts: &request::Parts) -> Self {
-        metrics.inflight.inc();
+    pub fn begin(metrics: &Metrics, parts: &request::Parts) -> Self {
         let given = parts.headers.get(REQUEST_ID).filter(|id| fits_as_id(id.as_bytes()) && id.to_str().is_ok());
         let made = || HeaderValue::from_bytes(&new_id()).unwrap_or_else(|_| HeaderValue::from_static("0"));
-        Self { id: given.cloned().unwrap_or_else(made), started: Instant::now(), spent: Spent::default(), inflight: &metrics.inflight }
+        let looked_up = parts.extensions.get::<LookedUp>();
+        let spent = Spent::default();
+        if let Some(looked_up) = looked_up {
+            spent.add(Step::Redis, looked_up.took);
+        }
+        let started = looked_up.map_or_else(Instant::now, |looked_up| looked_up.began);
+        Self { id: given.cloned().unwrap_or_else(made), started, spent, _in_flight: OneMore::of(&metrics.inflight) }
     }
 
     /// The id, to be put into the response.
@@ -100,7 +105,7 @@ impl<'m> Exchange<'m> {
             let told = told();
             trace::describe(told.name(), told.attributes(), response.status().is_server_error());
         }
-        let is_slow = !rules.slow.is_zero() && head >= rules.slow;
+        let is_slow = rules.are_slow(head);
         let is_logged = match rules.access {
             Access::All => true,
             Access::Errors => outcome.is_error() || response.status().is_server_error(),
@@ -126,12 +131,6 @@ impl<'m> Exchange<'m> {
             line.write_slow(&self.spent);
         }
         if is_logged { response.map(|body| line.write_with(body)) } else { response }
-    }
-}
-
-impl Drop for Exchange<'_> {
-    fn drop(&mut self) {
-        self.inflight.dec();
     }
 }
 

@@ -45,10 +45,14 @@ impl Proxy {
         self.find(request, &request.canonical.language(&language)).await
     }
 
-    /// The entry under one canonical request: in memory, or else in Redis.
+    /// The entry under one canonical request: in memory, or else in Redis, unless the short way has just looked there.
     async fn find(&self, request: &CacheableRequest<'_>, canonical: &Canonical) -> Option<Arc<Entry>> {
         if let Some(entry) = self.cache.peek(canonical) {
             return Some(entry);
+        }
+        let looked_up = request.parts.extensions.get();
+        if let Some(found) = looked_up.and_then(|looked_up| self.cache.found(looked_up, canonical)) {
+            return found;
         }
         let key = Key::new(request.route, request.target, canonical.clone());
         request.spent.on(Step::Redis, self.cache.get(&key)).await

@@ -29,13 +29,13 @@ pub mod miss;
 pub mod outcome;
 pub mod pass;
 pub mod purge;
+pub mod remembered;
 pub mod respond;
 pub mod rules;
 pub mod shadow;
 pub mod short;
 pub mod span;
 pub mod spent;
-pub mod targets;
 pub mod timeline;
 pub mod traced;
 pub mod warm;
@@ -124,7 +124,7 @@ pub struct Proxy {
     pub tracer: Option<Arc<Tracer>>,
 }
 
-/// The future of an answer.
+/// An answer to be.
 pub type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
 /// The endpoints that Sluice answers itself on the main listener, before any rule.
@@ -145,7 +145,7 @@ impl Proxy {
         let (parts, body) = request.into_parts();
         let exchange = Exchange::begin(&self.metrics, &parts);
         let client = Client::of(&parts, arrival.peer, |peer| self.limits.trusts(peer));
-        let target = arrival.refused.map_or_else(|| validate(&parts).and_then(targets::read), Err);
+        let target = arrival.refused.map_or_else(|| validate(&parts).and_then(remembered::read_target), Err);
         let rules = self.rules.load();
         let route = target.as_ref().ok().and_then(|target| select(&rules.routes, target));
         let forwarding = exchange.forwarding(&client, self.public.as_ref(), arrival.interim.as_ref());
@@ -231,7 +231,7 @@ impl Proxy {
     /// Says what became of the request: in the response, in the metrics, in the access log.
     fn finish(
         &self,
-        mut exchange: Exchange<'_>,
+        mut exchange: Exchange,
         rules: &Rules,
         (row, name): (usize, &str),
         parts: &request::Parts,

@@ -55,7 +55,7 @@ pub async fn from_stored(
     Ok(build(stored.status, headers, body))
 }
 
-/// Inflates a stored body and keeps it inflated in memory: clients that do not take gzip will ask again.
+/// The body of an entry, inflated.
 async fn inflate(
     store: &dyn Store,
     entry: &Arc<Entry>,
@@ -69,9 +69,23 @@ async fn inflate(
         let inflating = tokio::task::spawn_blocking(move || gunzip(&coded, limit));
         inflating.await.map_err(|_| InflateError::Corrupt)??
     };
-    let content = Content::Response(stored.with_plain(plain.clone()));
-    store.replace(entry, Some(Arc::new(Entry { content, ..Entry::clone(entry) })));
+    keep_inflated(store, entry, stored, plain.clone());
     Ok(plain)
+}
+
+/// An entry with its body inflated too, if that is done on the spot; `None`: it takes too long, or is damaged.
+pub fn inflated_here(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Option<Arc<Entry>> {
+    let coded = Some(&stored.body).filter(|coded| coded.len() <= INFLATE_HERE)?;
+    let plain = gunzip(coded, inflation_limit(coded.len(), max_object)).ok()?;
+    Some(keep_inflated(store, entry, stored, plain))
+}
+
+/// Keeps a body in memory inflated too: clients that do not take gzip will ask again.
+fn keep_inflated(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, plain: Bytes) -> Arc<Entry> {
+    let content = Content::Response(stored.with_plain(plain));
+    let inflated = Arc::new(Entry { content, ..Entry::clone(entry) });
+    store.replace(entry, Some(Arc::clone(&inflated)));
+    inflated
 }
 
 /// A response whose body is still being fetched; `None` if its first bytes are gone already.

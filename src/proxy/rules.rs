@@ -53,4 +53,10 @@ impl Rules {
             since: Wall::now(),
         }
     }
+
+    /// Whether requests that take so long are slow.
+    #[must_use]
+    pub fn are_slow(&self, span: Duration) -> bool {
+        !self.slow.is_zero() && span >= self.slow
+    }
 }

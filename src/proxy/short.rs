@@ -1,15 +1,17 @@
 //! The short way of a plain hit: from the bytes of a request to those of its answer, before the HTTP library sees them.
 //!
-//! A hit changes nothing and waits for nothing, so that reading the request and writing the answer is nearly all there is to do.
+//! A hit changes nothing, so that reading the request and writing the answer is nearly all there is to do.
 //! This is the way of a request that
 //!
 //! * is one whole head, plain beyond doubt (`Fields::read`): a GET over HTTP/1.1, printable ASCII, whole line ends, one valid
 //!   `Host`, no body, and no field but those whose meaning is known here;
 //! * is served by a rule that answers all clients alike (`Known::of`): no limit counts it, no rollout or shadow, no timeline, no
 //!   field of the request in the key but `Origin`;
-//! * finds a fresh response in memory, in the form that it takes, that has nothing to be rewritten.
+//! * finds a fresh response in memory, or in Redis, which it waits for, in the form that it takes or small enough to be inflated on
+//!   the spot, that has nothing to be rewritten.
 //!
-//! Whatever else comes gets `None`: then nothing has happened yet, nothing was counted, and the library reads the same bytes.
+//! Whatever else comes gets [`Way::Library`]: then nothing has happened yet, nothing was counted, and the library reads the same
+//! bytes; what was looked up for them goes along, so that nobody asks Redis twice.
 //!
 //! Why both ways answer alike: nothing is decided here. The target is read by [`Target::parse`], the rule chosen by [`select`] and
 //! [`admit`], the key made by [`Canonical::new`], what is void kept back by `Cache::peek`, freshness judged by [`decide`], conditions
@@ -24,46 +26,62 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::Guard;
 use bytes::Bytes;
 use http::header::{ETAG, ORIGIN};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode};
 use memchr::memchr;
 use tokio::time::Instant;
 
 use super::Proxy;
 use super::decide::{Admission, Decision, admit, decide, is_early};
 use super::exchange::{fits_as_id, new_id};
+use super::remembered::{Memo, Repeats};
+use super::respond::inflated_here;
 use super::rules::Rules;
 use super::span::Told;
-use super::targets::{Remembered, remembered};
-use crate::cache::entry::{Content, Form};
-use crate::cache::key::Canonical;
+use crate::cache::LookedUp;
+use crate::cache::entry::{Content, Entry, Form};
+use crate::cache::key::{Canonical, Key};
 use crate::cache::ready::Moment;
 use crate::clock::Wall;
 use crate::config::Access;
 use crate::config::route::{Rollout, select};
 use crate::http::conditional::is_listed;
 use crate::http::encoding::takes_gzip;
+use crate::request::short_way::{ShortWay, Waiting, Way};
 use crate::request::target::Target;
 use crate::request::validate::is_host;
-use crate::telemetry::metrics::OutcomeLabel;
+use crate::telemetry::metrics::{OneMore, OutcomeLabel};
 
 /// The most fields of a plain request.
 const MAX_FIELDS: usize = 64;
 /// The longest name of a field that may occur in one, in bytes.
 const MAX_NAME: usize = 32;
-/// Blocks of fields that each thread remembers (of at most the bytes that the front reads at once).
-const BLOCKS: usize = 512;
-/// Targets that each thread remembers, and how long they may be, in bytes.
-const TARGETS: usize = 2048;
-const MAX_TARGET: usize = 1024;
 
-thread_local!(static MEMO: RefCell<Memo> = RefCell::new(Memo::default()));
+thread_local!(static MEMO: RefCell<Memo<Fields, Known>> = RefCell::default());
+
+impl ShortWay for Proxy {
+    fn answer(&self, bytes: &[u8], began: Instant, brought: Option<&Extensions>, head: &mut Vec<u8>) -> Way {
+        let Some(plain) = self.read_plain(bytes) else { return Way::Library };
+        let looked_up = brought.and_then(Extensions::get::<LookedUp>);
+        let found = match looked_up {
+            // The log says where the time of slow requests went.
+            Some(looked_up) if plain.rules.are_slow(looked_up.took) => return Way::Library,
+            Some(looked_up) => self.cache.found(looked_up, &plain.known.canonical).flatten(),
+            None => self.cache.peek(&plain.known.canonical),
+        };
+        match found {
+            Some(entry) => self.hit(&plain, &entry, began, head).map_or(Way::Library, Way::Answered),
+            None if looked_up.is_none() => self.look_up_plain(&plain).map_or(Way::Library, Way::Wait),
+            None => Way::Library,
+        }
+    }
+}
 
 impl Proxy {
-    /// Answers a plain request (of which `bytes` are all that came) with a hit: appends the head to `head` and returns the body.
-    /// `None`: it goes the long way, as if it had not been here.
-    pub fn answer_plain(&self, bytes: &[u8], began: Instant, head: &mut Vec<u8>) -> Option<Bytes> {
+    /// Reads a request; `None`: it goes the long way, as if it had not been here.
+    fn read_plain<'b>(&self, bytes: &'b [u8]) -> Option<Plain<'b>> {
         let (line, block) = cut_line(bytes)?;
         let target = std::str::from_utf8(line.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1")?).ok()?;
         let rules = self.rules.load();
@@ -71,17 +89,33 @@ impl Proxy {
             return None;
         }
         let (fields, remembered) = MEMO.with_borrow_mut(|memo| {
-            let fields = memo.fields(block)?;
-            let known = memo.find(&rules, target, &fields);
+            let fields = memo.fields(block, Fields::read)?;
+            let known = memo.find(&rules, target, fields.origin.as_deref());
             Some((fields, known))
         })?;
         let is_new = remembered.is_none();
         let known = remembered.or_else(|| Known::of(self, &rules, target, &fields))?;
+        let by_directives = fields.directives && rules.routes[known.row].client_directives;
+        let by_trace = fields.traced && self.tracer.is_some();
+        (!by_directives && !by_trace).then_some(Plain { target, fields, rules, known, is_new })
+    }
+
+    /// Looks up in Redis what memory has not, unless there is none, or that belongs into a trace.
+    fn look_up_plain(&self, plain: &Plain<'_>) -> Option<Waiting> {
+        let key = plain.known.key.as_ref().filter(|_| self.tracer.is_none() && self.cache.may_be_shared())?;
+        let (looking, in_flight) = (self.cache.look_up(Arc::clone(key)), OneMore::of(&self.metrics.inflight));
+        Some(Box::pin(async move {
+            let _in_flight = in_flight;
+            let mut brought = Extensions::new();
+            brought.insert(looking.await);
+            brought
+        }))
+    }
+
+    /// Answers with an entry, if that is a hit of which only what changes is to be filled in.
+    fn hit(&self, plain: &Plain<'_>, entry: &Arc<Entry>, began: Instant, head: &mut Vec<u8>) -> Option<Bytes> {
+        let Plain { target, fields, rules, known, is_new } = plain;
         let route = &rules.routes[known.row];
-        if fields.directives && route.client_directives || fields.traced && self.tracer.is_some() {
-            return None;
-        }
-        let entry = self.cache.peek(&known.canonical)?;
         let Content::Response(stored) = &entry.content else { return None };
         let now = Wall::now();
         let Decision::Hit(left) = decide(Ok((entry.stored_at, entry.lifetimes)), now, || true) else { return None };
@@ -92,12 +126,15 @@ impl Proxy {
         let names = |list: &[u8]| is_listed(list, stored.fields.get(ETAG));
         let held = stored.status == StatusCode::OK && fields.none_match.as_deref().is_some_and(names);
         let gzip = fields.gzip.unwrap_or(false);
-        let ready = stored.ready(gzip, held).head()?;
         let (status, body) = match stored.form(gzip) {
             _ if held => (StatusCode::NOT_MODIFIED, Bytes::new()),
             Form::Ready(body) => (stored.status, body.clone()),
-            Form::Inflate(_) => return None,
+            Form::Inflate(_) => {
+                let inflated = inflated_here(self.cache.store(), entry, stored, self.max_object)?;
+                return self.hit(plain, &inflated, began, head);
+            }
         };
+        let ready = stored.ready(gzip, held).head()?;
         let made = new_id();
         let id = fields.id.as_deref().filter(|id| fits_as_id(id)).unwrap_or(&made);
         ready.write(&Moment { age: entry.age(now), left: left.as_secs(), id, now }, head);
@@ -108,17 +145,28 @@ impl Proxy {
             let told = Told { method: "GET", target, rule, outcome: OutcomeLabel::Hit.name(), detail: "", status, id };
             tracer.over(began.elapsed(), told.name(), told.attributes());
         }
-        if is_new {
-            MEMO.with_borrow_mut(|memo| memo.remember(&rules, target, &fields, known));
+        if *is_new {
+            MEMO.with_borrow_mut(|memo| memo.remember(rules, target, fields.origin.as_deref(), known.clone()));
         }
         Some(body)
     }
 }
 
-/// What is known of a target: where its answer is stored, and the place of the rule that serves it.
+/// A plain request, as it was read.
+struct Plain<'b> {
+    target: &'b str,
+    fields: Rc<Fields>,
+    rules: Guard<Arc<Rules>>,
+    known: Known,
+    /// Whether `known` was found out for it, and not remembered.
+    is_new: bool,
+}
+
+/// What is known of a target: where its answer is stored (also in Redis, if there is one), and the place of the rule that serves it.
 #[derive(Clone)]
 struct Known {
     canonical: Canonical,
+    key: Option<Arc<Key>>,
     row: usize,
 }
 
@@ -139,65 +187,11 @@ impl Known {
         let route = admit(select(&rules.routes, &target), admission).ok()?;
         let by_timeline = route.timeline && proxy.timeline.is_some();
         let for_all_alike = route.rollout == Rollout::ALL && route.request_fields.listed().is_empty() && !rules.limits.any(route.index);
-        (for_all_alike && !route.shadow && !by_timeline)
-            .then(|| Self { canonical: Canonical::new(route, &target, &headers), row: route.index })
-    }
-}
-
-/// What a thread remembers: of blocks of fields, which clients send again and again, and of targets for which there were hits.
-struct Memo {
-    blocks: Remembered<Box<[u8]>, Option<Rc<Fields>>>,
-    targets: Remembered<Box<[u8]>, Known>,
-    /// The rules under which `targets` holds.
-    rules: Option<Arc<Rules>>,
-    /// The key of the target at hand, in memory that is used again.
-    key: Vec<u8>,
-}
-
-impl Default for Memo {
-    fn default() -> Self {
-        Self { blocks: remembered(BLOCKS), targets: remembered(TARGETS), rules: None, key: Vec::new() }
-    }
-}
-
-impl Memo {
-    /// What a block of fields says, with the empty line that ends it; `None` if it is not plain.
-    fn fields(&mut self, block: &[u8]) -> Option<Rc<Fields>> {
-        if let Some(known) = self.blocks.get(block) {
-            return known.clone();
-        }
-        let fields = Fields::read(block).map(Rc::new);
-        // An id is another one each time, and so is a trace.
-        if fields.as_ref().is_none_or(|fields| fields.id.is_none() && !fields.traced) {
-            self.blocks.insert(block.into(), fields.clone());
-        }
-        fields
-    }
-
-    fn find(&mut self, rules: &Arc<Rules>, target: &str, fields: &Fields) -> Option<Known> {
-        if !self.rules.as_ref().is_some_and(|held| Arc::ptr_eq(held, rules)) {
-            self.targets.clear();
-            self.rules = Some(Arc::clone(rules));
-        }
-        self.set_key(target, fields);
-        self.targets.get(&self.key[..]).cloned()
-    }
-
-    fn remember(&mut self, rules: &Arc<Rules>, target: &str, fields: &Fields, known: Known) {
-        self.set_key(target, fields);
-        if self.key.len() <= MAX_TARGET && self.rules.as_ref().is_some_and(|held| Arc::ptr_eq(held, rules)) {
-            self.targets.insert(self.key.as_slice().into(), known);
-        }
-    }
-
-    /// Neither a target nor an origin has a line end in it.
-    fn set_key(&mut self, target: &str, fields: &Fields) {
-        self.key.clear();
-        self.key.extend_from_slice(target.as_bytes());
-        if let Some(origin) = &fields.origin {
-            self.key.push(b'\n');
-            self.key.extend_from_slice(origin);
-        }
+        (for_all_alike && !route.shadow && !by_timeline).then(|| {
+            let canonical = Canonical::new(route, &target, &headers);
+            let key = proxy.cache.log().map(|_| Arc::new(Key::new(route, &target, canonical.clone())));
+            Self { canonical, key, row: route.index }
+        })
     }
 }
 
@@ -266,6 +260,13 @@ impl Fields {
             _ => return INDIFFERENT.contains(&name),
         };
         noted.replace(value.into()).is_none()
+    }
+}
+
+impl Repeats for Fields {
+    /// An id is another one each time, and so is a trace.
+    fn repeats(&self) -> bool {
+        self.id.is_none() && !self.traced
     }
 }
 

@@ -50,9 +50,14 @@ impl Spent {
         if step != Step::Redis {
             trace::note(SpanKind::Internal, step.name(), took, || (Vec::new(), Ok(())));
         }
+        self.add(step, took);
+        done
+    }
+
+    /// Notes that it has waited for that so long.
+    pub fn add(&self, step: Step, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.0[step as usize].fetch_add(micros, Ordering::Relaxed);
-        done
     }
 
     /// How long it has waited for that.

@@ -1,5 +1,5 @@
 //! What a request brings with it, read before anybody answers: how it came ([`Arrival`]), who asks ([`client`]), what its
-//! target says ([`target`]), why it may be refused ([`refusal`]), and what is not told of it ([`secrets`]).
+//! target says ([`target`]), why it may be refused ([`refusal`]), how it may be answered before it is read in full ([`short_way`]), and what is not told of it ([`secrets`]).
 //!
 //! Knows HTTP and the API's way of writing times. Knows nothing of rules, caches or sockets.
 
@@ -8,6 +8,7 @@ pub mod fields;
 pub mod interim;
 pub mod refusal;
 pub mod secrets;
+pub mod short_way;
 pub mod target;
 pub mod timestamp;
 pub mod validate;

@@ -84,6 +84,24 @@ impl Making {
     }
 }
 
+/// One more of something, until this is dropped.
+pub struct OneMore(IntGauge);
+
+impl OneMore {
+    /// Counts it.
+    #[must_use]
+    pub fn of(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for OneMore {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Every metric that Sluice keeps. Names begin with `sluice_`.
 pub struct Metrics {
     registry: Registry,

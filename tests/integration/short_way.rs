@@ -1,12 +1,12 @@
-//! Plain hits are answered before the HTTP library sees the request: by the same bytes as by the library, wherever the request is
+//! Plain hits, from memory and from Redis, are answered before the HTTP library sees the request: by the same bytes as by the library, wherever the request is
 //! cut, however slowly its answer is taken, and whatever is changed in it.
 
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use crate::support::{Asked, Backend, Connection, Sluice, Step, number, one_rule, reply, until};
+use crate::support::{Asked, Backend, Connection, Redis, Sluice, Step, number, one_rule, reply, until};
 
 /// Answers of every kind that is stored: plain and gzip, with and without date, with other statuses, and some that vary.
 fn answer(asked: &Asked) -> Vec<Step> {
@@ -138,9 +138,20 @@ fn alike(one: &str, other: &str) -> bool {
 /// A hundred thousand by hand (`SLUICE_REQUESTS=100000`); fewer otherwise.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ways_give_the_same_bytes() {
+    both_ways_from("", "").await;
+}
+
+/// Likewise, where every hit comes from Redis.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ways_give_the_same_bytes_from_redis() {
+    let redis = Redis::start(&[]).await;
+    both_ways_from(&redis.url(), "[cache]\nmemory='0B'\nredis='${REDIS_URL}'\nredis_timeout='5s'\n").await;
+}
+
+async fn both_ways_from(redis: &str, cache: &str) {
     let backend = Backend::start(answer).await;
     let rule = one_rule("ttl = '1h'\nclient_directives = 'respect'").replace("key = 'all'", "key = 'all:{a}'");
-    let sluice = Sluice::start(backend.address, "", &format!("[backend]\nurl='${{BACKEND_URL}}'\n{rule}")).await;
+    let sluice = Sluice::start(backend.address, redis, &format!("[backend]\nurl='${{BACKEND_URL}}'\n{cache}{rule}")).await;
     let mut random = fastrand::Rng::with_seed(number("SLUICE_SEED", 12));
     let (mut hits, mut others) = (0, 0);
     let mut ways = [Connection::open(sluice.address).await, Connection::open(sluice.address).await];
@@ -236,4 +247,96 @@ async fn an_answer_that_is_taken_slowly_comes_whole_and_counts_as_being_answered
         let answer = slow.answer(false).await.unwrap();
         assert!(answer.cache_status().contains("sluice; hit") && answer.body == large);
     }
+}
+
+/// Redis alone keeps entries, and may take its time.
+async fn over(redis: &Redis, lines: &str) -> (Backend, Sluice) {
+    let backend = Backend::start(|asked| reply("200 OK", "Content-Type: text/plain\r\n", asked.target.as_bytes())).await;
+    let config = format!("[backend]\nurl='${{BACKEND_URL}}'\n[cache]\nmemory='0B'\nredis='${{REDIS_URL}}'\n{lines}");
+    let sluice = Sluice::start(backend.address, &redis.url(), &format!("{config}\n{}", one_rule("ttl = '1h'"))).await;
+    until("a hit from Redis", || async { sluice.get("/x").await.cache_status().contains("sluice; hit") }).await;
+    (backend, sluice)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_asked_once_for_a_hit_and_once_for_a_miss() {
+    let redis = Redis::start(&[]).await;
+    let (backend, sluice) = over(&redis, "redis_timeout='5s'").await;
+    let gets = || async {
+        let text = String::from_utf8(redis.command(&[b"INFO", b"commandstats"]).await).unwrap();
+        let calls = text.split("cmdstat_get:calls=").nth(1).unwrap().split(',').next().unwrap();
+        calls.parse::<usize>().unwrap()
+    };
+    for (target, asks) in [("/x", 0), ("/new", 20)] {
+        let (before, asked) = (gets().await, backend.count());
+        for number in 0..20 {
+            let query = if asks == 0 { String::new() } else { format!("?{number}") };
+            let target = format!("{target}{query}");
+            assert_eq!(sluice.get(&target).await.text(), target);
+        }
+        assert_eq!((gets().await - before, backend.count() - asked), (20, asks), "{target}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_at_the_same_time_is_not_mixed_up() {
+    let redis = Redis::start(&[]).await;
+    let (_backend, sluice) = over(&redis, "redis_timeout='5s'").await;
+    let clients = (0..100).map(|client: usize| {
+        let address = sluice.address;
+        tokio::spawn(async move {
+            let mut connection = Connection::open(address).await;
+            for turn in 0..50 {
+                // By both ways, some of it kept and some not, and some clients gone before they get it.
+                let fields: &[_] = if turn % 7 == 0 { &[("X-Unknown", "1")] } else { &[] };
+                let target = format!("/{}", (client * 7 + turn) % 60);
+                if (client + turn) % 20 == 19 {
+                    connection.send(format!("GET {target} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
+                    connection = Connection::open(address).await;
+                }
+                assert_eq!(connection.ask("GET", &target, fields, b"").await.text(), target);
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_says_of_a_slow_request_how_long_it_waited_for_redis() {
+    let redis = Redis::start(&[]).await;
+    let (_backend, sluice) = over(&redis, "redis_timeout='5s'\n[log]\nslow='200ms'").await;
+    let mut waiting = Connection::open(sluice.address).await;
+    for (target, outcome) in [("/x", "hit"), ("/new", "miss")] {
+        waiting.ask("GET", "/x", &[], b"").await;
+        redis.process.signal("STOP");
+        let sent = Instant::now();
+        waiting.send(format!("GET {target} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
+        until("it is in flight", || async { sluice.metric("inflight", &[]).await == 1.0 }).await;
+        until("it waits long", || async { sent.elapsed() > Duration::from_millis(300) }).await;
+        redis.process.signal("CONT");
+        assert_eq!(waiting.answer(false).await.unwrap().text(), target);
+        let line = format!("outcome=\"{outcome}\"");
+        until("it is logged", || async { sluice.logged().lines().any(|text| text.contains(" slow ") && text.contains(&line)) }).await;
+        let log = sluice.logged();
+        let line = log.lines().find(|text| text.contains(" slow ") && text.contains(&line)).unwrap();
+        let ms = |name: &str| line.split(name).nth(1).unwrap().split([' ', '.']).next().unwrap().parse::<u64>().unwrap();
+        assert!(ms("redis_ms=") >= 200 && ms("head_ms=") >= ms("redis_ms="), "{line}");
+    }
+    assert_eq!(sluice.metric("inflight", &[]).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_for_a_hung_redis_is_answered_also_while_the_program_stops() {
+    let redis = Redis::start(&[]).await;
+    // Longer than an idle connection has for one more request.
+    let (_backend, sluice) = over(&redis, "redis_timeout='3s'").await;
+    let mut waiting = Connection::open(sluice.address).await;
+    waiting.ask("GET", "/x", &[], b"").await;
+    redis.process.signal("STOP");
+    waiting.send(b"GET /x HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
+    sluice.process.signal("TERM");
+    let answer = waiting.answer(false).await.expect("an answer");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "/x"));
 }
