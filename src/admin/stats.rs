@@ -43,6 +43,7 @@ struct Hot {
 
 /// So many of the hottest targets are told of.
 const HOTTEST: usize = 20;
+
 #[derive(Serialize)]
 struct SharedVoids {
     /// Which log it is: another one once Redis has lost its data.

@@ -236,7 +236,8 @@ mod tests {
     use http::Extensions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use tokio::sync::oneshot;
+    use tokio::sync::{Notify, oneshot};
+    use tokio::task::JoinHandle;
     use tokio::time::{Instant, sleep};
 
     async fn pair() -> (TcpStream, TcpStream) {
@@ -301,12 +302,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_at_any_distance_are_answered_also_in_pieces() {
-        let (mut client, server) = pair().await;
-        let peer = server.peer_addr().unwrap();
-        let (_stop, draining) = watch::channel(false);
-        let serving = tokio::spawn(async move {
-            serve(server, peer, &limits(), (|request, arrival| Box::pin(hello(request, arrival)), None), draining).await;
-        });
+        let (mut client, serving) = served(|request, arrival| Box::pin(hello(request, arrival)), None).await;
         let whole = ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", ""];
         for (pause, pieces) in [(0, ["GET / HTTP/1.1\r\nHo", "st: a\r\n\r\n"]), (19, whole), (21, whole), (60, ["G", &whole[0][1..]])] {
             sleep(Duration::from_millis(pause)).await;
@@ -320,8 +316,24 @@ mod tests {
         serving.await.unwrap();
     }
 
-    /// Waits for another thread, then answers what asks for `/short`; the rest goes to the library with what was brought.
-    struct Slow;
+    /// A connection that is served; it ends with its client.
+    async fn served<F, A>(answer: F, short: Option<Arc<dyn ShortWay>>) -> (TcpStream, JoinHandle<()>)
+    where
+        F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + Unpin + 'static,
+        A: Future<Output = Response<Reply>> + Send + 'static,
+    {
+        let (client, server) = pair().await;
+        let peer = server.peer_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            let (_stop, draining) = watch::channel(false);
+            serve(server, peer, &limits(), (answer, short), draining).await;
+        });
+        (client, serving)
+    }
+
+    /// Waits for another thread, then answers what asks for `/short`; the rest goes to the library with what was brought. Tells when
+    /// it has seen a piece of a request.
+    struct Slow(Arc<Notify>);
 
     impl ShortWay for Slow {
         fn answer(&self, bytes: &[u8], _: Instant, brought: Option<&Extensions>, head: &mut Vec<u8>) -> Way {
@@ -340,7 +352,11 @@ mod tests {
                     head.extend_from_slice(format!("HTTP/1.1 200 OK\r\nx-brought: {:?}\r\n\r\n", brought.get::<usize>()).as_bytes());
                     Way::Answered("hello".into())
                 }
-                _ => Way::Library,
+                None => {
+                    self.0.notify_one();
+                    Way::Library
+                }
+                Some(_) => Way::Library,
             }
         }
     }
@@ -354,13 +370,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_request_waited_for_is_used_for_that_request_alone() {
-        let (mut client, server) = pair().await;
-        let peer = server.peer_addr().unwrap();
-        let (_stop, draining) = watch::channel(false);
-        let serving = tokio::spawn(async move {
-            let short: Arc<dyn ShortWay> = Arc::new(Slow);
-            serve(server, peer, &limits(), (|request, arrival| Box::pin(tell_brought(request, arrival)), Some(short)), draining).await;
-        });
+        let seen = Arc::new(Notify::new());
+        let (mut client, serving) =
+            served(|request, arrival| Box::pin(tell_brought(request, arrival)), Some(Arc::new(Slow(Arc::clone(&seen))))).await;
         for turn in 0..200 {
             let (path, whole) = (["/short", "/long", "/some/longer"][turn % 3], turn % 5 != 4);
             let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -368,7 +380,7 @@ mod tests {
             let (first, second) = request.split_at(if whole { request.len() } else { 9 });
             client.write_all(first.as_bytes()).await.unwrap();
             if !whole {
-                sleep(Duration::from_millis(5)).await;
+                seen.notified().await;
                 client.write_all(second.as_bytes()).await.unwrap();
             }
             let expected = whole.then_some(request.len());

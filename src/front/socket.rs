@@ -150,11 +150,16 @@ impl Socket {
         if piece.filled().is_empty() {
             return Poll::Ready(Ok(true));
         }
-        self.held.extend_from_slice(piece.filled());
+        self.hold(piece.filled())?;
+        Poll::Ready(Ok(false))
+    }
+
+    /// Holds bytes that were read for the library, as far as they may be handed out.
+    fn hold(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.held.extend_from_slice(bytes);
         let (count, next) = self.framing.inspect(&self.held);
         self.activity.did_read(self.framing.is_http2());
-        self.apply(count, next)?;
-        Poll::Ready(Ok(false))
+        self.apply(count, next)
     }
 
     /// Reads where the short way may be taken, and takes it if it can. Whether there is something for the library, be it the end.
@@ -185,10 +190,7 @@ impl Socket {
         let Some(plain) = &mut self.plain else { return Poll::Ready(Ok(())) };
         if let Some((bytes, brought)) = ready!(plain.poll_finish(cx, &mut self.stream, &self.activity))? {
             *self.notes.brought.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.framing.heads() + 1, brought));
-            self.held.extend_from_slice(&bytes);
-            let (count, next) = self.framing.inspect(&self.held);
-            self.activity.did_read(false);
-            self.apply(count, next)?;
+            self.hold(&bytes)?;
         }
         Poll::Ready(Ok(()))
     }

@@ -94,7 +94,7 @@ impl Exchange {
         let head = self.elapsed();
         let told = || Told {
             method: parts.method.as_str(),
-            target: parts.uri.path_and_query().map_or("", |target| target.as_str()),
+            target: without_secrets(parts.uri.path_and_query().map_or("", |target| target.as_str())),
             rule: route,
             outcome: outcome.label().name(),
             detail: outcome.detail(),
@@ -119,7 +119,7 @@ impl Exchange {
             id: id.to_owned(),
             client,
             method: method.to_owned(),
-            target: without_secrets(target).into_owned(),
+            target: target.into_owned(),
             route: rule.to_owned(),
             outcome,
             detail,

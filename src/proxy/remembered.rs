@@ -30,12 +30,6 @@ fn remembered<K: Eq + Hash, V>(most: usize) -> Remembered<K, V> {
     Cache::with(most, most as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default())
 }
 
-/// Whether clients may send the same again.
-pub(super) trait Repeats {
-    /// Whether they may.
-    fn repeats(&self) -> bool;
-}
-
 /// What a thread remembers of heads: what blocks of fields say (`F`), and what is known of targets for which there were hits (`K`).
 pub(super) struct Memo<F, K> {
     blocks: Remembered<Box<[u8]>, Option<Rc<F>>>,
@@ -52,14 +46,15 @@ impl<F, K> Default for Memo<F, K> {
     }
 }
 
-impl<F: Repeats, K: Clone> Memo<F, K> {
-    /// What a block of fields says to `read`, with the empty line that ends it; `None` if that is nothing.
-    pub(super) fn fields(&mut self, block: &[u8], read: impl FnOnce(&[u8]) -> Option<F>) -> Option<Rc<F>> {
+impl<F, K: Clone> Memo<F, K> {
+    /// What a block of fields says to `read`, with the empty line that ends it; `None` if that is nothing. It is remembered if it
+    /// `repeats`: clients may send the same again.
+    pub(super) fn fields(&mut self, block: &[u8], read: fn(&[u8]) -> Option<F>, repeats: fn(&F) -> bool) -> Option<Rc<F>> {
         if let Some(known) = self.blocks.get(block) {
             return known.clone();
         }
         let fields = read(block).map(Rc::new);
-        if fields.as_ref().is_none_or(|fields| fields.repeats()) {
+        if fields.as_ref().is_none_or(|fields| repeats(fields)) {
             self.blocks.insert(block.into(), fields.clone());
         }
         fields

@@ -46,7 +46,7 @@ pub async fn from_stored(
     }
     let body = match stored.form(gzip) {
         Form::Ready(body) => body.clone(),
-        Form::Inflate(coded) => Box::pin(inflate(store, entry, stored, coded.clone(), inflation_limit(coded.len(), max_object))).await?,
+        Form::Inflate(_) => Box::pin(inflate(store, entry, stored, max_object)).await?,
     };
     if ranged {
         let (status, part) = range::cut(&range::parts(request, &headers, body.len()), &mut headers, &body);
@@ -56,18 +56,14 @@ pub async fn from_stored(
 }
 
 /// The body of an entry, inflated.
-async fn inflate(
-    store: &dyn Store,
-    entry: &Arc<Entry>,
-    stored: &StoredResponse,
-    coded: Bytes,
-    limit: usize,
-) -> Result<Bytes, InflateError> {
-    let plain = if coded.len() <= INFLATE_HERE {
-        gunzip(&coded, limit)?
-    } else {
-        let inflating = tokio::task::spawn_blocking(move || gunzip(&coded, limit));
-        inflating.await.map_err(|_| InflateError::Corrupt)??
+async fn inflate(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Result<Bytes, InflateError> {
+    let plain = match gunzip_here(&stored.body, max_object) {
+        Some(plain) => plain?,
+        None => {
+            let (coded, limit) = (stored.body.clone(), inflation_limit(stored.body.len(), max_object));
+            let inflating = tokio::task::spawn_blocking(move || gunzip(&coded, limit));
+            inflating.await.map_err(|_| InflateError::Corrupt)??
+        }
     };
     keep_inflated(store, entry, stored, plain.clone());
     Ok(plain)
@@ -75,9 +71,13 @@ async fn inflate(
 
 /// An entry with its body inflated too, if that is done on the spot; `None`: it takes too long, or is damaged.
 pub fn inflated_here(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Option<Arc<Entry>> {
-    let coded = Some(&stored.body).filter(|coded| coded.len() <= INFLATE_HERE)?;
-    let plain = gunzip(coded, inflation_limit(coded.len(), max_object)).ok()?;
+    let plain = gunzip_here(&stored.body, max_object)?.ok()?;
     Some(keep_inflated(store, entry, stored, plain))
+}
+
+/// A coded body inflated on the spot; `None`: it takes too long.
+fn gunzip_here(coded: &[u8], max_object: usize) -> Option<Result<Bytes, InflateError>> {
+    (coded.len() <= INFLATE_HERE).then(|| gunzip(coded, inflation_limit(coded.len(), max_object)))
 }
 
 /// Keeps a body in memory inflated too: clients that do not take gzip will ask again.

@@ -13,7 +13,7 @@
 //! Whatever else comes gets [`Way::Library`]: then nothing has happened yet, nothing was counted, and the library reads the same
 //! bytes; what was looked up for them goes along, so that nobody asks Redis twice.
 //!
-//! Why both ways answer alike: nothing is decided here. The target is read by [`Target::parse`], the rule chosen by [`select`] and
+//! Why both ways answer alike: nothing is decided here. The target is read by `Target::parse`, the rule chosen by [`select`] and
 //! [`admit`], the key made by [`Canonical::new`], what is void kept back by `Cache::peek`, freshness judged by [`decide`], conditions
 //! and codings by [`is_listed`] and [`takes_gzip`]; and the head is made from the very fields that the library would be given
 //! ([`crate::cache::ready`]). What was read is remembered under the very bytes that it was read from, the fields of a head in one
@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use super::Proxy;
 use super::decide::{Admission, Decision, admit, decide, is_early};
 use super::exchange::{fits_as_id, new_id};
-use super::remembered::{Memo, Repeats};
+use super::remembered::{Memo, read_target};
 use super::respond::inflated_here;
 use super::rules::Rules;
 use super::span::Told;
@@ -49,8 +49,8 @@ use crate::config::Access;
 use crate::config::route::{Rollout, select};
 use crate::http::conditional::is_listed;
 use crate::http::encoding::takes_gzip;
+use crate::request::secrets::without_secrets;
 use crate::request::short_way::{ShortWay, Waiting, Way};
-use crate::request::target::Target;
 use crate::request::validate::is_host;
 use crate::telemetry::metrics::{OneMore, OutcomeLabel};
 
@@ -68,8 +68,8 @@ impl ShortWay for Proxy {
         let found = match looked_up {
             // The log says where the time of slow requests went.
             Some(looked_up) if plain.rules.are_slow(looked_up.took) => return Way::Library,
-            Some(looked_up) => self.cache.found(looked_up, &plain.known.canonical).flatten(),
-            None => self.cache.peek(&plain.known.canonical),
+            Some(looked_up) => self.cache.found(looked_up, &plain.known.key.canonical).flatten(),
+            None => self.cache.peek(&plain.known.key.canonical),
         };
         match found {
             Some(entry) => self.hit(&plain, &entry, began, head).map_or(Way::Library, Way::Answered),
@@ -81,7 +81,7 @@ impl ShortWay for Proxy {
 
 impl Proxy {
     /// Reads a request; `None`: it goes the long way, as if it had not been here.
-    fn read_plain<'b>(&self, bytes: &'b [u8]) -> Option<Plain<'b>> {
+    fn read_plain<'b>(&self, bytes: &'b [u8]) -> Option<PlainRequest<'b>> {
         let (line, block) = cut_line(bytes)?;
         let target = std::str::from_utf8(line.strip_prefix(b"GET ")?.strip_suffix(b" HTTP/1.1")?).ok()?;
         let rules = self.rules.load();
@@ -89,7 +89,7 @@ impl Proxy {
             return None;
         }
         let (fields, remembered) = MEMO.with_borrow_mut(|memo| {
-            let fields = memo.fields(block, Fields::read)?;
+            let fields = memo.fields(block, Fields::read, Fields::repeats)?;
             let known = memo.find(&rules, target, fields.origin.as_deref());
             Some((fields, known))
         })?;
@@ -97,13 +97,15 @@ impl Proxy {
         let known = remembered.or_else(|| Known::of(self, &rules, target, &fields))?;
         let by_directives = fields.directives && rules.routes[known.row].client_directives;
         let by_trace = fields.traced && self.tracer.is_some();
-        (!by_directives && !by_trace).then_some(Plain { target, fields, rules, known, is_new })
+        (!by_directives && !by_trace).then_some(PlainRequest { target, fields, rules, known, is_new })
     }
 
     /// Looks up in Redis what memory has not, unless there is none, or that belongs into a trace.
-    fn look_up_plain(&self, plain: &Plain<'_>) -> Option<Waiting> {
-        let key = plain.known.key.as_ref().filter(|_| self.tracer.is_none() && self.cache.may_be_shared())?;
-        let (looking, in_flight) = (self.cache.look_up(Arc::clone(key)), OneMore::of(&self.metrics.inflight));
+    fn look_up_plain(&self, plain: &PlainRequest<'_>) -> Option<Waiting> {
+        if self.tracer.is_some() || !self.cache.may_be_shared() {
+            return None;
+        }
+        let (looking, in_flight) = (self.cache.look_up(Arc::clone(&plain.known.key)), OneMore::of(&self.metrics.inflight));
         Some(Box::pin(async move {
             let _in_flight = in_flight;
             let mut brought = Extensions::new();
@@ -113,8 +115,8 @@ impl Proxy {
     }
 
     /// Answers with an entry, if that is a hit of which only what changes is to be filled in.
-    fn hit(&self, plain: &Plain<'_>, entry: &Arc<Entry>, began: Instant, head: &mut Vec<u8>) -> Option<Bytes> {
-        let Plain { target, fields, rules, known, is_new } = plain;
+    fn hit(&self, plain: &PlainRequest<'_>, entry: &Arc<Entry>, began: Instant, head: &mut Vec<u8>) -> Option<Bytes> {
+        let PlainRequest { target, fields, rules, known, is_new } = plain;
         let route = &rules.routes[known.row];
         let Content::Response(stored) = &entry.content else { return None };
         let now = Wall::now();
@@ -142,6 +144,7 @@ impl Proxy {
         self.metrics.record(&rules.rows, route.index, &route.name, OutcomeLabel::Hit, status.as_u16(), began.elapsed());
         if let Some(tracer) = self.tracer.as_ref().filter(|tracer| tracer.picks()) {
             let (rule, id, status) = (&route.name, str::from_utf8(id).unwrap_or_default(), status.as_u16());
+            let target = without_secrets(target);
             let told = Told { method: "GET", target, rule, outcome: OutcomeLabel::Hit.name(), detail: "", status, id };
             tracer.over(began.elapsed(), told.name(), told.attributes());
         }
@@ -153,7 +156,7 @@ impl Proxy {
 }
 
 /// A plain request, as it was read.
-struct Plain<'b> {
+struct PlainRequest<'b> {
     target: &'b str,
     fields: Rc<Fields>,
     rules: Guard<Arc<Rules>>,
@@ -162,18 +165,17 @@ struct Plain<'b> {
     is_new: bool,
 }
 
-/// What is known of a target: where its answer is stored (also in Redis, if there is one), and the place of the rule that serves it.
+/// What is known of a target: where its answer is stored, and the place of the rule that serves it.
 #[derive(Clone)]
 struct Known {
-    canonical: Canonical,
-    key: Option<Arc<Key>>,
+    key: Arc<Key>,
     row: usize,
 }
 
 impl Known {
     /// Finds it out; `None` for a target whose requests take the long way.
     fn of(proxy: &Proxy, rules: &Rules, target: &str, fields: &Fields) -> Option<Self> {
-        let target = Target::parse(target).ok()?;
+        let target = read_target(target).ok()?;
         if proxy.own.owns(&target.path) {
             return None;
         }
@@ -189,8 +191,7 @@ impl Known {
         let for_all_alike = route.rollout == Rollout::ALL && route.request_fields.listed().is_empty() && !rules.limits.any(route.index);
         (for_all_alike && !route.shadow && !by_timeline).then(|| {
             let canonical = Canonical::new(route, &target, &headers);
-            let key = proxy.cache.log().map(|_| Arc::new(Key::new(route, &target, canonical.clone())));
-            Self { canonical, key, row: route.index }
+            Self { key: Arc::new(Key::new(route, &target, canonical)), row: route.index }
         })
     }
 }
@@ -240,6 +241,11 @@ impl Fields {
         None
     }
 
+    /// Whether clients may send the same again: an id is another one each time, and so is a trace.
+    const fn repeats(&self) -> bool {
+        self.id.is_none() && !self.traced
+    }
+
     /// Takes a field in; `false` for one that may make a difference of which nothing is known here, or that contradicts another one.
     fn take(&mut self, name: &[u8], value: &[u8]) -> bool {
         let noted = match name {
@@ -260,13 +266,6 @@ impl Fields {
             _ => return INDIFFERENT.contains(&name),
         };
         noted.replace(value.into()).is_none()
-    }
-}
-
-impl Repeats for Fields {
-    /// An id is another one each time, and so is a trace.
-    fn repeats(&self) -> bool {
-        self.id.is_none() && !self.traced
     }
 }
 

@@ -1,16 +1,16 @@
 //! What spans and log lines say of a request.
 
+use std::borrow::Cow;
+
 use opentelemetry::KeyValue;
 
-use crate::request::secrets::without_secrets;
-
 /// What spans and log lines say of a request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Told<'a> {
     /// The method.
     pub method: &'a str,
-    /// Path and query, as they were sent.
-    pub target: &'a str,
+    /// Path and query, without what may be a secret ([`without_secrets`](crate::request::secrets::without_secrets)).
+    pub target: Cow<'a, str>,
     /// The rule's name, or `none`.
     pub rule: &'a str,
     /// What became of it, as metrics call it.
@@ -33,8 +33,7 @@ impl Told<'_> {
     /// Its attributes, named as OpenTelemetry's conventions for HTTP servers name them where they do.
     #[must_use]
     pub fn attributes(&self) -> Vec<KeyValue> {
-        let target = without_secrets(self.target);
-        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        let (path, query) = self.target.split_once('?').unwrap_or((&self.target, ""));
         let texts = [
             ("url.path", path),
             ("url.query", query),

@@ -26,6 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(800), tolerated: 0 };
 /// How long a Redis that fails is asked before it counts as away, for whoever must know what it says.
 pub(super) const ASKING: Duration = Duration::from_millis(100);
+
 /// What must happen before requests reach new connections.
 pub trait OnConnect: Send + Sync {
     /// Does it over one of them. If it fails, Redis counts as away still.

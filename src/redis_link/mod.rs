@@ -89,9 +89,9 @@ impl RedisLink {
     pub async fn call(&self, command: &Cmd) -> Result<Value, RedisFailure> {
         let (mut connection, set) = self.connections.pick(true).ok_or(RedisFailure::Down)?;
         let answering = async { connection.send_packed_command(command).await.and_then(Value::extract_error) };
-        let started = Instant::now();
+        let began = begin();
         let answer = self.within("write", self.read_timeout * WRITE_FACTOR, &set, answering).await;
-        tell("write", started.elapsed(), &answer);
+        tell("write", began, &answer);
         answer
     }
 
@@ -101,7 +101,7 @@ impl RedisLink {
     /// [`RedisFailure`].
     pub async fn get(&self, name: &str) -> Read {
         let set = self.connections.sets.load_full().ok_or(RedisFailure::Down)?;
-        let started = Instant::now();
+        let began = begin();
         let answer = match self.join(&set, name) {
             Some(answer) => answer,
             None => {
@@ -113,7 +113,7 @@ impl RedisLink {
         };
         // Those that it went with may have been given up with their connection.
         let read = answer.await.unwrap_or(Err(RedisFailure::Down));
-        tell("read", started.elapsed(), &read);
+        tell("read", began, &read);
         read
     }
 
@@ -162,9 +162,9 @@ impl RedisLink {
             let answers = connection.send_packed_commands(commands, 0, commands.len()).await?;
             answers.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()
         };
-        let started = Instant::now();
+        let began = begin();
         let answer = self.within("read", self.read_timeout, &set, answering).await;
-        tell("read", started.elapsed(), &answer);
+        tell("read", began, &answer);
         answer
     }
 
@@ -212,9 +212,15 @@ async fn in_time<T>(deadline: Duration, answering: impl Future<Output = T>) -> O
     None
 }
 
-/// Tells of a call that is over in a span, if whoever made it is in one.
-fn tell<T>(op: &'static str, took: Duration, answer: &Result<T, RedisFailure>) {
-    trace::note(SpanKind::Client, "redis", took, || {
+/// When a call begins, if whoever makes it is in a span.
+fn begin() -> Option<Instant> {
+    trace::is_on().then(Instant::now)
+}
+
+/// Tells of a call that is over in a span.
+fn tell<T>(op: &'static str, began: Option<Instant>, answer: &Result<T, RedisFailure>) {
+    let Some(began) = began else { return };
+    trace::note(SpanKind::Client, "redis", began.elapsed(), || {
         let attributes = vec![KeyValue::new("db.system.name", "redis"), KeyValue::new("db.operation.name", op)];
         (attributes, answer.as_ref().map(drop).map_err(|failure| failure.classify().0.to_owned()))
     });

@@ -9,7 +9,7 @@ const SECRETS: [&str; 6] = ["key", "token", "secret", "pass", "auth", "sig"];
 #[must_use]
 pub fn without_secrets(target: &str) -> Cow<'_, str> {
     let Some((path, query)) = target.split_once('?') else { return Cow::Borrowed(target) };
-    if !query.split('&').any(may_be_secret) {
+    if query.split('&').all(|part| secret_name(part).is_none()) {
         return Cow::Borrowed(target);
     }
     let mut shown = format!("{path}?");
@@ -17,18 +17,19 @@ pub fn without_secrets(target: &str) -> Cow<'_, str> {
         if at > 0 {
             shown.push('&');
         }
-        match part.split_once('=') {
-            Some((name, _)) if may_be_secret(part) => shown.extend([name, "=…"]),
-            _ => shown.push_str(part),
+        match secret_name(part) {
+            Some(name) => shown.extend([name, "=…"]),
+            None => shown.push_str(part),
         }
     }
     Cow::Owned(shown)
 }
 
-/// Whether a parameter has a value that may be a secret. An encoded name may be any.
-fn may_be_secret(part: &str) -> bool {
-    let is_one = |name: &str| name.contains('%') || SECRETS.iter().any(|secret| name.to_ascii_lowercase().contains(secret));
-    part.split_once('=').is_some_and(|(name, _)| is_one(name))
+/// The name of a parameter whose value may be a secret. An encoded name may be any.
+fn secret_name(part: &str) -> Option<&str> {
+    let (name, _) = part.split_once('=')?;
+    let may_be_secret = name.contains('%') || SECRETS.iter().any(|secret| name.to_ascii_lowercase().contains(secret));
+    may_be_secret.then_some(name)
 }
 
 #[cfg(test)]

@@ -8,14 +8,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Backend, Connection, Redis, Sluice, ok, one_rule, until};
 
-/// Redis alone keeps entries, so that every request meets it.
 async fn over(redis: &str) -> (Backend, Sluice) {
     let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
-    let text = format!(
-        "[backend]\nurl='http://{}'\n[cache]\nmemory='0B'\nredis='{redis}'\n[[route]]\nname='all'\npath='/*'\nttl='1h'\nkey='all'\n",
-        backend.address
-    );
-    let sluice = Sluice::with(&text, &[]);
+    let sluice = Sluice::over_redis(backend.address, redis, "");
     (backend, sluice)
 }
 

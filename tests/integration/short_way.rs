@@ -249,11 +249,10 @@ async fn an_answer_that_is_taken_slowly_comes_whole_and_counts_as_being_answered
     }
 }
 
-/// Redis alone keeps entries, and may take its time.
+/// Answers come from Redis, which may take its time.
 async fn over(redis: &Redis, lines: &str) -> (Backend, Sluice) {
     let backend = Backend::start(|asked| reply("200 OK", "Content-Type: text/plain\r\n", asked.target.as_bytes())).await;
-    let config = format!("[backend]\nurl='${{BACKEND_URL}}'\n[cache]\nmemory='0B'\nredis='${{REDIS_URL}}'\n{lines}");
-    let sluice = Sluice::start(backend.address, &redis.url(), &format!("{config}\n{}", one_rule("ttl = '1h'"))).await;
+    let sluice = Sluice::over_redis(backend.address, &redis.url(), lines);
     until("a hit from Redis", || async { sluice.get("/x").await.cache_status().contains("sluice; hit") }).await;
     (backend, sluice)
 }

@@ -46,6 +46,13 @@ impl Sluice {
         Self::with(&text, &[])
     }
 
+    /// In front of `backend`, with one rule for everything. Redis alone keeps entries, so that every request meets it; `lines` follow in
+    /// the section of the cache.
+    pub fn over_redis(backend: SocketAddr, redis: &str, lines: &str) -> Self {
+        let cache = format!("[cache]\nmemory='0B'\nredis='{redis}'\n{lines}\n");
+        Self::with(&format!("[backend]\nurl='http://{backend}'\n{cache}{}", one_rule("ttl='1h'")), &[])
+    }
+
     pub fn with(config: &str, variables: &[(&str, &str)]) -> Self {
         Self::run(config, variables, program(), &["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
     }
