@@ -12,6 +12,7 @@ use sluice::cache::entry::{Content, Entry, StoredResponse};
 use sluice::cache::key::{Canonical, Key};
 use sluice::cache::memory::Memory;
 use sluice::cache::store::Store;
+use sluice::cache::void::Moment;
 use sluice::clock::Wall;
 use sluice::config::route::{Route, select};
 use sluice::http::encoding::Coding;
@@ -40,8 +41,7 @@ fn entry(size: usize) -> (Key, Arc<Entry>) {
     fields.insert("content-type", "application/json".parse().expect("a value"));
     let response = StoredResponse::new(StatusCode::OK, fields, Coding::Identity, Coding::Identity, vec![b'x'; size].into());
     let lifetimes = Lifetimes { fresh: Duration::from_secs(60), ..Lifetimes::default() };
-    let entry =
-        Arc::new(Entry::new(&key, Wall::from_millis(1_000_000), Wall::from_millis(1_000_000), 0, lifetimes, Content::Response(response)));
+    let entry = Arc::new(Entry::new(&key, Moment::default(), Wall::from_millis(1_000_000), 0, lifetimes, Content::Response(response)));
     (key, entry)
 }
 

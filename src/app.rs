@@ -26,10 +26,9 @@ use crate::cache::redis::RedisStore;
 use crate::cache::seal::Sealer;
 use crate::cache::store::Store;
 use crate::cache::tiered::Tiered;
-use crate::cache::void::Voids;
+use crate::cache::void::{Moment, Voids};
 use crate::cache::void_log::VoidLog;
 use crate::cache::void_worker;
-use crate::clock::Wall;
 use crate::config::{BackendKind, Config};
 use crate::control::reload::{self, Reloader};
 use crate::fetch::{Fetcher, Settings};
@@ -319,7 +318,7 @@ pub struct Running {
     handing_over: watch::Receiver<bool>,
     hot: Option<Arc<HotFile>>,
     /// When this process began: what it takes over from another counts as asked for then.
-    began: Wall,
+    began: Moment,
     _computing: Computing,
     stop: watch::Sender<Stop>,
     threads: Vec<thread::JoinHandle<()>>,

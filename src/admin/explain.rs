@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, Method};
 
 use super::own::Endpoint;
 use crate::cache::key::{Canonical, Key};
-use crate::cache::void::Voids;
+use crate::cache::void::{Effect, Voids};
 use crate::clock::Wall;
 use crate::config::rate_limit::RateLimit;
 use crate::config::route::{PathPattern, RequestFields, Rollout, Route};
@@ -195,8 +195,12 @@ impl Explainer {
 fn write_voids(key: &Key, voids: Option<&Voids>, out: &mut String) -> std::fmt::Result {
     let found = voids.map(|voids| voids.concerning(&key.readable, &key.tags, key.target)).unwrap_or_default();
     for purge in found.iter().take(MOST_VOIDS) {
-        let left = if purge.soft { "stale" } else { "void" };
-        writeln!(out, "voided     by {}: what was asked for before {} is {left}", purge.what, purge.at.text())?;
+        let left = match purge.effect {
+            Effect::Remove => "void",
+            Effect::Expire => "stale",
+            Effect::Doubt => "in doubt",
+        };
+        writeln!(out, "voided     by {}: what was asked for before {} is {left}", purge.what, purge.since.text())?;
     }
     if found.len() > MOST_VOIDS {
         writeln!(out, "           and by {} more", found.len() - MOST_VOIDS)?;

@@ -56,7 +56,7 @@ struct SharedVoids {
 
 impl SharedVoids {
     fn of(log: &VoidLog) -> Self {
-        let at = log.position();
+        let at = log.position().unwrap_or_default();
         Self { epoch: at.epoch_text(), seq: at.seq, waiting: log.waiting() }
     }
 }

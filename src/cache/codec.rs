@@ -12,13 +12,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::entry::{Checked, Content, Entry, StoredResponse};
+use super::void::Moment;
 use crate::clock::{Wall, millis};
 use crate::http::encoding::Coding;
 use crate::http::freshness::Lifetimes;
 
 const MAGIC: &[u8; 4] = b"SLUC";
 /// Raised whenever the payload changes, so that instances of different versions never misread each other.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 const HEAD: usize = 4 + 1 + 8 + 8;
 
 /// Why bytes are not an entry.
@@ -62,7 +63,6 @@ pub fn encode(entry: &Entry) -> Bytes {
     put_count(&mut out, entry.tags.len());
     entry.tags.iter().for_each(|tag| put(&mut out, tag.as_bytes()));
     out.put_u64_le(entry.target);
-    out.put_u64_le(entry.asked_at.as_millis());
     out.put_u64_le(entry.stored_at.as_millis());
     out.put_u32_le(entry.age_when_stored);
     out.put_u32_le(entry.cost);
@@ -105,7 +105,7 @@ fn put_count(out: &mut BytesMut, count: usize) {
     out.put_u32_le(u32::try_from(count).unwrap_or(u32::MAX));
 }
 
-/// Reads an entry. The body shares memory with `bytes`.
+/// Reads an entry. The body shares memory with `bytes`. When it was asked for, the reader says: moments belong to a process.
 ///
 /// # Errors
 /// A [`DecodeError`] for anything but what [`encode`] wrote.
@@ -133,7 +133,6 @@ fn payload(bytes: &mut Bytes) -> Option<Entry> {
     let readable = take_text(bytes)?;
     let tags = (0..take_count(bytes)?).map(|_| take_text(bytes)).collect::<Option<_>>()?;
     let target = bytes.try_get_u64_le().ok()?;
-    let asked_at = take_moment(bytes)?;
     let stored_at = take_moment(bytes)?;
     let age_when_stored = bytes.try_get_u32_le().ok()?;
     let cost = bytes.try_get_u32_le().ok()?;
@@ -149,7 +148,7 @@ fn payload(bytes: &mut Bytes) -> Option<Entry> {
         readable,
         tags,
         target,
-        asked_at,
+        asked_at: Moment::default(),
         stored_at,
         age_when_stored,
         cost,
@@ -229,7 +228,7 @@ pub(crate) mod tests {
             readable: "liq:é".into(),
             tags: tags.to_vec(),
             target: 77,
-            asked_at: Wall::from_millis(1_735_689_600_100),
+            asked_at: Moment::default(),
             stored_at: Wall::from_millis(1_735_689_600_123),
             age_when_stored: 7,
             cost: 11,

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, VARY};
@@ -9,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::key::{Canonical, Key};
 use super::ready::Ready;
+use super::void::{Effect, Moment};
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
 use crate::http::encoding::{Coding, gunzip, inflation_limit};
@@ -25,9 +27,8 @@ pub struct Entry {
     pub tags: Vec<String>,
     /// What an invalidation names it by ([`Key::target`]).
     pub target: u64,
-    /// When the upstream was asked for it, by the clock of [`Voids`](super::void::Voids): whatever was voided since, this is
-    /// not to be used.
-    pub asked_at: Wall,
+    /// When the upstream was asked for it: if something was voided since that concerns it, it is not to be used.
+    pub asked_at: Moment,
     /// When it was stored.
     pub stored_at: Wall,
     /// How old it already was then, in seconds (`Age` of the upstream's response).
@@ -38,7 +39,7 @@ pub struct Entry {
     pub lifetimes: Lifetimes,
     /// The response, or where to look for it.
     pub content: Content,
-    /// The newest void that it was held against.
+    /// The newest void that it was checked against.
     pub checked: Checked,
 }
 
@@ -148,21 +149,21 @@ impl StoredResponse {
     }
 }
 
-/// The newest void that an entry was held against, so that nobody holds it against the same ones again. It belongs to this
-/// process: it is no part of what two entries are compared by, and is not written to Redis.
+/// The newest void that an entry was checked against, so that it is checked once against each. It belongs to this process: it is no
+/// part of what two entries are compared by, and is not written to Redis.
 #[derive(Debug, Default)]
 pub struct Checked(AtomicU64);
 
 impl Checked {
-    /// Whether the entry was held against every void up to `newest`.
+    /// Up to which void the entry was checked.
     #[must_use]
-    pub fn covers(&self, newest: Wall) -> bool {
-        self.0.load(Ordering::Relaxed) >= newest.as_millis()
+    pub fn until(&self) -> Moment {
+        Moment::at(self.0.load(Ordering::Relaxed))
     }
 
-    /// Notes that it was.
-    pub fn note(&self, newest: Wall) {
-        self.0.fetch_max(newest.as_millis(), Ordering::Relaxed);
+    /// Notes that it was checked against every void up to `newest`.
+    pub fn note(&self, newest: Moment) {
+        self.0.fetch_max(newest.number(), Ordering::Relaxed);
     }
 }
 
@@ -202,7 +203,7 @@ pub fn vary_by_encoding(headers: &mut HeaderMap) {
 impl Entry {
     /// An entry under `key`.
     #[must_use]
-    pub fn new(key: &Key, asked_at: Wall, stored_at: Wall, age_when_stored: u32, lifetimes: Lifetimes, content: Content) -> Self {
+    pub fn new(key: &Key, asked_at: Moment, stored_at: Wall, age_when_stored: u32, lifetimes: Lifetimes, content: Content) -> Self {
         Self {
             canonical: key.canonical.0.clone(),
             readable: key.readable.clone(),
@@ -272,14 +273,15 @@ impl Entry {
         conditions
     }
 
-    /// The same entry, stale from `now` on, as if it was asked for after `asked_at`.
+    /// The same entry, stale from `now` on, as if it was asked for at `asked_at`. What is in doubt is not served while it is revalidated.
     #[must_use]
-    pub fn expired(&self, now: Wall, asked_at: Wall) -> Self {
+    pub fn expired(&self, now: Wall, asked_at: Moment, effect: Effect) -> Self {
         let age = u32::try_from(self.age(now)).unwrap_or(u32::MAX);
         let left = self.lifetimes.kept().saturating_sub(now.since(self.stored_at));
+        let while_revalidated = if effect == Effect::Doubt { Duration::ZERO } else { self.lifetimes.stale_while_revalidate };
         let lifetimes = Lifetimes {
-            fresh: std::time::Duration::ZERO,
-            stale_while_revalidate: self.lifetimes.stale_while_revalidate.min(left),
+            fresh: Duration::ZERO,
+            stale_while_revalidate: while_revalidated.min(left),
             stale_if_error: self.lifetimes.stale_if_error.min(left),
             validatable: self.lifetimes.validatable.min(left),
         };

@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::Cache;
 use super::codec;
 use super::entry::Entry;
-use super::void::Validity;
+use super::void::{Moment, Validity};
 use crate::clock::Wall;
 
 const MAGIC: &[u8; 8] = b"SLUHOT\0\x01";
@@ -84,7 +84,7 @@ impl HotFile {
 
     /// Takes over what a process before has left, if anything, as asked for at `asked_at`: what is voided from then on is void of it
     /// too. Says how many entries that were.
-    pub async fn read(&self, cache: &Cache, asked_at: Wall) -> usize {
+    pub async fn read(&self, cache: &Cache, asked_at: Moment) -> usize {
         let path = self.path.clone();
         let reading = tokio::task::spawn_blocking(move || {
             let file = File::open(&path)?;
@@ -181,11 +181,11 @@ mod tests {
         }
         assert_eq!(file.write(&cache).await, 19, "the one that is over is not written");
         let next = self::cache();
-        assert_eq!(file.read(&next, Wall::now()).await, 19);
+        assert_eq!(file.read(&next, next.ask()).await, 19);
         assert!(!path.exists());
         let found = next.store().peek(&numbered(7, 1).key().canonical).unwrap();
         assert_eq!(found.content, numbered(7, 1).content);
-        assert_eq!(file.read(&next, Wall::now()).await, 0, "it is gone");
+        assert_eq!(file.read(&next, next.ask()).await, 0, "it is gone");
         // Cut or changed anywhere, it is not used.
         file.write(&cache).await;
         let whole = fs::read(&path).unwrap();
@@ -194,7 +194,7 @@ mod tests {
             changed[at] ^= 1;
             for bad in [&whole[..at], &changed[..]] {
                 fs::write(&path, bad).unwrap();
-                assert_eq!(file.read(&self::cache(), Wall::now()).await, 0, "{at}");
+                assert_eq!(file.read(&self::cache(), Moment::default()).await, 0, "{at}");
                 assert!(!path.exists());
             }
         }

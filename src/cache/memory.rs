@@ -1,7 +1,8 @@
 //! The tier in memory: bounded in bytes, with quick_cache's scan-resistant eviction (S3-FIFO with a ghost queue).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
@@ -15,12 +16,17 @@ use super::void::Validity;
 use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
 
+/// Locks that writers share: those of different keys seldom wait for one another.
+const WRITE_LOCKS: usize = 64;
 /// Prefixes of keys that statistics tell apart.
 const MAX_PREFIXES: usize = 100;
 
 /// Stores entries in this process.
 pub struct Memory {
     cache: Cache<Bytes, Arc<Entry>, Weight, RandomState, Evictions>,
+    /// Held while an entry is written, so that none takes the place of a newer one that it was not made from.
+    writing: [Mutex<()>; WRITE_LOCKS],
+    hasher: RandomState,
     metrics: Arc<Metrics>,
 }
 
@@ -61,7 +67,7 @@ impl Memory {
             .map_err(|_| "the memory tier's options are contradictory")?;
         let evictions = Evictions(metrics.evictions.with_label_values(&["size"]));
         let cache = Cache::with_options(options, Weight, RandomState::default(), evictions);
-        Ok(Self { cache, metrics })
+        Ok(Self { cache, writing: [const { Mutex::new(()) }; WRITE_LOCKS], hasher: RandomState::default(), metrics })
     }
 
     fn update_gauges(&self) {
@@ -69,8 +75,15 @@ impl Memory {
         self.metrics.memory_entries.set(i64::try_from(self.cache.len()).unwrap_or(i64::MAX));
     }
 
+    /// Keeps other writers of this key away.
+    fn write_alone(&self, canonical: &Bytes) -> MutexGuard<'_, ()> {
+        let lock = usize::try_from(self.hasher.hash_one(canonical) % WRITE_LOCKS as u64).unwrap_or(0);
+        self.writing[lock].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Stores an entry, at once.
     pub fn insert(&self, entry: Arc<Entry>) {
+        let _alone = self.write_alone(&entry.canonical);
         self.cache.insert(entry.canonical.clone(), entry);
         self.update_gauges();
     }
@@ -108,6 +121,7 @@ impl Store for Memory {
         let is_same = |current: &Arc<Entry>| Arc::ptr_eq(current, entry);
         let changed = match other {
             Some(other) => {
+                let _alone = self.write_alone(&entry.canonical);
                 self.cache.peek(&entry.canonical).as_ref().is_some_and(is_same)
                     && self.cache.replace(entry.canonical.clone(), other, true).is_ok()
             }
@@ -172,6 +186,8 @@ impl Store for Memory {
 mod tests {
     use super::*;
     use crate::cache::codec::tests::entry;
+    use crate::cache::void::{Effect, Moment};
+    use crate::clock::Wall;
 
     fn memory(bytes: u64) -> Memory {
         Memory::new(bytes, 1 << 20, Arc::new(Metrics::new().unwrap())).unwrap()
@@ -230,7 +246,7 @@ mod tests {
         (0..4).for_each(|number| memory.insert(numbered(number, 10)));
         let now = Wall::from_millis(1_735_689_600_124);
         memory.work_off(&mut |entry| match &*entry.readable {
-            "k:0" => Validity::Expired(Box::new(entry.expired(now, now))),
+            "k:0" => Validity::Expired(Box::new(entry.expired(now, Moment::default(), Effect::Expire))),
             "k:1" => Validity::Void,
             _ => Validity::Valid,
         });

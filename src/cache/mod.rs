@@ -17,6 +17,7 @@ pub mod store;
 pub mod tiered;
 pub mod void;
 pub mod void_log;
+pub mod void_scripts;
 pub mod void_worker;
 
 use std::collections::BTreeMap;
@@ -33,14 +34,15 @@ use crate::telemetry::metrics::Metrics;
 use entry::Entry;
 use key::{Canonical, Key};
 use store::Store;
-use void::{Selection, Validity, Voids};
-use void_log::{Added, LoggedVoid, VoidLog};
+use void::view::Added;
+use void::{Effect, Moment, Selection, Validity, Voids};
+use void_log::{Pending, VoidLog};
 
 /// Counts of purges that are kept.
 const COUNTS: usize = 256;
-/// So many invalidated targets are worked off in memory together.
+/// Invalidated targets after which memory is swept of what they concern.
 const TARGETS: usize = 20_000;
-/// How long whoever purges waits for the count of what was concerned.
+/// How long a purge waits for the count of what it concerned.
 const PATIENCE: Duration = Duration::from_millis(800);
 
 /// The cache: a store, and what is void of it. Whatever is read here may be used, as far as purges and invalidations go.
@@ -50,7 +52,7 @@ pub struct Cache {
     /// The voids of all instances, if Redis is configured.
     log: Option<Arc<VoidLog>>,
     /// How many entries in memory each of the last purges concerned.
-    counts: tokio::sync::Mutex<BTreeMap<Wall, u64>>,
+    counts: tokio::sync::Mutex<BTreeMap<Moment, u64>>,
     runtime: Handle,
     metrics: Arc<Metrics>,
 }
@@ -170,13 +172,12 @@ impl Cache {
 
     /// Stores an entry: in memory at once, and elsewhere until the future ends.
     ///
-    /// What was voided meanwhile does not stay. A void that is made after the check within finds the entry in the store, one
-    /// that was made before is found by the check.
+    /// What was voided meanwhile is removed at once. It would not be used either: each use checks it.
     pub fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> impl Future<Output = ()> + Send + 'a {
         let writing = self.store.put(key, Arc::clone(&entry));
         async move {
             writing.await;
-            match self.voids.check_written(&entry) {
+            match self.voids.check(&entry) {
                 Validity::Valid => {}
                 Validity::Expired(left) => self.store.put(key, left.into()).await,
                 Validity::Void => self.store.remove(key).await,
@@ -187,13 +188,13 @@ impl Cache {
     /// Purges what `what` selects, or with `soft` makes it stale, on every instance. What it concerns is not served here any more
     /// from now on, and nowhere else within a second; what came of it is counted meanwhile.
     pub async fn purge(self: &Arc<Self>, what: Selection, soft: bool) -> Purged {
-        let purge = self.voids.add(what.clone(), soft);
-        let added = match &self.log {
-            Some(log) => Some(log.add(LoggedVoid { what, soft }).await),
-            None => None,
+        let (pending, at) = self.void(what, soft);
+        let cache = Arc::clone(self);
+        let counting = self.runtime.spawn(async move { cache.sweep(at).await });
+        let added = match (&self.log, pending) {
+            (Some(log), Some(pending)) => Some(log.share(pending).await),
+            _ => None,
         };
-        let (cache, at) = (Arc::clone(self), purge.at);
-        let counting = self.runtime.spawn(async move { cache.work_off(at).await });
         let (number, elsewhere) = match (&self.log, added) {
             (Some(log), Some(Added::Shared(number))) => (Some(number), log.counted(number, PATIENCE).await),
             _ => (None, Some(0)),
@@ -213,23 +214,34 @@ impl Cache {
         self.log.as_deref()
     }
 
-    /// Works off all voids in memory, and says how many entries the purge of a moment concerned.
-    async fn work_off(self: &Arc<Self>, at: Wall) -> u64 {
+    /// Voids something here.
+    fn void(&self, what: Selection, soft: bool) -> (Option<Pending>, Moment) {
+        match &self.log {
+            Some(log) => {
+                let (pending, purge) = log.void(what, soft);
+                (Some(pending), purge.at)
+            }
+            None => (None, self.voids.add(what, Effect::of_purge(soft), Wall::now()).at),
+        }
+    }
+
+    /// Removes from memory what is void, and says how many entries the purge of a moment concerned.
+    async fn sweep(self: &Arc<Self>, at: Moment) -> u64 {
         let mut counts = self.counts.lock().await;
         if let Some(count) = counts.get(&at) {
             return *count;
         }
         let (store, voids) = (Arc::clone(&self.store), Arc::clone(&self.voids));
         let working = self.runtime.spawn_blocking(move || {
-            let (purges, newest) = voids.to_work_off();
+            let (purges, newest) = voids.to_sweep();
             let mut found = vec![0; purges.len()];
             store.work_off(&mut |entry| {
                 for (purge, count) in purges.iter().zip(&mut found) {
-                    *count += u64::from(entry.asked_at <= purge.at && purge.what.concerns(entry));
+                    *count += u64::from(entry.asked_at < purge.at && purge.what.concerns(entry));
                 }
                 voids.check(entry)
             });
-            voids.worked_off(newest);
+            voids.swept(newest);
             purges.into_iter().map(|purge| purge.at).zip(found).collect::<Vec<_>>()
         });
         counts.extend(working.await.unwrap_or_default());
@@ -242,27 +254,25 @@ impl Cache {
     /// A client changed something: what is stored under these keys, which are those of target URIs (RFC 9111 §4.4), and whatever is
     /// being fetched for them, is not used any more, on no instance. The returned task ends when all of them have been told.
     pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> JoinHandle<()> {
-        for key in &keys {
-            self.voids.add(Selection::Target(key.target), false);
-        }
+        let pending: Vec<_> = keys.iter().map(|key| self.void(Selection::Target(key.target), false).0).collect();
         let cache = Arc::clone(self);
         self.runtime.spawn(async move {
-            for key in &keys {
-                if let Some(log) = &cache.log {
-                    log.add(LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
+            for (key, pending) in keys.iter().zip(pending) {
+                if let (Some(log), Some(pending)) = (&cache.log, pending) {
+                    log.share(pending).await;
                 }
                 cache.store.remove(key).await;
             }
             if cache.voids.targets() > TARGETS {
-                let newest = cache.voids.to_work_off().1;
-                cache.work_off(newest).await;
+                let newest = cache.voids.to_sweep().1;
+                cache.sweep(newest).await;
             }
         })
     }
 
     /// The moment of something that is asked of the upstream now.
     #[must_use]
-    pub fn ask(&self) -> Wall {
+    pub fn ask(&self) -> Moment {
         self.voids.ask()
     }
 }

@@ -12,8 +12,9 @@ use super::entry::Entry;
 use super::key::{Canonical, Key};
 use super::seal::{SealError, Sealer};
 use super::store::{Store, StoreFuture, Tier};
+use super::void::view::{Position, Stamp};
 use super::void::{Validity, Voids};
-use super::void_log::{Position, VoidLog};
+use super::void_log::VoidLog;
 use crate::breaker::{Backoff, Breaker, Gate};
 use crate::clock::{Wall, millis};
 use crate::redis_link::RedisLink;
@@ -25,16 +26,18 @@ use crate::telemetry::metrics::Metrics;
 const WRITE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(10), tolerated: 0 };
 /// The bytes of a position, in front of each entry: epoch and seq, the higher bytes first, so that scripts can compare them.
 const STAMP: usize = 16;
-/// So often an entry is held against voids anew because others came while it was being written.
+/// How often an entry is checked anew because something was voided while it was being written.
 const TRIES: usize = 3;
 
-/// Writes an entry if the log of voids is where it was when the entry was held against it. `ARGV`: epoch, seq, entry, lifetime.
-const WRITE: &str = r"
-local head = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
-if head[1] ~= ARGV[1] or (head[2] or '0') ~= ARGV[2] then return 0 end
-redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
-return 1
-";
+/// What stands under a name.
+pub enum Named {
+    /// An entry.
+    Entry(Box<Entry>),
+    /// Something that cannot be read here: another version wrote it, say, or it was sealed with another key.
+    Unreadable,
+    /// No entry.
+    Gone,
+}
 
 /// Stores entries in Redis.
 pub struct RedisStore {
@@ -71,8 +74,8 @@ impl RedisStore {
         let asked_at = self.voids.ask();
         let Kept { bytes, left } = self.link.get(name).await.ok()??;
         match self.unpack(name.as_bytes(), bytes) {
-            Ok((entry, position)) if entry.canonical == key.canonical.0 => {
-                let mut entry = match self.log.admit(&entry, position) {
+            Ok((entry, stamp)) if entry.canonical == key.canonical.0 => {
+                let mut entry = match self.log.admit(&entry, stamp) {
                     Validity::Valid => entry,
                     Validity::Expired(left) => *left,
                     Validity::Void => return None,
@@ -89,6 +92,11 @@ impl RedisStore {
                 tracing::warn!(key = %name, "an entry in Redis belongs to another request and was not used; is someone writing to it?");
                 None
             }
+            // After an upgrade there are many of those.
+            Err(error) if error == DecodeError::Version.label() => {
+                self.count("read", error);
+                None
+            }
             Err(error) => {
                 self.count("read", error);
                 tracing::warn!(key = %name, error, "an entry in Redis could not be decoded and was not used");
@@ -97,7 +105,7 @@ impl RedisStore {
         }
     }
 
-    /// An entry as it is written under a name: the position up to which it was held against voids, then the entry, perhaps sealed
+    /// An entry as it is written under a name: the stamp up to which it was checked against voids, then the entry, perhaps sealed
     /// together with that. `None` if it cannot be sealed.
     fn pack(&self, name: &[u8], entry: &Entry, position: Position) -> Option<Vec<u8>> {
         let plain = codec::encode(entry);
@@ -111,20 +119,20 @@ impl RedisStore {
         Some(out)
     }
 
-    /// What is written under a name as an entry, with its position, or the metric label of why it is none.
-    fn unpack(&self, name: &[u8], bytes: Vec<u8>) -> Result<(Entry, Position), &'static str> {
+    /// What is written under a name as an entry, with its stamp, or the metric label of why it is none.
+    fn unpack(&self, name: &[u8], bytes: Vec<u8>) -> Result<(Entry, Stamp), &'static str> {
         let mut rest = Bytes::from(bytes);
         if rest.len() < STAMP {
             return Err(DecodeError::Length.label());
         }
-        let stamp = rest.split_to(STAMP);
-        let number = |at: usize| stamp[at..at + 8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
-        let position = Position { epoch: number(0), seq: number(8) };
+        let front = rest.split_to(STAMP);
+        let number = |at: usize| front[at..at + 8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+        let stamp = Stamp { epoch: number(0), seq: number(8) };
         let plain = match &self.sealer {
-            Some(sealer) => sealer.open(&[name, &stamp[..]].concat(), &rest).map_err(SealError::label)?,
+            Some(sealer) => sealer.open(&[name, &front[..]].concat(), &rest).map_err(SealError::label)?,
             None => rest,
         };
-        codec::decode(plain).map(|entry| (entry, position)).map_err(|error| error.label())
+        codec::decode(plain).map(|entry| (entry, stamp)).map_err(|error| error.label())
     }
 
     async fn write(&self, key: &Key, entry: &Entry) {
@@ -134,10 +142,10 @@ impl RedisStore {
             if left.is_zero() || !self.link.is_up() || self.writes.enter() == Gate::Open {
                 return;
             }
-            // First where the log is, then whether the entry stands up to it.
-            let position = self.log.position();
+            // First where the log is, then whether the entry is void: what is voided in between is checked for nothing.
+            let Some(position) = self.log.position() else { return };
             let expired;
-            let standing = match self.voids.check_written(entry) {
+            let standing = match self.voids.check(entry) {
                 Validity::Valid => entry,
                 Validity::Expired(left) => {
                     expired = left;
@@ -146,9 +154,7 @@ impl RedisStore {
                 Validity::Void => return,
             };
             let Some(body) = self.pack(name.as_bytes(), standing, position) else { return };
-            let mut command = redis::cmd("EVAL");
-            command.arg(WRITE).arg(2).arg(self.log.head()).arg(name);
-            command.arg(position.epoch_text()).arg(position.seq).arg(&body[..]).arg(millis(left).max(1));
+            let command = self.log.scripts().write(position, name, &body, millis(left).max(1));
             match self.link.call(&command).await {
                 Ok(written) => {
                     if self.writes.succeeded() {
@@ -181,9 +187,19 @@ impl RedisStore {
     }
 
     /// The entry of a name, whatever is void.
-    pub async fn read_named(&self, name: &[u8]) -> Option<Entry> {
-        let Ok(Value::BulkString(bytes)) = self.link.call(redis::cmd("GET").arg(name)).await else { return None };
-        self.unpack(name, bytes).ok().map(|(entry, _)| entry)
+    ///
+    /// # Errors
+    /// Redis failed, so that nobody knows.
+    pub async fn read_named(&self, name: &[u8]) -> Result<Named, RedisFailure> {
+        match self.link.call(redis::cmd("GET").arg(name)).await {
+            Ok(Value::BulkString(bytes)) => {
+                Ok(self.unpack(name, bytes).map_or(Named::Unreadable, |(entry, _)| Named::Entry(Box::new(entry))))
+            }
+            Ok(_) => Ok(Named::Gone),
+            // A list or a set: somebody else's.
+            Err(RedisFailure::Error(error)) if error.code() == Some("WRONGTYPE") => Ok(Named::Gone),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// The connections.

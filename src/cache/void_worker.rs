@@ -1,30 +1,42 @@
-//! Working off voids in Redis: a walk through the names, a little at a time, by one instance of all.
+//! Sweeping Redis of what is void: a walk through the names, a little at a time, by one instance of all.
 //!
-//! Names tell what a void concerns ([`NameParts`]), and the first bytes of an entry the position up to which it was held against
-//! voids, so no entry's body is read, but for the few whose names could not tell.
+//! A sweep only makes room, and lets the log forget old voids; no request waits for it. Names tell what a void concerns
+//! ([`NameParts`]), and the first bytes of an entry the place up to which it was checked against voids, so no entry's body is read,
+//! but for the few whose names do not tell.
+//!
+//! One walk serves all voids that are known when it begins. A walk costs what there is in Redis, other people's keys included, so
+//! walks are spaced: after one, none begins for as long as that one took, and what a client's change invalidated waits for company.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Value;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::key::{NameParts, mark, target_mark};
-use super::redis::RedisStore;
+use super::redis::{Named, RedisStore};
+use super::void::view::{LogHead, LoggedVoid, Position};
 use super::void::{ORDERS, Selection, glob};
-use super::void_log::{LoggedVoid, Position, VoidLog};
+use super::void_log::VoidLog;
+use super::void_scripts::{Removal, Sweep};
 
 /// Names that one step looks at: a fraction of a millisecond of Redis's time.
 const STEP: usize = 400;
-/// How long the right to work lasts without being renewed, in milliseconds.
+/// How long the right to sweep lasts without being renewed, in milliseconds.
 const TURN: u64 = 5000;
-/// Soft voids that are so many voids old are made hard, so that the log does not grow for ever.
+/// Soft voids that are this many voids old are made hard, so that the log does not grow for ever.
 const SOFT_KEPT: u64 = 500;
-/// How long it is waited where another instance works, or Redis is away.
+/// The pause where another instance sweeps, or Redis is away.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long invalidated targets wait for others to be swept with: their own entry was removed at once, only variants are left.
+const COMPANY: Duration = Duration::from_secs(10);
+/// Invalidated targets that wait no longer.
+const CROWD: usize = 1000;
+/// How often it is looked whether another instance gave a sweep up half-way.
+const LOOK: Duration = Duration::from_secs(5);
 
-/// Takes the right to work, or keeps it. `ARGV`: who, for how long.
+/// Takes the right to sweep, or keeps it. `ARGV`: by whom, for how long.
 const TAKE_TURN: &str = r"
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
@@ -32,48 +44,51 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 ";
 
-/// Removes entries that are older than a void, and counts them in the same moment, so that no number is lost with a worker that is cut
-/// off. `KEYS`: the counts, and the entries. `ARGV`: the epoch's bytes, then for each entry the void's number, whether it is removed,
-/// and the numbers of all voids that count it. Returns which ones are older and were left.
-const REMOVE: &str = r"
-local left = {}
-for i = 2, #KEYS do
-  local at = 3 * i - 4
-  local stamp = redis.call('GETRANGE', KEYS[i], 0, 15)
-  local older = #stamp == 16 and (stamp:sub(1, 8) ~= ARGV[1] or stamp:sub(9, 16) < ARGV[at])
-  local removes = ARGV[at + 1] == '1'
-  if older and removes then
-    redis.call('UNLINK', KEYS[i])
-    for seq in ARGV[at + 2]:gmatch('%d+') do redis.call('HINCRBY', KEYS[1], seq, 1) end
-  end
-  left[i - 1] = older and not removes and 1 or 0
-end
-redis.call('EXPIRE', KEYS[1], 86400)
-return left
-";
-
-/// Works voids off for as long as the program runs.
+/// Sweeps for as long as the program runs.
 pub async fn run(store: Arc<RedisStore>, log: Arc<VoidLog>) {
-    let worker = Worker { name: format!("{}:worker", log.head()), id: format!("{:016x}", fastrand::u64(..)), store, log };
+    let worker = Worker { name: format!("{}:worker", log.scripts().head()), id: format!("{:016x}", fastrand::u64(..)), store, log };
     let mut changes = worker.log.changes();
-    let mut worked_off = Position::default();
+    let mut swept = Position::default();
+    let mut waiting_since = None;
     loop {
-        let (at, undone) = worker.log.undone();
-        let same = at.epoch == worked_off.epoch;
-        if !undone.iter().any(|(seq, _)| !same || *seq > worked_off.seq) {
-            // Looked at now and then too: another instance may have given up half-way.
-            let _ = timeout(PAUSE * 50, changes.changed()).await;
+        let is_new = |at: Position, voids: &[(u64, LoggedVoid)]| at.epoch != swept.epoch || voids.iter().any(|(seq, _)| *seq > swept.seq);
+        let Some((known, voids)) = worker.log.to_sweep().filter(|(known, voids)| is_new(known.at, voids)) else {
+            waiting_since = None;
+            let _ = timeout(LOOK, changes.changed()).await;
+            continue;
+        };
+        let since = *waiting_since.get_or_insert_with(Instant::now);
+        let waits = wait_for_company(voids.iter().map(|(_, void)| void), since.elapsed());
+        if !waits.is_zero() {
+            let _ = timeout(waits, changes.changed()).await;
             continue;
         }
-        match worker.work_off(at, &undone).await {
-            Some(()) => worked_off = at,
+        let began = Instant::now();
+        match worker.sweep(known, &voids).await {
+            Some(()) => {
+                (swept, waiting_since) = (known.at, None);
+                sleep(began.elapsed()).await;
+            }
             None => sleep(PAUSE).await,
         }
     }
 }
 
+/// How long a sweep for these voids waits, the first of which has waited for a while.
+fn wait_for_company<'a>(voids: impl Iterator<Item = &'a LoggedVoid>, waited: Duration) -> Duration {
+    let mut count = 0;
+    for void in voids {
+        count += 1;
+        // A purge is waited for: its answer says how many entries it concerned.
+        if !matches!(void.what, Selection::Target(_)) || count >= CROWD {
+            return Duration::ZERO;
+        }
+    }
+    COMPANY.saturating_sub(waited)
+}
+
 struct Worker {
-    /// The key of the right to work.
+    /// The key of the right to sweep.
     name: String,
     id: String,
     store: Arc<RedisStore>,
@@ -81,21 +96,26 @@ struct Worker {
 }
 
 impl Worker {
-    /// Works all of these off; `None`: another instance does, or Redis failed.
-    async fn work_off(&self, at: Position, voids: &[(u64, LoggedVoid)]) -> Option<()> {
+    /// Sweeps for all of these; `None`: another instance does, or Redis failed.
+    async fn sweep(&self, known: LogHead, voids: &[(u64, LoggedVoid)]) -> Option<()> {
+        let at = known.at;
         // Of what stays, which a walk that was cut off counts anew; what is removed is counted in Redis.
         let mut counts: BTreeMap<u64, u64> = voids.iter().map(|(seq, _)| (*seq, 0)).collect();
         let judged: Vec<Judged<'_>> = voids.iter().map(|(seq, void)| Judged::new(*seq, void, at)).collect();
+        if !self.take_turn(TURN).await {
+            return None;
+        }
+        let mut sweep = self.log.sweep(known).await?;
         let mut cursor = 0_u64;
         let mut step = 0_u32;
         loop {
+            step = step.wrapping_add(1);
             if step.is_multiple_of(50) && !self.take_turn(TURN).await {
                 return None;
             }
-            step = step.wrapping_add(1);
             let names;
             (cursor, names) = self.store.scan(cursor, STEP).await?;
-            self.judge(at, &judged, &names, &mut counts).await?;
+            self.judge((at, &mut sweep), &judged, &names, &mut counts).await?;
             if cursor == 0 {
                 break;
             }
@@ -103,59 +123,64 @@ impl Worker {
             tokio::task::yield_now().await;
         }
         let left = judged.iter().filter(|judged| !judged.removes).map(|judged| judged.seq - 1).min();
-        let told = self.log.done(Position { seq: left.unwrap_or(at.seq).min(at.seq), ..at }, &counts).await;
+        let told = self.log.swept(at, sweep, left.unwrap_or(at.seq).min(at.seq), &counts).await;
         // Others need not wait for the turn to end.
         self.take_turn(1).await;
         told.then_some(())
     }
 
-    /// Takes the right to work, or keeps it, for so long.
+    /// Takes the right to sweep, or keeps it, for this many milliseconds.
     async fn take_turn(&self, millis: u64) -> bool {
         let mut command = redis::cmd("EVAL");
         command.arg(TAKE_TURN).arg(1).arg(&self.name).arg(&self.id).arg(millis);
         matches!(self.store.link().call(&command).await, Ok(Value::Int(1)))
     }
 
-    async fn judge(&self, at: Position, judged: &[Judged<'_>], names: &[Vec<u8>], counts: &mut BTreeMap<u64, u64>) -> Option<()> {
-        // For each name that is concerned: the newest void that removes it, or else the newest one that does not, and all that count it.
-        let mut found: Vec<(&Vec<u8>, &Judged<'_>, Vec<u64>)> = Vec::new();
+    async fn judge(
+        &self,
+        (at, sweep): (Position, &mut Sweep),
+        judged: &[Judged<'_>],
+        names: &[Vec<u8>],
+        counts: &mut BTreeMap<u64, u64>,
+    ) -> Option<()> {
+        let mut removals: Vec<Removal<'_>> = Vec::new();
         for name in names {
-            let Some(parts) = NameParts::read(name, self.store.namespace()) else { continue };
-            let mut concerned: Vec<&Judged<'_>> = Vec::new();
-            for void in judged {
-                let is_concerned = match void.concerns(&parts) {
-                    Some(known) => known,
-                    None => self.store.read_named(name).await.is_some_and(|entry| void.void.what.concerns(&entry)),
-                };
-                if is_concerned {
-                    concerned.push(void);
-                }
-            }
+            let concerned = self.concerned(judged, name).await?;
+            // The newest void that removes it, or else the newest one that does not; and all that count it.
             let newest = concerned.iter().filter(|void| void.removes).max_by_key(|void| void.seq);
             let Some(chosen) = newest.or(concerned.last()) else { continue };
-            found.push((name, chosen, concerned.iter().map(|void| void.seq).collect()));
+            let counted_by = concerned.iter().map(|void| void.seq).collect();
+            removals.push(Removal { name, seq: chosen.seq, removes: chosen.removes, counted_by });
         }
-        if found.is_empty() {
+        if removals.is_empty() {
             return Some(());
         }
-        let mut command = redis::cmd("EVAL");
-        command.arg(REMOVE).arg(found.len() + 1).arg(self.log.removed_name(at));
-        for (name, ..) in &found {
-            command.arg(&name[..]);
-        }
-        command.arg(&at.epoch.to_be_bytes()[..]);
-        for (_, chosen, seqs) in &found {
-            let counting = seqs.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-            command.arg(&chosen.seq.to_be_bytes()[..]).arg(u8::from(chosen.removes)).arg(counting);
-        }
-        let answer = self.store.link().call(&command).await.ok()?;
-        let left: Vec<i64> = redis::from_redis_value(answer).ok()?;
-        for ((_, _, seqs), _) in found.iter().zip(left).filter(|(_, left)| *left == 1) {
-            for seq in seqs {
+        let left = self.log.remove(at, sweep, &removals).await?;
+        for (removal, _) in removals.iter().zip(left).filter(|(_, left)| *left == 1) {
+            for seq in &removal.counted_by {
                 *counts.entry(*seq).or_default() += 1;
             }
         }
         Some(())
+    }
+
+    /// The voids that concern what stands under a name; `None`: Redis failed, and nobody knows. The entry is read where the name does
+    /// not tell; one that cannot be read is taken for concerned, since an instance with another key may read it.
+    async fn concerned<'j, 'v>(&self, judged: &'j [Judged<'v>], name: &[u8]) -> Option<Vec<&'j Judged<'v>>> {
+        let Some(parts) = NameParts::read(name, self.store.namespace()) else { return Some(Vec::new()) };
+        let mut read = None;
+        let mut concerned = Vec::new();
+        for void in judged {
+            let is_concerned = match (void.concerns(&parts), &read) {
+                (Some(known), _) => known,
+                (None, Some(named)) => void.concerns_named(named),
+                (None, None) => void.concerns_named(read.insert(self.store.read_named(name).await.ok()?)),
+            };
+            if is_concerned {
+                concerned.push(void);
+            }
+        }
+        Some(concerned)
     }
 }
 
@@ -186,13 +211,27 @@ impl<'a> Judged<'a> {
             _ => Some(false),
         }
     }
+
+    /// Whether it concerns what was read.
+    fn concerns_named(&self, named: &Named) -> bool {
+        match named {
+            Named::Entry(entry) => self.void.what.concerns(entry),
+            Named::Unreadable => true,
+            Named::Gone => false,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache::key::{Canonical, Key};
+    use crate::cache::void::view::VoidId;
     use bytes::Bytes;
+
+    fn at(seq: u64) -> Position {
+        Position { epoch: 1, seq, last: VoidId(9) }
+    }
 
     fn name(readable: &str, tags: &[&str]) -> String {
         let tags = tags.iter().map(|&tag| tag.to_owned()).collect();
@@ -201,7 +240,6 @@ mod tests {
 
     #[test]
     fn names_tell_what_a_void_concerns() {
-        let at = Position { epoch: 1, seq: 600 };
         for (what, readable, tags, expected) in [
             (Selection::Pattern("liq:*".into()), "liq:BTC", &["t"][..], Some(true)),
             (Selection::Pattern("liq:*".into()), "orders:BTC", &[], Some(false)),
@@ -216,14 +254,30 @@ mod tests {
             let void = LoggedVoid { what, soft: false };
             let name = name(readable, tags);
             let parts = NameParts::read(name.as_bytes(), "ns").unwrap();
-            assert_eq!(Judged::new(1, &void, at).concerns(&parts), expected, "{void:?} {name}");
+            assert_eq!(Judged::new(1, &void, at(600)).concerns(&parts), expected, "{void:?} {name}");
         }
     }
 
     #[test]
     fn soft_voids_remove_nothing_until_they_are_old() {
-        let at = Position { epoch: 1, seq: 600 };
         let soft = LoggedVoid { what: Selection::Tag("t".into()), soft: true };
-        assert!(!Judged::new(500, &soft, at).removes && Judged::new(100, &soft, at).removes);
+        assert!(!Judged::new(500, &soft, at(600)).removes && Judged::new(100, &soft, at(600)).removes);
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_concerned_and_what_is_no_entry_does_not() {
+        let void = LoggedVoid { what: Selection::Tag("t".into()), soft: false };
+        let judged = Judged::new(1, &void, at(600));
+        assert!(judged.concerns_named(&Named::Unreadable) && !judged.concerns_named(&Named::Gone));
+    }
+
+    #[test]
+    fn purges_are_swept_at_once_and_changes_together() {
+        let target = LoggedVoid { what: Selection::Target(1), soft: false };
+        let purge = LoggedVoid { what: Selection::Tag("t".into()), soft: false };
+        let waits = |voids: &[&LoggedVoid], waited| wait_for_company(voids.iter().copied(), Duration::from_secs(waited));
+        assert_eq!(waits(&[&target], 3), COMPANY - Duration::from_secs(3));
+        assert!(waits(&[&target], 60).is_zero() && waits(&[&target, &purge], 0).is_zero());
+        assert!(waits(&vec![&target; CROWD], 0).is_zero());
     }
 }

@@ -1,4 +1,6 @@
-//! Collapsed forwarding: for each key one fetch at a time, however many ask.
+//! Collapsed forwarding: for each key one fetch at a time, for all requests that come meanwhile. A request that comes after something was
+//! voided that concerns the key does not join a fetch that began before: that one's answer is void for it. It begins a fetch of its
+//! own, which those after it join; the older one goes on for those that joined it.
 //!
 //! Whoever finds no fetch under its key gets the [`Leader`] and hands it to a task of its own; everyone, that one included,
 //! is then a [`Follower`]. A leader that is dropped without having said how it ended releases its followers with
@@ -14,6 +16,7 @@ use tokio::sync::watch;
 use super::fill::Fill;
 use crate::cache::entry::Entry;
 use crate::cache::key::Canonical;
+use crate::cache::void::Moment;
 use crate::upstream::failure::Failure;
 
 /// How far a fetch is.
@@ -39,6 +42,8 @@ pub struct Collapse {
 
 /// One fetch under way.
 struct Fetch {
+    /// When it began.
+    asked_at: Moment,
     progress: watch::Sender<Progress>,
     followers: AtomicUsize,
 }
@@ -64,18 +69,21 @@ impl Collapse {
         self.fetches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the fetch under a key, or begins one.
+    /// Joins the fetch under a key, or begins one at `asked_at`. `is_void` says whether what a fetch that began at a moment brings is void
+    /// by now.
     #[must_use]
-    pub fn join(self: &Arc<Self>, canonical: &Canonical) -> Join {
+    pub fn join(self: &Arc<Self>, canonical: &Canonical, asked_at: Moment, is_void: impl FnOnce(Moment) -> bool) -> Join {
         let mut fetches = self.fetches();
-        if let Some(fetch) = fetches.get(&canonical.0) {
+        if let Some(fetch) = fetches.get(&canonical.0)
+            && !is_void(fetch.asked_at)
+        {
             if fetch.followers.fetch_add(1, Ordering::Relaxed) >= self.max_followers {
                 fetch.followers.fetch_sub(1, Ordering::Relaxed);
                 return Join::Full;
             }
             return Join::Follow(Follower(Arc::clone(fetch)));
         }
-        let fetch = Arc::new(Fetch { progress: watch::Sender::new(Progress::Pending), followers: AtomicUsize::new(1) });
+        let fetch = Arc::new(Fetch { asked_at, progress: watch::Sender::new(Progress::Pending), followers: AtomicUsize::new(1) });
         fetches.insert(canonical.0.clone(), Arc::clone(&fetch));
         let leader = Leader { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
         Join::Lead(leader, Follower(fetch))
@@ -166,15 +174,19 @@ mod tests {
         Canonical(Bytes::from_static(b"k"))
     }
 
+    fn join(collapse: &Arc<Collapse>) -> Join {
+        collapse.join(&key(), Moment::default(), |_| false)
+    }
+
     fn first(collapse: &Arc<Collapse>) -> (Leader, Follower) {
-        match collapse.join(&key()) {
+        match join(collapse) {
             Join::Lead(leader, follower) => (leader, follower),
             _ => panic!("not the first"),
         }
     }
 
     fn follow(collapse: &Arc<Collapse>) -> Follower {
-        match collapse.join(&key()) {
+        match join(collapse) {
             Join::Follow(follower) => follower,
             _ => panic!("not a follower"),
         }
@@ -237,12 +249,31 @@ mod tests {
         assert!(matches!(late.outcome().await, Progress::Unshared));
     }
 
+    #[tokio::test]
+    async fn a_fetch_that_is_void_is_not_joined_and_does_not_end_the_one_after_it() {
+        let collapse = Collapse::new(10);
+        let (old, early) = first(&collapse);
+        let Join::Lead(new, late) = collapse.join(&key(), Moment::at(2), |began| began == Moment::default()) else {
+            panic!("joined what is void");
+        };
+        let Join::Follow(later) = collapse.join(&key(), Moment::at(3), |began| began == Moment::default()) else {
+            panic!("did not join the new fetch");
+        };
+        old.fail(Failure::Timeout);
+        assert!(matches!(early.outcome().await, Progress::Failed(Failure::Timeout)));
+        follow(&collapse);
+        new.fail(Failure::Reset);
+        assert!(matches!(late.outcome().await, Progress::Failed(Failure::Reset)));
+        assert!(matches!(later.outcome().await, Progress::Failed(Failure::Reset)));
+        first(&collapse);
+    }
+
     #[test]
     fn only_so_many_wait_and_those_who_leave_make_room() {
         let collapse = Collapse::new(2);
         let (_leader, _first) = first(&collapse);
         let second = follow(&collapse);
-        assert!(matches!(collapse.join(&key()), Join::Full));
+        assert!(matches!(join(&collapse), Join::Full));
         drop(second);
         follow(&collapse);
     }

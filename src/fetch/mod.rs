@@ -35,6 +35,7 @@ use crate::body::Stream;
 use crate::cache::Cache;
 use crate::cache::entry::{Content, Entry};
 use crate::cache::key::{Canonical, Key};
+use crate::cache::void::Moment;
 use crate::clock::Wall;
 use crate::http::freshness::FreshnessPolicy;
 use crate::telemetry::metrics::Metrics;
@@ -83,9 +84,11 @@ pub struct Job {
     /// The authority that the client asked for.
     pub requested_host: Option<HeaderValue>,
     /// When the upstream was asked for what was found in the cache and does not do as it is; `None` if nothing was found.
-    pub found: Option<Wall>,
-    /// When it is asked for: what is voided after that does not stay in the cache.
-    pub asked_at: Wall,
+    pub found: Option<Moment>,
+    /// The moment at which it is asked for: what is voided after that does not stay in the cache.
+    pub asked_at: Moment,
+    /// The same by the runtime's clock, for what it costs.
+    pub began: Instant,
     /// What is stored and stale, if the request is conditional on its validators.
     pub validated: Option<Arc<Entry>>,
     /// Whether what is stored may be served if the upstream fails, so that an error must not take its place.
@@ -222,9 +225,15 @@ impl Fetcher {
         self.runtime.spawn(work);
     }
 
+    /// Joins the fetch of a job's key, or begins one.
+    fn join(&self, job: &Job) -> Join {
+        let Key { readable, tags, target, .. } = &job.key;
+        self.collapse.join(&job.collapse_key, job.asked_at, |began| self.cache.voids().concern_since(began, readable, tags, *target))
+    }
+
     /// Has a stored response revalidated in the background, unless that is under way already.
     pub fn revalidate(self: &Arc<Self>, job: Job) {
-        if let Join::Lead(leader, _) = self.collapse.join(&job.collapse_key) {
+        if let Join::Lead(leader, _) = self.join(&job) {
             if let Some(entry) = self.stored_meanwhile(&job) {
                 return leader.found(entry);
             }
@@ -236,7 +245,7 @@ impl Fetcher {
     /// The same for a response that is fresh still, within the budget for those.
     pub fn refresh_early(self: &Arc<Self>, job: Job) {
         let Ok(permit) = Arc::clone(&self.early).try_acquire_owned() else { return };
-        if let Join::Lead(leader, _) = self.collapse.join(&job.collapse_key) {
+        if let Join::Lead(leader, _) = self.join(&job) {
             self.metrics.early_refreshes.with_label_values(&[&job.route]).inc();
             let (private, _) = oneshot::channel();
             let fetching = Arc::clone(self).lead(job, leader, private);
@@ -249,7 +258,7 @@ impl Fetcher {
 
     /// Gets a response for a client that waits. If the client leaves, the fetch goes on.
     pub async fn fetch(self: &Arc<Self>, job: Job) -> Fetched {
-        match self.collapse.join(&job.collapse_key) {
+        match self.join(&job) {
             Join::Lead(leader, follower) => {
                 if let Some(entry) = self.stored_meanwhile(&job) {
                     leader.found(Arc::clone(&entry));

@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use super::{Fetcher, Job};
 use crate::body::Stream;
 use crate::cache::entry::{Content, Entry, StoredResponse};
+use crate::cache::void::Effect;
 use crate::clock::Wall;
 use crate::http::conditional::validates;
 use crate::http::encoding::Coding;
@@ -55,7 +56,7 @@ impl Fetcher {
     pub async fn update_from_head(self: Arc<Self>, job: Job, entry: Arc<Entry>, head: HeaderMap) {
         let Content::Response(response) = &entry.content else { return };
         if !is_the_same(&head, response) {
-            let stale = Arc::new(entry.expired(Wall::now(), job.asked_at));
+            let stale = Arc::new(entry.expired(Wall::now(), job.asked_at, Effect::Expire));
             return self.cache.put(&entry.key(), stale).await;
         }
         if let Some(fresh) = self.freshen(&entry, &head).await {

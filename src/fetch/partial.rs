@@ -14,7 +14,7 @@ use http_body::Body as _;
 use super::remembered::{Remembered, remembered};
 use crate::body::{self, Stream};
 use crate::cache::key::Canonical;
-use crate::cache::void::Voids;
+use crate::cache::void::{Moment, Voids};
 use crate::clock::Wall;
 use crate::http::encoding::Coding;
 use crate::http::freshness::{FreshnessPolicy, Verdict, verdict};
@@ -37,7 +37,7 @@ pub struct Beginning {
     tag: Option<HeaderValue>,
     fresh_until: Wall,
     /// When it was asked for: what was voided since is not used.
-    asked_at: Wall,
+    asked_at: Moment,
 }
 
 /// `Content-Range: bytes first-last/length` of an uncoded response.
@@ -60,7 +60,7 @@ fn strong_validator(fields: &HeaderMap) -> Option<HeaderValue> {
 
 impl Beginning {
     /// What a response is the beginning of, if that may be stored.
-    fn of(status: StatusCode, fields: &HeaderMap, bytes: &Bytes, policy: &FreshnessPolicy, now: Wall, asked_at: Wall) -> Option<Self> {
+    fn of(status: StatusCode, fields: &HeaderMap, bytes: &Bytes, policy: &FreshnessPolicy, now: Wall, asked_at: Moment) -> Option<Self> {
         let (0, last, length) = span(fields).filter(|_| status == StatusCode::PARTIAL_CONTENT)? else { return None };
         // Judged as the whole would be: by what the upstream says of it, never by the rule's own `ttl`.
         let Verdict::Store(lifetimes) = verdict(&policy.explicit_only(), StatusCode::OK, fields, now) else { return None };
@@ -107,8 +107,7 @@ impl Beginnings {
     #[must_use]
     pub fn get(&self, key: &Canonical, target: u64, voids: &Voids) -> Option<Arc<Beginning>> {
         let known = self.0.get(&key.0).filter(|known| Wall::now() < known.fresh_until)?;
-        let void = voids.is_purged_since(known.asked_at) || voids.is_invalidated(target, known.asked_at);
-        (!void).then_some(known)
+        (!voids.anything_since(known.asked_at, target)).then_some(known)
     }
 
     /// Forgets what is known for a key.
@@ -125,7 +124,7 @@ impl Beginnings {
         &self,
         key: &Canonical,
         policy: &FreshnessPolicy,
-        asked_at: Wall,
+        asked_at: Moment,
         mut response: Response<Stream>,
     ) -> Result<Response<Stream>, Failure> {
         response_fields::clean(response.headers_mut());
@@ -174,7 +173,7 @@ mod tests {
             set_cookie: false,
             authorized: false,
         };
-        Beginning::of(StatusCode::PARTIAL_CONTENT, &fields(range, tag), &Bytes::from_static(bytes), &policy, NOW, NOW)
+        Beginning::of(StatusCode::PARTIAL_CONTENT, &fields(range, tag), &Bytes::from_static(bytes), &policy, NOW, Moment::default())
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl Fetcher {
         fields.entry(ETAG).or_insert(body.etag);
         let response = StoredResponse::new(head.status, fields, body.coding, head.coding, body.bytes);
         let now = Wall::now();
-        let cost = u32::try_from(millis(now.since(job.asked_at))).unwrap_or(u32::MAX);
+        let cost = u32::try_from(millis(job.began.elapsed())).unwrap_or(u32::MAX);
         let entry = |key: &Key, content: Content| {
             Arc::new(Entry { cost, ..Entry::new(key, job.asked_at, now, age_when_stored, lifetimes, content) })
         };

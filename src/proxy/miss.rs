@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{Method, Request, Response};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
 use super::asked::CacheableRequest;
@@ -262,6 +262,7 @@ impl Proxy {
             requested_host: request_authority(request.parts),
             found: stored.map(|entry| entry.asked_at),
             asked_at: self.cache.ask(),
+            began: Instant::now(),
             validated,
             replaces_errors: stored.is_some_and(|entry| entry.may_replace_errors(request.now)),
         }

@@ -29,6 +29,7 @@ use crate::body::BoxError;
 use crate::cache::Cache;
 use crate::cache::entry::{Content, Entry, StoredResponse, vary_by_encoding};
 use crate::cache::key::Key;
+use crate::cache::void::Moment;
 use crate::cache::void::Validity;
 use crate::clock::Wall;
 use crate::config::Timeline as Settings;
@@ -182,6 +183,7 @@ impl<S: Orders> Answers<S> {
             pack_from: if gzip { self.compress_above } else { usize::MAX },
             varies_from: self.compress_above,
             key,
+            began: self.cache.ask(),
         };
         let (entry, made_from, how) = AbortOnDrop(self.runtime.spawn(carry(work.run()))).await.ok()??;
         if !self.is_valid(&entry) {
@@ -217,6 +219,7 @@ struct Work<S> {
     pack_from: usize,
     varies_from: usize,
     key: Key,
+    began: Moment,
 }
 
 impl<S: Orders> Work<S> {
@@ -235,7 +238,8 @@ impl<S: Orders> Work<S> {
         let (coding, body) = if packed.is_empty() { (Coding::Identity, body) } else { (Coding::Gzip, packed) };
         let response = StoredResponse::new(status, fields, coding, Coding::Identity, counted(&self.bodies, body)?);
         let now = Wall::now();
-        let asked_at = made.asked_at.unwrap_or(now);
+        // What is made of nothing was asked for when it was begun to be made.
+        let asked_at = made.asked_at.unwrap_or(self.began);
         let known_at = made.tail.as_ref().map_or(now, |tail| tail.asked_at);
         let entry = Entry::new(&self.key, asked_at, known_at, 0, Lifetimes::default(), Content::Response(response));
         let how = match made.newness {

@@ -22,6 +22,7 @@ use crate::api::orders::{Orders, OrdersError, Page, Span};
 use crate::body::BoxError;
 use crate::cache::Cache;
 use crate::cache::entry::Checked;
+use crate::cache::void::Moment;
 use crate::clock::{Wall, millis};
 use crate::config::Timeline as Settings;
 use crate::telemetry::metrics::Metrics;
@@ -177,14 +178,14 @@ impl<S: Orders> Engine<S> {
     /// The newest part, unless it was purged.
     fn tail(&self, series: &Series) -> Option<Arc<Tail>> {
         let tail = self.tails.get(&series.symbol)?;
-        if self.is_purged(series, tail.oldest_asked_at, &tail.checked) {
+        if self.is_purged(series, tail.oldest_asked, &tail.checked) {
             self.tails.remove(&series.symbol);
             return None;
         }
         Some(tail)
     }
 
-    fn is_purged(&self, series: &Series, asked_at: Wall, checked: &Checked) -> bool {
+    fn is_purged(&self, series: &Series, asked_at: Moment, checked: &Checked) -> bool {
         self.cache.voids().is_purged(asked_at, checked, |selection| series.is_concerned(selection))
     }
 
@@ -297,15 +298,16 @@ impl<S: Orders> Engine<S> {
 
     /// The newest part of which nothing is known.
     async fn ask_first(&self, series: &Series) -> Result<Tail, AskError> {
+        let asking = self.cache.ask();
         let latest = self.source.latest(&series.symbol, MOST_RECENT).await?;
-        let (asked, asked_at) = (Instant::now(), self.cache.ask());
+        let (asked, asked_at) = (Instant::now(), Wall::now());
         let newest = latest.first().and_then(|order| order.order_trade_time);
         let start = first_moment(newest, asked_at, self.span(), self.settle());
         let since = self.read(series, Span { start, end: FAR }).await?;
         if self.foreign {
             check::newest(&latest, start, &since).map_err(|doubt| self.doubt(series, doubt))?;
         }
-        let tail = Tail::begin(start, &latest, since, asked, asked_at)?;
+        let tail = Tail::begin(start, &latest, since, (asked, asked_at), asking)?;
         if self.foreign {
             let settled = moment(asked_at).saturating_sub(self.settle());
             self.hold_against_sums(series, Span { start, end: settled }, &[&tail.columns]).await?;
@@ -315,7 +317,7 @@ impl<S: Orders> Engine<S> {
 
     /// The newest part once what may have changed of it is known anew.
     async fn ask_again(&self, series: &Series, tail: &Tail) -> Result<Tail, AskError> {
-        let (asked, asked_at) = (Instant::now(), self.cache.ask());
+        let (asked, asked_at) = (Instant::now(), Wall::now());
         let from = tail.asked_again_from(self.settle());
         let newer = self.read(series, Span { start: from, end: FAR }).await?;
         if tail.misses_some_in(from, &newer) {
@@ -331,7 +333,7 @@ impl<S: Orders> Engine<S> {
         let mut first = tail.start;
         while first < start {
             let columns = tail.columns.part(first, first + span);
-            self.keep_span(series, first, StoredSpan { columns, asked_at: tail.oldest_asked_at, checked: tail.checked.clone() });
+            self.keep_span(series, first, StoredSpan { columns, asked_at: tail.oldest_asked, checked: tail.checked.clone() });
             first += span;
         }
         let tail = Arc::new(if start > tail.start { tail.from(start)? } else { tail });

@@ -10,7 +10,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 use super::columns::Columns;
 use crate::body::BoxError;
 use crate::cache::entry::Checked;
-use crate::clock::Wall;
+use crate::cache::void::Moment;
 
 /// Something of which it is known how many bytes it takes.
 pub trait Weigh {
@@ -33,8 +33,8 @@ pub struct StoredSpan {
     /// The orders.
     pub columns: Columns,
     /// When they were asked for: what was voided since is not used.
-    pub asked_at: Wall,
-    /// The newest void that they were held against.
+    pub asked_at: Moment,
+    /// The newest void that they were checked against.
     pub checked: Checked,
 }
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
+use crate::cache::void::Moment;
 use crate::cache::void::Selection;
-use crate::clock::Wall;
 
 /// A symbol whose orders are kept.
 pub struct Series {
@@ -32,7 +32,7 @@ struct Notes {
     asking_since: Option<Instant>,
     failed: Option<Instant>,
     filled: Option<Instant>,
-    oldest: Option<(i64, Wall)>,
+    oldest: Option<(i64, Moment)>,
 }
 
 impl Series {
@@ -91,12 +91,12 @@ impl Series {
 
     /// The first moment before which there are no orders, and when that was asked for.
     #[must_use]
-    pub fn oldest(&self) -> Option<(i64, Wall)> {
+    pub fn oldest(&self) -> Option<(i64, Moment)> {
         self.notes().oldest
     }
 
     /// There are no orders before `moment`.
-    pub fn note_oldest(&self, moment: i64, asked_at: Wall) {
+    pub fn note_oldest(&self, moment: i64, asked_at: Moment) {
         self.notes().oldest = Some((moment, asked_at));
     }
 

@@ -9,6 +9,7 @@ use super::columns::{Columns, Unfit};
 use super::kept::Weigh;
 use crate::api::orders::{Order, Span};
 use crate::cache::entry::Checked;
+use crate::cache::void::Moment;
 use crate::clock::Wall;
 
 /// The most orders that a list of the newest holds.
@@ -29,9 +30,9 @@ pub struct Tail {
     pub asked: Instant,
     /// The same by wall time.
     pub asked_at: Wall,
-    /// When the oldest part of it was asked for: what was voided since is not used.
-    pub oldest_asked_at: Wall,
-    /// The newest void that it was held against.
+    /// The moment at which the oldest part of it was asked for: what was voided since is not used.
+    pub oldest_asked: Moment,
+    /// The newest void that it was checked against.
     pub checked: Checked,
 }
 
@@ -61,11 +62,11 @@ impl Tail {
     ///
     /// # Errors
     /// [`Unfit`].
-    pub fn begin(start: i64, latest: &[Order], since: Columns, asked: Instant, asked_at: Wall) -> Result<Self, Unfit> {
+    pub fn begin(start: i64, latest: &[Order], since: Columns, (asked, asked_at): (Instant, Wall), moment: Moment) -> Result<Self, Unfit> {
         let older = latest.iter().filter(|order| order.order_trade_time.is_none_or(|time| time < start));
         let room = MOST_RECENT.saturating_sub(since.len());
         let (columns, before) = (Arc::new(since), Arc::new(Builder::columns(older.take(room))?));
-        Ok(Self { start, columns, before, asked, asked_at, oldest_asked_at: asked_at, checked: Checked::default() })
+        Ok(Self { start, columns, before, asked, asked_at, oldest_asked: moment, checked: Checked::default() })
     }
 
     /// From where on it is asked for anew: what arrives late, does so within `settle`.
@@ -91,7 +92,7 @@ impl Tail {
         let same = self.columns.ends_in(from, newer);
         let columns = if same { Arc::clone(&self.columns) } else { Arc::new(self.columns.renewed(from, newer)?) };
         let before = Arc::clone(&self.before);
-        Ok(Self { start: self.start, columns, before, asked, asked_at, oldest_asked_at: self.oldest_asked_at, checked: Checked::default() })
+        Ok(Self { start: self.start, columns, before, asked, asked_at, oldest_asked: self.oldest_asked, checked: self.checked.clone() })
     }
 
     /// The same from a later moment on. What it held before that belongs to spans that are over.
@@ -109,7 +110,7 @@ impl Tail {
             before: Arc::new(Builder::columns(&before)?),
             asked: self.asked,
             asked_at: self.asked_at,
-            oldest_asked_at: self.oldest_asked_at,
+            oldest_asked: self.oldest_asked,
             checked: self.checked.clone(),
         })
     }
@@ -149,7 +150,7 @@ mod tests {
     #[tokio::test]
     async fn the_newest_part_grows_and_gives_up_what_is_over() {
         let wall = Wall::from_millis;
-        let tail = Tail::begin(100, &orders(0..105), columns(&orders(100..107)), Instant::now(), wall(150)).unwrap();
+        let tail = Tail::begin(100, &orders(0..105), columns(&orders(100..107)), (Instant::now(), wall(150)), Moment::default()).unwrap();
         assert_eq!((tail.newest(), tail.columns.len(), tail.before.len()), (Some(106), 7, 100));
         assert_eq!(times(&tail.latest(9)), (98..107).rev().collect::<Vec<_>>());
         assert_eq!(tail.asked_again_from(3), 103);

@@ -13,7 +13,7 @@ use super::kept::StoredSpan;
 use super::series::Series;
 use super::tail::{MOST_RECENT, Tail};
 use crate::api::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
-use crate::clock::Wall;
+use crate::cache::void::Moment;
 
 /// More buckets than this are not computed: their answer would be larger than what is stored.
 const MOST_BUCKETS: usize = 120_000;
@@ -36,13 +36,13 @@ pub struct Made {
     /// Whether something was asked for while the request waited.
     pub waited: bool,
     /// When the oldest piece of it was asked for.
-    pub asked_at: Option<Wall>,
+    pub asked_at: Option<Moment>,
     /// Whether the order of orders of one moment shows.
     pub ties: bool,
 }
 
 impl Made {
-    fn note_asked_at(&mut self, asked_at: Wall) {
+    fn note_asked_at(&mut self, asked_at: Moment) {
         self.asked_at = Some(self.asked_at.map_or(asked_at, |known| known.min(asked_at)));
     }
 }
@@ -92,7 +92,7 @@ impl<S: Orders> View<S> {
             return Err(OrdersError::NotCovered);
         }
         self.note(|made| {
-            made.note_asked_at(tail.oldest_asked_at);
+            made.note_asked_at(tail.oldest_asked);
             (made.tail, made.newness, made.waited) = (Some(Arc::clone(&tail)), newness, made.waited || waited);
         });
         Ok(tail)

@@ -16,7 +16,8 @@ use sluice::cache::codec::{decode, encode};
 use sluice::cache::hot_file::read_entries;
 use sluice::cache::key::{Canonical, Key, NameParts};
 use sluice::cache::seal::Sealer;
-use sluice::cache::void_log::LoggedVoid;
+use sluice::cache::void::view::LoggedVoid;
+use sluice::cache::void::{Effect, Moment};
 use sluice::clock::Wall;
 use sluice::config::route::{Route, select};
 use sluice::config::secret::SecretKey;
@@ -257,7 +258,7 @@ fn codec(data: &[u8]) {
             entry.weight(),
             entry.age(Wall::from_millis(u64::MAX)),
             entry.conditions(),
-            entry.expired(Wall::from_millis(5), Wall::from_millis(6)),
+            entry.expired(Wall::from_millis(5), Moment::default(), Effect::Expire),
         );
     }
     static SEALER: LazyLock<Sealer> = LazyLock::new(|| Sealer::new(&SecretKey::parse(&"ab".repeat(32)).unwrap(), None).unwrap());
@@ -312,10 +313,11 @@ fn voids(data: &[u8]) {
         assert_eq!(parts.has("aaaaa").is_none(), parts.marks.is_none());
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let void = LoggedVoid::read(text);
-    assert_eq!(LoggedVoid::read(&serde_json::to_string(&void).unwrap()), void, "{text}");
+    let read = LoggedVoid::read(text);
+    let again = LoggedVoid::read(&read.void.write(read.id));
+    assert_eq!((again.id, again.void), (read.id, read.void), "{text}");
     // It is held against something, however odd it is.
-    let _ = void.what.matches("liq:BTC", &["symbol:BTC".to_owned()], 7);
+    let _ = read.void.what.matches("liq:BTC", &["symbol:BTC".to_owned()], 7);
 }
 
 /// A file that is said to be what another process left.
