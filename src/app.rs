@@ -37,6 +37,7 @@ use crate::front::listener::{self, Stop};
 use crate::front::sockets::{self, Listener};
 use crate::limit::shared::SharedCounts;
 use crate::proxy::Proxy;
+use crate::proxy::changes::Changes;
 use crate::proxy::hottest::Hottest;
 use crate::proxy::rules::Rules;
 use crate::proxy::warm::Warmer;
@@ -134,6 +135,8 @@ pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, St
         cache,
         fetcher,
         upstream,
+        changes: Changes::default(),
+        stores: config.cache.memory > 0 || config.cache.redis.is_some(),
         timeline,
         own: Arc::clone(&endpoints) as _,
         metrics,
@@ -386,7 +389,7 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
     for core in 0..cores {
         let listener = main.try_clone().map_err(while_doing("sharing the listener"))?;
         let (proxy, limits, stopped) = (Arc::clone(&proxy), limits.clone(), stopped.clone());
-        let stores = config.cache.memory > 0 || config.cache.redis.is_some();
+        let stores = proxy.stores;
         let thread = thread::Builder::new().name(format!("serve-{core}")).spawn(move || {
             if let Err(error) = serve(listener, &proxy, stores, limits, stopped) {
                 tracing::error!(%error, "a serving thread could not start");

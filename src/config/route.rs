@@ -190,6 +190,16 @@ impl Route {
         named || (head_as_get && method == Method::HEAD && self.methods.contains(&Method::GET))
     }
 
+    /// Whether anything may be stored under this rule that is used without the backend's word: else nothing needs to be voided.
+    #[must_use]
+    pub fn may_store(&self) -> bool {
+        let policy = &self.policy;
+        let lifetimes = [policy.ttl, policy.negative_ttl, policy.stale_while_revalidate, policy.stale_if_error];
+        let lives = policy.respect_origin || policy.heuristic || lifetimes.iter().any(|span| !span.is_zero());
+        let reads = self.methods.iter().any(|method| matches!(*method, Method::GET | Method::HEAD));
+        self.cache && reads && (lives || self.timeline || self.history.is_some())
+    }
+
     /// Whether a request has credentials that are not part of the key: its response may be for one client alone.
     #[must_use]
     pub fn sees_credentials(&self, headers: &HeaderMap) -> bool {

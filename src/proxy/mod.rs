@@ -5,7 +5,7 @@
 //!              │        │       │       │                  │
 //!              │        │       │       │                  ├─ Hit, stale: from the cache        (respond)
 //!              │        │       │       │                  └─ Fetch: from the upstream          (miss, then ../fetch)
-//!              │        │       │       └─ the cache has no say: passed to the upstream         (pass; compared: shadow)
+//!              │        │       │       └─ the cache has no say: passed to the upstream         (pass; compared: shadow; unsafe: change)
 //!              │        │       └─ more than the client may ask for: 429                        (../limit)
 //!              │        └─ Sluice's own endpoints                                               (OwnEndpoints)
 //!              └─ an error answer                                                               (errors)
@@ -19,7 +19,10 @@
 pub mod access_log;
 pub mod answer;
 pub mod asked;
+pub mod change;
+pub mod changes;
 pub mod decide;
+pub mod effect;
 pub mod errors;
 pub mod exchange;
 pub mod hottest;
@@ -73,6 +76,7 @@ use crate::upstream::Upstream;
 use crate::upstream::response_fields::relocate;
 use answer::Answer;
 use asked::{Asked, CacheableRequest};
+use changes::Changes;
 use decide::{Admission, Decision, admit};
 use exchange::Exchange;
 use hottest::Hottest;
@@ -96,6 +100,10 @@ pub struct Proxy {
     pub fetcher: Arc<Fetcher>,
     /// What gets responses past it.
     pub upstream: Arc<Upstream>,
+    /// Requests under way that may change something.
+    pub changes: Changes,
+    /// Whether anything is stored, here or in Redis.
+    pub stores: bool,
     /// What computes answers from orders kept in spans of time, if that is configured.
     pub timeline: Option<Arc<dyn Timeline>>,
     /// What Sluice answers itself.
@@ -166,7 +174,7 @@ impl Proxy {
     }
 
     /// Answers from the cache where it has a say (from the timeline where that can), else from the upstream.
-    async fn answer<B>(&self, asked: Asked<'_>, body: B) -> Answer
+    async fn answer<B>(self: &Arc<Self>, asked: Asked<'_>, body: B) -> Answer
     where
         B: Body<Data = Bytes, Error = BoxError> + Send + 'static,
     {

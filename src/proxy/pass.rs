@@ -1,34 +1,32 @@
 //! Requests in which the cache has no say: passed to the upstream for one client alone, and what their responses mean for what
-//! is stored.
+//! is stored. Those that may change something go through [`change`](super::change).
 
 use std::sync::Arc;
 
 use http::header::{CONNECTION, IF_MODIFIED_SINCE, IF_NONE_MATCH, TRAILER, VIA};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use http_body::Body as _;
-use tokio::task::JoinHandle;
 
 use super::Proxy;
 use super::answer::Answer;
 use super::asked::{Asked, CacheableRequest};
+use super::change::Changed;
 use super::outcome::{Outcome, PassWhy};
 use super::spent::Step;
 use crate::body::{Reply, Stream};
-use crate::cache::key::{Canonical, Key};
 use crate::config::rate_limit::Counts;
-use crate::config::route::{Route, select};
+use crate::config::route::Route;
 use crate::fetch::other_methods::represents_its_target;
-use crate::http::invalidation::{invalidates, named_targets};
-use crate::request::client::request_authority;
-use crate::request::target::Target;
+use crate::http::invalidation::is_unsafe;
+use crate::upstream::BackendError;
 use crate::upstream::failure::Failure;
 use crate::upstream::request_fields::{self, Forwarding, is_fully_keyed};
 use crate::upstream::response_fields::{self, OWN_VIA};
 
 impl Proxy {
     /// Passes a request to the upstream.
-    pub(super) async fn pass(&self, asked: Asked<'_>, why: PassWhy, body: Stream) -> Answer {
-        let Asked { parts, target, route, forwarding, limits, spent, own: _ } = asked;
+    pub(super) async fn pass(self: &Arc<Self>, asked: Asked<'_>, why: PassWhy, body: Stream) -> Answer {
+        let Asked { parts, route, forwarding, limits, spent, .. } = asked;
         if !spent.on(Step::Limit, limits.take(Counts::Backend)).await {
             return self.refuse_limited(route.map_or("none", |route| &route.name));
         }
@@ -36,16 +34,18 @@ impl Proxy {
         let meaningful = parts.method != Method::HEAD || body.is_end_stream();
         let updating =
             route.filter(|route| meaningful && route.updates_from(&parts.method) && is_fully_keyed(parts, &route.request_fields));
-        let response = match spent.on(Step::Pass, self.send(route, parts, body, forwarding, updating.is_some())).await {
-            Ok(response) => response,
+        let storable = updating.is_some();
+        let sent = if is_unsafe(&parts.method) {
+            spent.on(Step::Pass, self.change(asked, body, storable)).await
+        } else {
+            let sending = self.send(route, parts, body, forwarding, storable);
+            spent.on(Step::Pass, sending).await.map(|response| Changed { response, is_newest: true })
+        };
+        let Changed { response, is_newest } = match sent {
+            Ok(changed) => changed,
             Err(failure) => return Answer::failed(failure),
         };
-        let removing = invalidates(&parts.method, response.status()).then(|| self.invalidate(target, parts, response.headers()));
-        if let Some(removing) = removing {
-            // Whoever made the change sees it everywhere, and what is stored now is not removed with what it replaces.
-            drop(removing.await);
-        }
-        let response = match updating {
+        let response = match updating.filter(|_| is_newest) {
             Some(route) => self.update_stored(CacheableRequest::new(route, asked), response).await,
             None => response,
         };
@@ -62,6 +62,19 @@ impl Proxy {
         forwarding: Forwarding<'_>,
         storable: bool,
     ) -> Result<Response<Stream>, Failure> {
+        let (request, conditional) = self.to_upstream(parts, body, forwarding, storable).await;
+        let name = route.map_or("none", |route| route.name.as_str());
+        Self::understood(self.upstream.call(name, request, self.body_timeout).await, conditional)
+    }
+
+    /// A client's own request as the upstream gets it, and whether it is conditional. To be called within the connection's own task.
+    pub(super) async fn to_upstream(
+        &self,
+        parts: &request::Parts,
+        body: Stream,
+        forwarding: Forwarding<'_>,
+        storable: bool,
+    ) -> (Request<Stream>, bool) {
         let fields = if storable { request_fields::for_storable_pass } else { request_fields::for_pass };
         let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
@@ -75,8 +88,12 @@ impl Proxy {
             interim.attach(request.extensions_mut()).await;
         }
         let conditional = parts.headers.contains_key(IF_NONE_MATCH) || parts.headers.contains_key(IF_MODIFIED_SINCE);
-        let name = route.map_or("none", |route| route.name.as_str());
-        match self.upstream.call(name, request, self.body_timeout).await {
+        (request, conditional)
+    }
+
+    /// An answer that can be passed on.
+    pub(super) fn understood(answer: Result<Response<Stream>, BackendError>, conditional: bool) -> Result<Response<Stream>, Failure> {
+        match answer {
             // Nobody asked for it, so it answers nothing.
             Ok(response) if response.status() == StatusCode::NOT_MODIFIED && !conditional => Err(Failure::Invalid),
             Ok(response) => Ok(response),
@@ -102,23 +119,6 @@ impl Proxy {
             self.fetcher.spawn(fetcher.update_from_head(job, entry, head));
         }
         response
-    }
-
-    /// A client changed something: what is stored for its target URI, and for those that the response names, is void.
-    fn invalidate(&self, target: &Target<'_>, parts: &request::Parts, response: &HeaderMap) -> JoinHandle<()> {
-        let host = request_authority(parts);
-        let is_own = |authority: &str| {
-            host.as_ref().is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
-                || self.authorities.iter().any(|own| own.as_str().eq_ignore_ascii_case(authority))
-        };
-        let named = named_targets(response, &target.path, is_own);
-        let others = named.iter().filter_map(|text| Target::parse(text).ok());
-        let rules = self.rules.load();
-        let key = |target: &Target<'_>| {
-            let route = select(&rules.routes, target)?;
-            Some(Key::new(route, target, Canonical::new(route, target, &HeaderMap::new())))
-        };
-        self.cache.invalidate(key(target).into_iter().chain(others.filter_map(|other| key(&other))).collect())
     }
 }
 

@@ -1,7 +1,10 @@
 //! The rules that serve, with all else that a reload may change: exchanged at once for requests to come, while those that are being
 //! answered keep theirs.
 
+use std::collections::HashSet;
 use std::time::Duration;
+
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::clock::Wall;
 use crate::config::route::Route;
@@ -16,6 +19,8 @@ use crate::telemetry::metrics::{Metrics, Rows};
 pub struct Rules {
     /// The rules, in the order in which they are tried.
     pub routes: Vec<Route>,
+    /// Those under which something may be stored, by name and shape: those that store, and those that did before a reload.
+    holding: HashSet<(String, [u8; 8])>,
     /// Where their requests are counted.
     pub rows: Rows,
     /// How many requests clients may make on them.
@@ -41,7 +46,11 @@ impl Rules {
         let names: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
         let limits = Limits::new(&config.rate_limits, &names, shared, metrics, previous.map(|previous| &previous.limits));
         let rows = metrics.rows(names.into_iter());
+        let storing = config.routes.iter().filter(|route| route.may_store()).map(|route| (route.name.clone(), route.shape));
+        let is_there = |(name, shape): &(String, [u8; 8])| config.routes.iter().any(|route| route.name == *name && route.shape == *shape);
+        let before = previous.into_iter().flat_map(|previous| previous.holding.iter().filter(|held| is_there(held)).cloned());
         Self {
+            holding: storing.chain(before).collect(),
             routes: config.routes.clone(),
             rows,
             limits,
@@ -52,6 +61,22 @@ impl Rules {
             digest: config.digest.clone(),
             since: Wall::now(),
         }
+    }
+
+    /// Whether something may be stored under a rule.
+    #[must_use]
+    pub fn may_hold(&self, route: &Route) -> bool {
+        route.may_store() || self.holding.iter().any(|(name, shape)| *name == route.name && *shape == route.shape)
+    }
+
+    /// A digest of what a target's digest depends on: processes with the same one mean the same by it.
+    #[must_use]
+    pub fn shapes(&self) -> u64 {
+        let mut digest = Xxh3Default::new();
+        for route in &self.routes {
+            digest.update(format!("{:?}{:?}{:?}", route.name, route.path, route.shape).as_bytes());
+        }
+        digest.digest()
     }
 
     /// Whether requests that take so long are slow.

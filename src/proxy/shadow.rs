@@ -66,7 +66,7 @@ impl Result {
 
 impl Proxy {
     /// Answers from the upstream, as if the rule did not cache, and compares.
-    pub(super) async fn answer_in_shadow(&self, asked: Asked<'_>, mut request: CacheableRequest<'_>, body: Stream) -> Answer {
+    pub(super) async fn answer_in_shadow(self: &Arc<Self>, asked: Asked<'_>, mut request: CacheableRequest<'_>, body: Stream) -> Answer {
         let parts = asked.parts;
         let canonical = request.canonical.clone();
         let orders = request.for_timeline(&canonical);

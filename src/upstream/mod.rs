@@ -10,6 +10,7 @@ pub mod request_fields;
 pub mod response_fields;
 
 use std::fmt;
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,7 +20,7 @@ use ::http::{Request, Response};
 use http_body_util::BodyExt;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
@@ -124,6 +125,13 @@ pub struct Upstream {
     metrics: Arc<Metrics>,
 }
 
+/// The permit to send one request.
+pub struct Admitted {
+    permit: OwnedSemaphorePermit,
+    /// Since when it was waited for.
+    since: Instant,
+}
+
 /// What the span of a request to the upstream says of it.
 fn asked_for(route: &str, request: &Request<Stream>) -> Vec<KeyValue> {
     let text = |key, text: &str| KeyValue::new(key, text.to_owned());
@@ -142,12 +150,49 @@ impl Upstream {
     ///
     /// # Errors
     /// A [`BackendError`] if there is no head within the deadline.
-    pub async fn call(&self, route: &str, mut request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
-        let started = Instant::now();
+    pub async fn call(&self, route: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
+        self.call_once(route, Instant::now(), self.admit(), request, silence).await
+    }
+
+    /// Waits for the permit to send a request. Nothing is sent before it is there, so a caller that leaves has asked for nothing.
+    ///
+    /// # Errors
+    /// [`BackendError::Overloaded`] if none becomes free in time.
+    pub async fn admit(&self) -> Result<Admitted, BackendError> {
+        let since = Instant::now();
+        match timeout(self.timeout, Arc::clone(&self.permits).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(Admitted { permit, since }),
+            _ => Err(BackendError::Overloaded),
+        }
+    }
+
+    /// The same as [`call`](Self::call) with a permit from before, or the reason why there is none.
+    ///
+    /// # Errors
+    /// A [`BackendError`] if there is no head within the deadline.
+    pub async fn call_admitted(
+        &self,
+        route: &str,
+        admitted: Result<Admitted, BackendError>,
+        request: Request<Stream>,
+        silence: Duration,
+    ) -> Result<Response<Stream>, BackendError> {
+        let started = admitted.as_ref().map_or_else(|_| Instant::now(), |admitted| admitted.since);
+        self.call_once(route, started, ready(admitted), request, silence).await
+    }
+
+    async fn call_once(
+        &self,
+        route: &str,
+        started: Instant,
+        admitting: impl Future<Output = Result<Admitted, BackendError>>,
+        mut request: Request<Stream>,
+        silence: Duration,
+    ) -> Result<Response<Stream>, BackendError> {
         let told = if trace::is_on() { asked_for(route, &request) } else { Vec::new() };
         let asking = async {
             trace::inject(request.headers_mut());
-            self.call_within_bounds(request, silence).await
+            self.call_within_bounds(admitting.await?.permit, request, silence).await
         };
         let result = trace::within(SpanKind::Client, "upstream", told, asking, |result| match result {
             Ok(response) => Ok(KeyValue::new("http.response.status_code", i64::from(response.status().as_u16()))),
@@ -167,9 +212,12 @@ impl Upstream {
         result
     }
 
-    async fn call_within_bounds(&self, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
-        let permit = timeout(self.timeout, Arc::clone(&self.permits).acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else { return Err(BackendError::Overloaded) };
+    async fn call_within_bounds(
+        &self,
+        permit: OwnedSemaphorePermit,
+        request: Request<Stream>,
+        silence: Duration,
+    ) -> Result<Response<Stream>, BackendError> {
         let late = |_| BackendError::Timeout(self.timeout);
         let response = timeout(self.timeout, self.backend.call(request)).await.map_err(late)??;
         Ok(response.map(|body| DeadlineBody::new(body, silence, Some(permit)).boxed_unsync()))

@@ -1,0 +1,176 @@
+//! Requests with unsafe methods, which may change what is stored. What follows from each for the cache is its [`Effect`]; it is
+//! found out in a task of the request's own, whether the client waits for it or not.
+//!
+//! ```text
+//! waits for a permit ── the client leaves: nothing is sent, nothing is void
+//!        │
+//!      sent ─────────── the client leaves: the task goes on
+//!        │
+//! answer, failure or backend.timeout ── Effect ── void, if it may be done ── the answer, if the client is there still
+//!                                                      └─ may be under way: void once more, backend.timeout later
+//! ```
+//!
+//! What a GET fetched since the request began is void with it, since a void concerns all that was asked for before. There are no
+//! more such tasks than permits (`backend.max_in_flight`); those that only wait to void once more are bounded too.
+//! When the program stops, [`Changes::take`](super::changes::Changes::take) hands over what is open still, to be counted as done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Response};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::Proxy;
+use super::asked::Asked;
+use super::effect::Effect;
+use crate::body::Stream;
+use crate::cache::key::{Canonical, Key};
+use crate::clock::Wall;
+use crate::config::route::select;
+use crate::http::invalidation::named_targets;
+use crate::request::client::request_authority;
+use crate::request::target::Target;
+use crate::telemetry::trace::carry;
+use crate::upstream::failure::Failure;
+
+/// The answer to a change.
+pub(super) struct Changed {
+    /// The answer.
+    pub response: Response<Stream>,
+    /// Whether nothing else voided the target since the request was sent: what the answer says of it holds.
+    pub is_newest: bool,
+}
+
+impl Proxy {
+    /// Sends a request that may change something. Whatever becomes of its client, what it may have changed is void.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub(super) async fn change(self: &Arc<Self>, asked: Asked<'_>, body: Stream, storable: bool) -> Result<Changed, Failure> {
+        let (request, conditional) = self.to_upstream(asked.parts, body, asked.forwarding, storable).await;
+        let name = asked.route.map_or("none", |route| route.name.as_str()).to_owned();
+        let admitted = self.upstream.admit().await;
+        let mut change = Change::begin(self, asked);
+        let (sender, answer) = oneshot::channel();
+        let proxy = Arc::clone(self);
+        self.fetcher.spawn(carry(async move {
+            let sent = proxy.upstream.call_admitted(&name, admitted, request, proxy.body_timeout).await;
+            let (effect, changed) = change.end(Self::understood(sent, conditional)).await;
+            // A client that has left needs no answer.
+            let _ = sender.send(changed);
+            if effect == Effect::UnderWay {
+                change.void_later(proxy.timeout).await;
+            }
+        }));
+        answer.await.unwrap_or(Err(Failure::Lost))
+    }
+
+    /// The key of what is stored for a target, if anything may be.
+    fn stored_key(&self, target: &Target<'_>) -> Option<Key> {
+        if !self.stores {
+            return None;
+        }
+        let rules = self.rules.load();
+        let route = select(&rules.routes, target).filter(|route| rules.may_hold(route))?;
+        Some(Key::new(route, target, Canonical::new(route, target, &HeaderMap::new())))
+    }
+}
+
+/// One change. If it is lost before its effect is known, that is unknown.
+struct Change {
+    proxy: Arc<Proxy>,
+    number: u64,
+    /// What its target is stored under.
+    key: Option<Key>,
+    path: String,
+    /// What the client calls the backend.
+    host: Option<HeaderValue>,
+    /// When it was sent.
+    asked_at: Wall,
+    is_known: bool,
+}
+
+impl Change {
+    /// From here on the request may reach the backend.
+    fn begin(proxy: &Arc<Proxy>, asked: Asked<'_>) -> Self {
+        let key = proxy.stored_key(asked.target);
+        Self {
+            number: proxy.changes.begin(key.as_ref()),
+            key,
+            path: asked.target.path.to_string(),
+            host: request_authority(asked.parts),
+            asked_at: proxy.cache.ask(),
+            is_known: false,
+            proxy: Arc::clone(proxy),
+        }
+    }
+
+    /// It was answered, or is given up. Ends when what it voids is void on all instances that can be reached.
+    async fn end(&mut self, answer: Result<Response<Stream>, Failure>) -> (Effect, Result<Changed, Failure>) {
+        let effect = Effect::of(answer.as_ref().map(Response::status).map_err(|failure| *failure));
+        let is_newest = !self.is_overtaken();
+        if effect.voids() {
+            let named = answer.as_ref().map(|response| self.named(response.headers())).unwrap_or_default();
+            self.void(named).await;
+        }
+        self.is_known = true;
+        self.proxy.changes.is_known();
+        if effect != Effect::UnderWay {
+            self.proxy.changes.end(self.number);
+        }
+        (effect, answer.map(|response| Changed { response, is_newest }))
+    }
+
+    /// Whether its target was voided since it was sent.
+    fn is_overtaken(&self) -> bool {
+        let Some(key) = &self.key else { return false };
+        let voids = self.proxy.cache.voids().concerning(&key.readable, &key.tags, key.target);
+        voids.iter().any(|void| void.at >= self.asked_at)
+    }
+
+    /// The keys of the targets that the answer names besides its own.
+    fn named(&self, answer: &HeaderMap) -> Vec<Key> {
+        let is_own = |authority: &str| {
+            self.host.as_ref().is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
+                || self.proxy.authorities.iter().any(|own| own.as_str().eq_ignore_ascii_case(authority))
+        };
+        let named = named_targets(answer, &self.path, is_own);
+        named.iter().filter_map(|text| self.proxy.stored_key(&Target::parse(text).ok()?)).collect()
+    }
+
+    /// What is stored for its target, and for others, is void.
+    async fn void(&self, others: Vec<Key>) {
+        let keys: Vec<Key> = self.key.iter().cloned().chain(others).collect();
+        if !keys.is_empty() {
+            // Who made the change sees it everywhere, and what is stored from now on is not removed with what it replaces.
+            drop(self.proxy.cache.invalidate(keys).await);
+        }
+    }
+
+    /// Voids its target once more after a while, by when the backend has carried it out or never will.
+    async fn void_later(self, after: Duration) {
+        let proxy = Arc::clone(&self.proxy);
+        if self.key.is_none() {
+            return;
+        }
+        let Some(_permit) = proxy.changes.late() else {
+            tracing::debug!("many changes are overdue: what is fetched before the backend carries them out stays");
+            return;
+        };
+        sleep(after).await;
+        self.void(Vec::new()).await;
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        if !self.is_known {
+            if let Some(key) = self.key.take() {
+                drop(self.proxy.cache.invalidate(vec![key]));
+            }
+            self.proxy.changes.is_known();
+        }
+        self.proxy.changes.end(self.number);
+    }
+}
