@@ -10,6 +10,8 @@ use arc_swap::ArcSwap;
 use http::uri::Authority;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::admin::own::Endpoints;
 use crate::admin::own::health::Health;
@@ -20,6 +22,7 @@ use crate::api::sample::Sample;
 use crate::api::{AUTHORITY, Api};
 use crate::body::BoxError;
 use crate::cache::Cache;
+use crate::cache::handover::{self, PeerSocket};
 use crate::cache::hot_file::HotFile;
 use crate::cache::memory::Memory;
 use crate::cache::redis::RedisStore;
@@ -320,6 +323,10 @@ pub struct Running {
     /// Whether another process takes over.
     handing_over: watch::Receiver<bool>,
     hot: Option<Arc<HotFile>>,
+    /// Where the process finds this one that takes over.
+    found_at: Option<PeerSocket>,
+    drain_timeout: Duration,
+    admin_ends: JoinHandle<()>,
     /// When this process began: what it takes over from another counts as asked for then.
     began: Moment,
     _computing: Computing,
@@ -368,6 +375,10 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
     let bytes = (config.cache.memory / 2).min(HOT_BYTES);
     let path = config.cache.handover.clone().filter(|_| config.cache.redis.is_none());
     let hot = path.map(|path| Arc::new(HotFile::new(path, bytes)));
+    let found_at = match &hot {
+        Some(hot) => meet(hot, &proxy, beside).await,
+        None => None,
+    };
     let (stop, stopped) = watch::channel(Stop::No);
     let local = |listener: &Listener| listener.socket.local_addr().map_err(while_doing("asking for the bound address"));
     let (address, admin_address) = (local(&main)?, local(&admin)?);
@@ -375,7 +386,7 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
     let (hand_over, handing_over) = watch::channel(false);
     let warming = Arc::clone(&endpoints);
     let state = AdminState::new(Arc::clone(&proxy), endpoints, config, reloader.clone(), hand_over, hot.clone());
-    tokio::spawn({
+    let admin_ends = tokio::spawn({
         let stopped = stopped.clone();
         async move {
             if let Err(error) = admin::serve(admin, state, stopped).await {
@@ -399,14 +410,46 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
     }
     // The threads hold it now: once they close it, it is closed.
     drop(main);
-    let running =
-        Running { address, admin: admin_address, proxy, reloader, handing_over, hot, began, _computing: computing, stop, threads };
-    running.take_over().await;
+    let running = Running {
+        address,
+        admin: admin_address,
+        proxy,
+        reloader,
+        handing_over,
+        hot,
+        found_at,
+        drain_timeout: config.limits.drain_timeout,
+        admin_ends,
+        began,
+        _computing: computing,
+        stop,
+        threads,
+    };
+    // Beside another process, what lies there is older than that one: it leaves its own once it is told to.
+    if !beside {
+        running.take_over().await;
+    }
     if config.warm.at_start {
         let targets = warming.warmer.start(&running.proxy);
         tracing::info!(targets, "warming");
     }
     Ok(running)
+}
+
+/// Has the process that is served beside, and the next one, tell this one what they void, and the other way around.
+async fn meet(hot: &HotFile, proxy: &Arc<Proxy>, beside: bool) -> Option<PeerSocket> {
+    let path = PeerSocket::beside(hot.path());
+    if beside && let Err(error) = handover::connect(&path, &proxy.cache, proxy.rules.load().shapes()).await {
+        tracing::warn!(%error, "the process before does not say what it voids while it ends; purge what changes meanwhile");
+    }
+    let rules = Arc::downgrade(proxy);
+    let rules = move || rules.upgrade().map_or(0, |proxy| proxy.rules.load().shapes());
+    let listening = PeerSocket::listen(path, &proxy.cache, rules);
+    listening
+        .inspect_err(
+            |error| tracing::warn!(%error, "the next process will not be told what is voided while it takes over (cache.handover)"),
+        )
+        .ok()
 }
 
 /// One serving thread: a runtime of its own, so that a hit never leaves its core. Where nothing is stored, no request takes the
@@ -441,18 +484,35 @@ impl Running {
         }
     }
 
-    /// Stops accepting, lets open requests finish, and returns when all is over.
+    /// Stops accepting, lets open requests finish, and returns when all is over. What may have been changed is void then, and what
+    /// memory holds is left for the next process.
     pub async fn stop(self) {
-        let handed_over = *self.handing_over.borrow();
-        if let Some(hot) = self.hot.as_ref().filter(|_| !handed_over) {
-            hot.write(&self.proxy.cache).await;
-        }
+        let (handed_over, deadline) = (*self.handing_over.borrow(), Instant::now() + self.drain_timeout);
         self.stop.send_replace(if handed_over { Stop::HandOver } else { Stop::End });
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().filter_map(|thread| thread.join().err()).count());
         if joined.await.unwrap_or(1) > 0 {
             tracing::error!("a serving thread had panicked");
         }
+        // A purge that is under way there counts too. Its listener ends in time by itself.
+        let _ = self.admin_ends.await;
+        let changes = &self.proxy.changes;
+        if !changes.settled(deadline.saturating_duration_since(Instant::now())).await {
+            tracing::warn!("some changes were not answered in time and count as done (limits.drain_timeout)");
+        }
+        let open = changes.take();
+        if !open.is_empty() {
+            drop(self.proxy.cache.invalidate(open).await);
+        }
+        if let Some(hot) = &self.hot {
+            // Of a process that takes over by itself, the file was read when that had begun.
+            let is_read = handed_over && (self.proxy.cache.peers().are_there() || !hot.take_back());
+            if !is_read {
+                hot.write(&self.proxy.cache).await;
+            }
+        }
+        self.proxy.cache.peers().leave().await;
+        drop(self.found_at);
         if let Some(tracer) = self.proxy.tracer.clone() {
             // It waits for what is on its way; that it panics is no reason not to stop.
             let _ = tokio::task::spawn_blocking(move || tracer.stop()).await;

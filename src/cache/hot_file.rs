@@ -9,7 +9,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -36,6 +36,18 @@ impl HotFile {
     #[must_use]
     pub const fn new(path: PathBuf, bytes: u64) -> Self {
         Self { path, bytes }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes what was written and not read yet, so that something newer can take its place; `false`: it was read.
+    #[must_use]
+    pub fn take_back(&self) -> bool {
+        fs::remove_file(&self.path).is_ok()
     }
 
     /// Writes what memory holds and may be used, and says how many entries that were. What fails is logged.

@@ -1,15 +1,18 @@
 //! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`], as they are sent: [`ready`]), what is void of them ([`void`], with other
 //! instances through [`void_log`], worked off by [`void_worker`]), and the stores ([`store`]): [`memory`], [`redis`] (bytes by
-//! [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a restart in a [`hot_file`].
+//! [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a restart in a [`hot_file`];
+//! what is voided while one process takes over from another goes by [`handover`] to its [`peers`].
 //!
 //! Knows rules only to make keys from them. A store knows keys and entries, never requests or freshness decisions, and it
 //! never fails: what cannot be read is a miss, what cannot be written is not stored, and both are counted.
 
 pub mod codec;
 pub mod entry;
+pub mod handover;
 pub mod hot_file;
 pub mod key;
 pub mod memory;
+pub mod peers;
 pub mod ready;
 pub mod redis;
 pub mod seal;
@@ -33,8 +36,9 @@ use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
 use entry::Entry;
 use key::{Canonical, Key};
+use peers::Peers;
 use store::Store;
-use void::view::Added;
+use void::view::{Added, LoggedVoid};
 use void::{Effect, Moment, Selection, Validity, Voids};
 use void_log::{Pending, VoidLog};
 
@@ -51,6 +55,8 @@ pub struct Cache {
     voids: Arc<Voids>,
     /// The voids of all instances, if Redis is configured.
     log: Option<Arc<VoidLog>>,
+    /// Processes at the same address that take over from this one, or the other way around.
+    peers: Peers,
     /// How many entries in memory each of the last purges concerned.
     counts: tokio::sync::Mutex<BTreeMap<Moment, u64>>,
     runtime: Handle,
@@ -95,7 +101,7 @@ impl Cache {
     /// The cache over a store, with the voids that hold for it. What need not be waited for is done on `runtime`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, voids: Arc<Voids>, log: Option<Arc<VoidLog>>, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { store, voids, log, counts: tokio::sync::Mutex::default(), runtime, metrics })
+        Arc::new(Self { store, voids, log, peers: Peers::default(), counts: tokio::sync::Mutex::default(), runtime, metrics })
     }
 
     /// The store, for what voids do not bear upon: reports, and other forms of an entry.
@@ -108,6 +114,12 @@ impl Cache {
     #[must_use]
     pub fn voids(&self) -> &Voids {
         &self.voids
+    }
+
+    /// Processes that are told of what is void here while one takes over from the other.
+    #[must_use]
+    pub const fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Whether other instances may have voided something that is not known here: before anything is served,
@@ -188,9 +200,10 @@ impl Cache {
     /// Purges what `what` selects, or with `soft` makes it stale, on every instance. What it concerns is not served here any more
     /// from now on, and nowhere else within a second; what came of it is counted meanwhile.
     pub async fn purge(self: &Arc<Self>, what: Selection, soft: bool) -> Purged {
-        let (pending, at) = self.void(what, soft);
+        let (pending, at) = self.void(what.clone(), soft);
         let cache = Arc::clone(self);
         let counting = self.runtime.spawn(async move { cache.sweep(at).await });
+        self.peers.tell(&LoggedVoid { what, soft }).await;
         let added = match (&self.log, pending) {
             (Some(log), Some(pending)) => Some(log.share(pending).await),
             _ => None,
@@ -258,6 +271,7 @@ impl Cache {
         let cache = Arc::clone(self);
         self.runtime.spawn(async move {
             for (key, pending) in keys.iter().zip(pending) {
+                cache.peers.tell(&LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
                 if let (Some(log), Some(pending)) = (&cache.log, pending) {
                     log.share(pending).await;
                 }

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::support::{Backend, Connection, Redis, Sluice, TOKEN, get, ok, until};
+use crate::support::{Backend, Connection, Redis, Sluice, Step, TOKEN, get, ok, until};
 
 fn config(backend: &Backend, redis: &str, handover: &str) -> String {
     format!(
@@ -186,6 +187,137 @@ async fn nobody_is_taken_over_by_mistake() {
         .unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(3) && told.contains("nothing to take over"), "{told}");
+}
+
+/// A backend with one value: a POST raises it at once, and is answered after `delay`, or never.
+async fn counting(delay: Option<Duration>) -> (Backend, Arc<AtomicUsize>) {
+    let value = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&value);
+    let backend = Backend::start(move |asked| {
+        if asked.method == "GET" {
+            return ok("", counting.load(Ordering::SeqCst).to_string().as_bytes());
+        }
+        counting.fetch_add(1, Ordering::SeqCst);
+        let waiting = delay.map_or(Step::Hang, Step::Delay);
+        [vec![waiting], ok("", b"done")].into_iter().flatten().collect()
+    })
+    .await;
+    (backend, value)
+}
+
+async fn keep(sluice: &Sluice, target: &str) {
+    until("it is kept", || async { sluice.get(target).await.cache_status().contains("; hit") }).await;
+}
+
+/// A change that the backend has, and whose answer is waited for elsewhere.
+async fn change(sluice: &Sluice, value: &AtomicUsize) -> tokio::task::JoinHandle<Option<u16>> {
+    let (address, before) = (sluice.address, value.load(Ordering::SeqCst));
+    let changing = tokio::spawn(async move {
+        let mut open = Connection::open(address).await;
+        open.send(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
+        open.answer(false).await.map(|answer| answer.status)
+    });
+    until("the backend has it", || async { value.load(Ordering::SeqCst) > before }).await;
+    changing
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_under_way_when_the_process_ends_is_not_undone_by_the_next() {
+    // Answered while requests are drained, answered never, and answered while it stops without a successor.
+    for (delay, how) in [(Some(Duration::from_millis(700)), "TERM"), (None, "TERM"), (Some(Duration::from_millis(700)), "/stop")] {
+        let (backend, value) = counting(delay).await;
+        let text =
+            format!("[limits]\ndrain_timeout='{}'\n{}", if delay.is_some() { "30s" } else { "500ms" }, config(&backend, "", &path()));
+        let mut old = Sluice::with(&text, &[]);
+        keep(&old, "/x").await;
+        keep(&old, "/other").await;
+        let changing = change(&old, &value).await;
+        match how {
+            "TERM" => old.process.signal("TERM"),
+            target => assert_eq!(old.manage(target).await.status, 200),
+        }
+        ends(&mut old).await;
+        assert_eq!(changing.await.unwrap(), delay.map(|_| 200), "{how}");
+        let new = Sluice::with(&text, &[]);
+        let answer = new.get("/x").await;
+        assert_eq!(answer.text(), "1", "{how}: {}", answer.cache_status());
+        assert!(new.get("/other").await.cache_status().contains("; hit"), "{how}: what nobody changed is there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_old_process_voids_while_it_ends_is_void_at_the_new_one() {
+    let (backend, value) = counting(Some(Duration::from_millis(1500))).await;
+    let text = config(&backend, "", &path());
+    let mut old = Sluice::with(&text, &[]);
+    keep(&old, "/x").await;
+    keep(&old, "/other").await;
+    let changing = change(&old, &value).await;
+    let new = Sluice::at(&text, old.address, old.admin, &["--take-over"]);
+    assert!(!changing.is_finished(), "it takes longer than taking over");
+    let address = new.address;
+    // What the new one has of its own, and what it was left, is void alike.
+    let served = || async move { get(address, "/x", &[]).await };
+    until("it was left", || async { served().await.cache_status().contains("; hit") }).await;
+    assert_eq!(changing.await.unwrap(), Some(200));
+    assert_eq!(served().await.text(), "1");
+    assert!(new.get("/other").await.cache_status().contains("; hit"), "what nobody changed is there");
+    ends(&mut old).await;
+    assert!(new.get("/other").await.cache_status().contains("; hit"), "also after its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purges_at_either_process_hold_at_both_while_one_takes_over() {
+    let (backend, value) = counting(Some(Duration::from_millis(1500))).await;
+    let text = config(&backend, "", &path());
+    let token = format!("Bearer {TOKEN}");
+    // An idle connection may bring one more request within a second of the end: where that is over, it is tried again.
+    for _ in 0..20 {
+        let mut old = Sluice::with(&text, &[]);
+        keep(&old, "/x").await;
+        keep(&old, "/y").await;
+        let (mut managing, mut asking) = (Connection::open(old.admin).await, Connection::open(old.address).await);
+        assert_eq!(managing.ask("GET", "/livez", &[], b"").await.status, 200);
+        assert_eq!(asking.ask("GET", "/y", &[], b"").await.status, 200);
+        let changing = change(&old, &value).await;
+        let new = Sluice::at(&text, old.address, old.admin, &["--take-over"]);
+        value.fetch_add(1, Ordering::SeqCst);
+        let purged = new.manage("/purge?tag=t").await.status;
+        assert!(purged < 300);
+        asking.send(b"GET /y HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let of_old = asking.answer(false).await.map(|answer| answer.text());
+        keep(&new, "/x").await;
+        value.fetch_add(1, Ordering::SeqCst);
+        let purge = format!("POST /purge?tag=t HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\n\r\n");
+        managing.send(purge.as_bytes()).await;
+        let by_old = managing.answer(false).await.map(|answer| answer.status);
+        let of_new = new.get("/x").await.text();
+        changing.await.unwrap();
+        ends(&mut old).await;
+        if let (Some(of_old), Some(by_old)) = (of_old, by_old) {
+            let newest = value.load(Ordering::SeqCst);
+            assert!(by_old < 300);
+            assert_eq!((of_old, of_new), ((newest - 1).to_string(), newest.to_string()));
+            return;
+        }
+    }
+    panic!("the old process never answered in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_while_it_hands_over_leaves_nothing_that_it_may_have_changed() {
+    let (backend, value) = counting(None).await;
+    let text = config(&backend, "", &path());
+    let mut old = Sluice::with(&text, &[]);
+    keep(&old, "/x").await;
+    let changing = change(&old, &value).await;
+    let new = Sluice::at(&text, old.address, old.admin, &["--take-over"]);
+    until("it was left", || async { new.get("/x").await.cache_status().contains("; hit") }).await;
+    old.process.signal("KILL");
+    old.process.child.wait().unwrap();
+    until("it is asked for again", || async { new.get("/x").await.text() == "1" }).await;
+    assert!(new.logged().contains("ended without a word"));
+    assert_eq!(changing.await.unwrap(), None);
 }
 
 /// As systemd starts a service with a socket of its own: it is open already, as the third descriptor.
