@@ -24,8 +24,8 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 
 use super::Cache;
 use super::peers::{MOST, Message, PATIENCE, ToTell};
@@ -34,6 +34,11 @@ use super::void_log::LoggedVoid;
 
 /// What the messages mean, and how a target is made into its digest.
 const VERSION: u32 = 1;
+/// Processes that are greeted at a time.
+const GREETED: usize = 16;
+
+/// A connection's number, and what is to be told over it.
+type Joined = (u64, mpsc::Receiver<ToTell>);
 
 /// The socket at which a process is found by the one that takes over from it.
 pub struct PeerSocket {
@@ -65,17 +70,7 @@ impl PeerSocket {
         std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
         std::fs::rename(&temporary, &path)?;
         let file = identity(&path)?;
-        let accepting = Arc::clone(cache);
-        cache.runtime.spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (cache, rules) = (Arc::clone(&accepting), rules());
-                accepting.runtime.spawn(async move {
-                    if let Err(error) = answer(&cache, stream, rules).await {
-                        tracing::debug!(%error, "a process that wants to take over");
-                    }
-                });
-            }
-        });
+        cache.runtime.spawn(accept(listener, Arc::clone(cache), rules));
         Ok(Self { path, file })
     }
 }
@@ -92,18 +87,40 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
+/// Greets whoever connects, a few at a time.
+async fn accept(listener: UnixListener, cache: Arc<Cache>, rules: impl Fn() -> u64) {
+    let greeting = Arc::new(Semaphore::new(GREETED));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of file descriptors, say.
+            sleep(PATIENCE / 10).await;
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&greeting).try_acquire_owned() else { continue };
+        let (cache, rules) = (Arc::clone(&cache), rules());
+        tokio::spawn(async move {
+            match greet(&cache, stream, rules).await {
+                Ok((talk, link, same_rules)) => {
+                    drop(permit);
+                    converse(cache, talk, link, same_rules).await;
+                }
+                Err(error) => tracing::debug!(%error, "a process that wants to take over"),
+            }
+        });
+    }
+}
+
 /// A process wants to take over from this one.
-async fn answer(cache: &Arc<Cache>, stream: UnixStream, rules: u64) -> io::Result<()> {
+async fn greet(cache: &Cache, stream: UnixStream, rules: u64) -> io::Result<(Talk, Joined, bool)> {
     let mut talk = Talk::new(stream);
     let theirs = talk.hello().await?;
     // First what is void from now on is kept for it, then it is told so.
-    let Some((number, queue)) = cache.peers.join() else { return Ok(()) };
+    let link = cache.peers.join().ok_or(io::ErrorKind::QuotaExceeded)?;
     if let Err(error) = talk.say(&Message::Hello { version: VERSION, rules }).await {
-        cache.peers.cut_off(number);
+        cache.peers.cut_off(link.0);
         return Err(error);
     }
-    converse(Arc::clone(cache), talk, (number, queue), theirs == rules).await;
-    Ok(())
+    Ok((talk, link, theirs == rules))
 }
 
 /// Connects to the process that serves, and returns when each tells the other of its voids.
@@ -156,7 +173,7 @@ impl Talk {
 }
 
 /// Tells and is told until either says bye. With other rules, a target that is void there may be any target here.
-async fn converse(cache: Arc<Cache>, mut talk: Talk, (number, mut queue): (u64, mpsc::Receiver<ToTell>), same_rules: bool) {
+async fn converse(cache: Arc<Cache>, mut talk: Talk, (number, mut queue): Joined, same_rules: bool) {
     let mut waiting: HashMap<u64, (usize, oneshot::Sender<()>)> = HashMap::new();
     // Both may tell at once: what is on its way each way fits into the socket.
     let (mut told, mut on_its_way) = (0, 0);

@@ -7,10 +7,12 @@ use http::header::HOST;
 use http::{HeaderValue, Method, Request};
 
 use super::Proxy;
+use super::effect::Effect;
 use crate::body;
 use crate::cache::Purged;
 use crate::cache::void::Selection;
 use crate::config::template::escape_in_url;
+use crate::upstream::failure::Failure;
 
 /// How long the backend may take to empty its cache.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -33,7 +35,7 @@ impl Proxy {
         purged
     }
 
-    /// Has the backend empty its own cache of what a purge selects, or of more.
+    /// Has the backend empty its own cache of what a purge selects, or of more. Whether it may have done so.
     async fn tell_backend(&self, what: &Selection) -> bool {
         let target = backend_target(what);
         let Ok(uri) = target.parse() else { return false };
@@ -42,17 +44,20 @@ impl Proxy {
         *request.uri_mut() = uri;
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
         match self.upstream.call("none", request, DEADLINE).await {
-            Ok(response) if response.status().is_success() => return true,
+            Ok(response) if response.status().is_success() => true,
             Ok(response) => {
                 tracing::warn!(
                     target,
                     status = response.status().as_u16(),
                     "the backend did not empty its own cache (forward_invalidation)"
                 );
+                Effect::of(Ok(response.status())).voids()
             }
-            Err(error) => tracing::warn!(target, %error, "the backend could not be told to empty its own cache (forward_invalidation)"),
+            Err(error) => {
+                tracing::warn!(target, %error, "the backend could not be told to empty its own cache (forward_invalidation)");
+                Effect::of(Err(Failure::from(&error))).voids()
+            }
         }
-        false
     }
 }
 

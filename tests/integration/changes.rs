@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::support::{Answer, Backend, Connection, Redis, Sluice, TOKEN, get, ok, one_rule, reply, until};
+use crate::support::{Answer, Backend, Connection, Redis, Sluice, Step, TOKEN, get, ok, one_rule, reply, until};
 
 const RULE: &str = "[[route]]\nname='all'\npath='/*'\nttl='1h'\n";
 
@@ -30,7 +30,7 @@ async fn counting(delay: Duration) -> (Backend, Arc<AtomicU64>) {
             return ok("", counting.load(Ordering::SeqCst).to_string().as_bytes());
         }
         counting.fetch_add(1, Ordering::SeqCst);
-        let mut steps = vec![crate::support::Step::Delay(delay)];
+        let mut steps = vec![Step::Delay(delay)];
         steps.extend(ok("", b"done"));
         steps
     })
@@ -101,10 +101,14 @@ async fn a_stream_that_is_reset_over_http2_leaves_nothing_void_behind() {
 async fn an_upload_that_breaks_off_may_have_changed_something() {
     let (backend, _) = counting(Duration::ZERO).await;
     let sluice = Sluice::with(&config(&backend, "", &format!("[limits]\nstall_timeout='300ms'\n{RULE}")), &[]);
-    for (number, (fields, bytes, closes)) in
-        [("Content-Length: 9", "half", true), ("Transfer-Encoding: chunked", "5\r\nhal", true), ("Content-Length: 9", "half", false)]
-            .into_iter()
-            .enumerate()
+    for (number, (fields, bytes, closes)) in [
+        ("Content-Length: 9", "half", true),
+        ("Transfer-Encoding: chunked", "5\r\nhal", true),
+        ("Content-Length: 9", "half", false),
+        ("Content-Length: 9\r\nExpect: 100-continue", "", true),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let target = format!("/{number}");
         keep(&sluice, &target).await;
@@ -113,6 +117,30 @@ async fn an_upload_that_breaks_off_may_have_changed_something() {
         until("it is under way", || async { sluice.metric("inflight", &[]).await >= 1.0 }).await;
         let _open = (!closes).then_some(stream);
         until("it counts as done", || async { !is_hit(&sluice, &target).await }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_and_has_no_answer_that_can_be_read_counts_as_done() {
+    let backend = Backend::start(|asked| match (asked.method.as_str(), asked.target.as_str()) {
+        ("GET", _) => ok("", b"x"),
+        (_, "/reset") => vec![Step::Reset],
+        (_, "/close") => vec![Step::Close],
+        (_, "/invalid") => vec![Step::Send(b"what\r\n\r\n".to_vec()), Step::Close],
+        (_, "/cut-off-head") => vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-".to_vec()), Step::Close],
+        (_, "/truncated") => vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf".to_vec()), Step::Close],
+        (_, "/switched") => vec![Step::Send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".to_vec())],
+        _ => reply("304 Not Modified", "", b""),
+    })
+    .await;
+    let sluice = Sluice::with(&config(&backend, "timeout='5s'", RULE), &[]);
+    for target in ["/reset", "/close", "/invalid", "/cut-off-head", "/truncated", "/switched", "/304"] {
+        keep(&sluice, target).await;
+        let mut open = Connection::open(sluice.address).await;
+        open.send(format!("PATCH {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").as_bytes()).await;
+        let status = open.head().await.unwrap().status;
+        assert_eq!(status, if target == "/truncated" { 200 } else { 502 }, "{target}");
+        assert!(!is_hit(&sluice, target).await, "{target}");
     }
 }
 
@@ -128,7 +156,7 @@ async fn what_times_out_counts_as_done_now_and_once_more_later() {
             return ok("", if now >= applied.load(Ordering::SeqCst) { b"new" } else { b"old" });
         }
         applied.store(now + if asked.target == "/late" { 1500 } else { 0 }, Ordering::SeqCst);
-        vec![crate::support::Step::Hang]
+        vec![Step::Hang]
     })
     .await;
     let sluice = Sluice::with(&config(&backend, "timeout='1s'", RULE), &[]);
@@ -168,7 +196,7 @@ async fn what_was_refused_or_not_sent_leaves_what_is_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_while_it_waits_for_a_permit_has_asked_for_nothing() {
     let backend = Backend::start(|asked| match asked.target.as_str() {
-        "/slow" => [vec![crate::support::Step::Delay(Duration::from_millis(1500))], ok("", b"x")].into_iter().flatten().collect(),
+        "/slow" => [vec![Step::Delay(Duration::from_millis(1500))], ok("", b"x")].into_iter().flatten().collect(),
         _ => ok("", b"x"),
     })
     .await;
@@ -268,7 +296,7 @@ async fn the_answer_to_a_post_is_not_kept_where_a_later_change_was_answered_firs
         }
         let fields = "Content-Location: /x\r\nCache-Control: max-age=3600\r\n";
         match counted.fetch_add(1, Ordering::SeqCst) {
-            0 => [vec![crate::support::Step::Delay(Duration::from_millis(700))], ok(fields, b"first")].into_iter().flatten().collect(),
+            0 => [vec![Step::Delay(Duration::from_millis(700))], ok(fields, b"first")].into_iter().flatten().collect(),
             _ => ok("", b"second"),
         }
     })
