@@ -29,8 +29,9 @@ use tokio::time::{sleep, timeout};
 
 use super::Cache;
 use super::peers::{MOST, Message, PATIENCE, ToTell};
-use super::void::Selection;
-use super::void_log::LoggedVoid;
+use super::void::view::LoggedVoid;
+use super::void::{Effect, Selection};
+use crate::clock::Wall;
 
 /// What the messages mean, and how a target is made into its digest.
 const VERSION: u32 = 1;
@@ -235,7 +236,7 @@ fn sendable(number: u64, void: LoggedVoid) -> Message {
 /// Something is void at another process, and so it is here; the others are told too.
 fn note(cache: &Arc<Cache>, void: LoggedVoid, same_rules: bool, from: u64) {
     let void = if same_rules || !matches!(void.what, Selection::Target(_)) { void } else { everything() };
-    cache.voids.add(void.what.clone(), void.soft);
+    cache.voids.add(void.what.clone(), Effect::of_purge(void.soft), Wall::now());
     for (number, queued) in cache.peers.queue(&void, Some(from)) {
         if queued.is_none() {
             cache.peers.cut_off(number);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::void_log::LoggedVoid;
+use super::void::view::LoggedVoid;
 
 /// The longest message, in bytes.
 pub const MOST: usize = 64 << 10;

@@ -26,7 +26,7 @@ use super::asked::Asked;
 use super::effect::Effect;
 use crate::body::Stream;
 use crate::cache::key::{Canonical, Key};
-use crate::clock::Wall;
+use crate::cache::void::Moment;
 use crate::config::route::select;
 use crate::http::invalidation::named_targets;
 use crate::request::client::request_authority;
@@ -87,7 +87,7 @@ struct Change {
     /// What the client calls the backend.
     host: Option<HeaderValue>,
     /// When it was sent.
-    asked_at: Wall,
+    asked_at: Moment,
     is_known: bool,
 }
 
@@ -126,7 +126,7 @@ impl Change {
     fn is_overtaken(&self) -> bool {
         let Some(key) = &self.key else { return false };
         let voids = self.proxy.cache.voids().concerning(&key.readable, &key.tags, key.target);
-        voids.iter().any(|void| void.at >= self.asked_at)
+        voids.iter().any(|void| void.at > self.asked_at)
     }
 
     /// The keys of the targets that the answer names besides its own.

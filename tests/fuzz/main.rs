@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use sluice::api::json::{Style, write_order};
@@ -15,6 +15,7 @@ use sluice::api::texts::Texts;
 use sluice::cache::codec::{decode, encode};
 use sluice::cache::hot_file::read_entries;
 use sluice::cache::key::{Canonical, Key, NameParts};
+use sluice::cache::peers::{MOST, Message};
 use sluice::cache::seal::Sealer;
 use sluice::cache::void::view::LoggedVoid;
 use sluice::cache::void::{Effect, Moment};
@@ -47,6 +48,7 @@ static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| match std::env::var("SLUIC
     Ok("stream") => stream,
     Ok("voids") => voids,
     Ok("handover") => handover,
+    Ok("peers") => peers,
     other => panic!("SLUICE_FUZZ={other:?} is no target"),
 });
 
@@ -324,4 +326,15 @@ fn voids(data: &[u8]) {
 fn handover(data: &[u8]) {
     let Ok(entries) = read_entries(data, data.len() as u64) else { return };
     assert!(entries.iter().map(|entry| entry.canonical.len()).sum::<usize>() <= data.len());
+}
+
+/// What another process at the same address is said to say.
+fn peers(data: &[u8]) {
+    let mut left = BytesMut::from(data);
+    while let Ok(Some(message)) = Message::take(&mut left) {
+        let mut again = BytesMut::from(&message.encode()[..]);
+        assert_eq!(Message::take(&mut again).unwrap(), Some(message));
+        assert!(again.is_empty() && left.len() < data.len());
+    }
+    assert!(left.len() <= data.len().max(MOST));
 }

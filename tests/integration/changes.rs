@@ -138,8 +138,9 @@ async fn what_was_sent_and_has_no_answer_that_can_be_read_counts_as_done() {
         keep(&sluice, target).await;
         let mut open = Connection::open(sluice.address).await;
         open.send(format!("PATCH {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").as_bytes()).await;
-        let status = open.head().await.unwrap().status;
-        assert_eq!(status, if target == "/truncated" { 200 } else { 502 }, "{target}");
+        // A head whose body breaks off at once may never leave.
+        let status = open.head().await.map(|head| head.status);
+        assert!(status == Some(502) || (target == "/truncated" && matches!(status, Some(200) | None)), "{target}: {status:?}");
         assert!(!is_hit(&sluice, target).await, "{target}");
     }
 }
@@ -284,6 +285,37 @@ async fn what_a_get_fetches_while_a_change_is_under_way_does_not_outlive_it() {
     assert_eq!(changing.await.unwrap(), 200);
     assert_eq!(one.get("/x").await.text(), "1", "whoever is asked after the answer");
     until("the other one knows", || async { two.get("/x").await.text() == "1" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_that_left_has_changed_is_void_at_other_instances_too() {
+    let (backend, value) = counting(Duration::from_millis(300)).await;
+    let redis = Redis::start(&[]).await;
+    let text = config(&backend, "", &format!("[cache]\nredis='{}'\n{RULE}", redis.url()));
+    let (one, mut two) = (Sluice::with(&text, &[]), Sluice::with(&text, &[]));
+    for sluice in [&one, &two] {
+        until("Redis answers", || async { sluice.logged().contains("Redis answers") }).await;
+    }
+    keep(&two, "/x").await;
+    keep(&one, "/x").await;
+    for (number, ends) in [(1, false), (2, true)] {
+        let stream = TcpStream::connect(two.address).await.unwrap();
+        let mut stream = tokio::io::BufWriter::new(stream);
+        stream.write_all(b"DELETE /x HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        stream.flush().await.unwrap();
+        until("the backend has it", || async { value.load(Ordering::SeqCst) == number }).await;
+        drop(stream);
+        if ends {
+            // The process ends too, once it knows what became of it.
+            two.process.signal("TERM");
+            until("it ends", || {
+                let ended = two.process.child.try_wait().unwrap().is_some();
+                async move { ended }
+            })
+            .await;
+        }
+        is_up_to_date(&one, "/x", &value, "the other instance knows").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
