@@ -296,14 +296,7 @@ fn cache(mut section: Section<'_, '_>) -> CacheSettings {
     let password = section.string("redis_password").filter(|password| !password.is_empty());
     let redis =
         section.parsed("redis", |text| if text.is_empty() { Ok(None) } else { RedisUrl::parse(text, password).map(Some) }).flatten();
-    let namespace = section.parsed("namespace", |text| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
-        if (1..=64).contains(&text.len()) && text.bytes().all(plain) {
-            Ok(text.to_owned())
-        } else {
-            Err("expected 1 to 64 letters, digits, '-', '_', '.' or ':'".to_owned())
-        }
-    });
+    let namespace = section.parsed("namespace", namespace);
     let max_object = bytes(&mut section, "max_object", 16 << 20);
     if max_object == 0 || max_object > 1 << 30 {
         section.error("max_object", "expected 1B to 1GiB");
@@ -340,6 +333,25 @@ fn cache(mut section: Section<'_, '_>) -> CacheSettings {
         handover,
         redis_timeout,
     }
+}
+
+/// What every name in Redis begins with. In names it ends at `:` or `!`, so it holds neither: else the names of `app:v2` would begin
+/// like those of `app`, and a purge of the one would empty the other. It holds nothing either that a glob of Redis reads.
+fn namespace(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let of_right_size = (1..=64).contains(&text.len());
+    if of_right_size && text.bytes().all(plain) {
+        return Ok(text.to_owned());
+    }
+    if of_right_size && text.contains(':') && text.bytes().all(|byte| plain(byte) || byte == b':') {
+        return Err(format!(
+            "'{text}' must not contain ':', at which a namespace ends: in one Redis, purges of '{}' would empty it. Write \"{}\"; what is \
+             stored under the old name is not used any more, and Redis lets it expire",
+            text.split(':').next().unwrap_or_default(),
+            text.replace(':', "-"),
+        ));
+    }
+    Err("expected 1 to 64 letters, digits, '-', '_' or '.'".to_owned())
 }
 
 fn positive(section: &mut Section<'_, '_>, key: &'static str, default: Duration) -> Duration {

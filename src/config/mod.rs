@@ -201,6 +201,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn no_namespace_begins_like_another_one_does_before_its_end() {
+        let of = |namespace: &str| check("t", &format!("{BACKEND}[cache]\nnamespace=\"{namespace}\"\n"), &|_| None);
+        for fine in ["sluice", "app", "app-v2", "app_v2", "app.v2", "A", "7", &"x".repeat(64)] {
+            assert_eq!(of(fine).config.map(|config| config.cache.namespace).as_deref(), Some(fine));
+        }
+        let refused = of("app:v2");
+        let told = "t:4:11: namespace: 'app:v2' must not contain ':', at which a namespace ends";
+        assert!(refused.config.is_none() && refused.report[0].starts_with(told), "{:?}", refused.report);
+        assert!(refused.report[0].contains("Write \"app-v2\""), "{:?}", refused.report);
+        for wrong in ["", ":", "a!b", "a#b", "a*", "a?", "a[b]", "a\\\\", "{a}", "a b", "a/b", "é", "a:b!c", &"x".repeat(65)] {
+            let checked = of(wrong);
+            assert!(checked.report[0].contains("namespace: "), "{wrong}: {:?}", checked.report);
+            assert!(checked.config.is_none_or(|config| config.cache.namespace == "sluice"), "{wrong}");
+        }
+    }
+
+    #[test]
     fn the_shipped_file_is_valid_and_without_warnings() {
         let checked = check("proxy.toml", include_str!("../../proxy.toml"), &|_| None);
         assert_eq!(checked.report, Vec::<String>::new());
