@@ -382,7 +382,7 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
     let (stop, stopped) = watch::channel(Stop::No);
     let local = |listener: &Listener| listener.socket.local_addr().map_err(while_doing("asking for the bound address"));
     let (address, admin_address) = (local(&main)?, local(&admin)?);
-    let reloader = source.map(|source| Arc::new(Reloader::new(source, Arc::clone(&proxy), config.clone())));
+    let reloader = source.map(|source| Arc::new(Reloader::new(source, Arc::clone(&proxy), Handle::current(), config.clone())));
     let (hand_over, handing_over) = watch::channel(false);
     let warming = Arc::clone(&endpoints);
     let state = AdminState::new(Arc::clone(&proxy), endpoints, config, reloader.clone(), hand_over, hot.clone());

@@ -5,7 +5,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::rate_limit::{self, RateLimit};
 use super::reader::Section;
-use super::route::{History, PathPattern, RequestFields, Rollout, Route};
+use super::route::{History, PathPattern, RequestFields, Rollout, Route, Written};
 use super::template::Template;
 use super::units::{duration, is_name};
 use crate::http::freshness::FreshnessPolicy;
@@ -86,7 +86,11 @@ pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<(Route, Optio
     let name = name?;
     let limit = if has_limit { rate_limit::limit(limit_section, name.clone(), Some(vec![name.clone()])) } else { None };
     let key = key.map_or_else(|| Template::parse(&name), Ok).ok()?;
-    let shape = xxh3_64(format!("{with:?}{without:?}{query:?}{fold_case:?}{request_fields:?}").as_bytes()).to_le_bytes();
+    // Each part is a list or a value that ends where its text says so: no two shapes have one text.
+    let found_by = format!("{with:?}{without:?}{query:?}{fold_case:?}{request_fields:?}");
+    let voided_by = format!("{key:?}{tags:?}");
+    let meant_for = format!("{authorization}{}", policy.set_cookie);
+    let shape = xxh3_64(format!("{found_by}{voided_by}{meant_for}").as_bytes()).to_le_bytes();
     let route = Route {
         index,
         shape,
@@ -107,6 +111,7 @@ pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<(Route, Optio
         query,
         fold_case,
         tags,
+        written: Written::default(),
         history: history.flatten(),
         path: path?,
         name,

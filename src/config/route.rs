@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
@@ -23,8 +24,8 @@ pub struct Route {
     pub index: usize,
     /// The name, for metrics, logs and `explain`.
     pub name: String,
-    /// A digest of what decides which requests are equal under this rule: what was stored under other rules of this name is not
-    /// for its requests.
+    /// A digest of what decides which requests are equal under this rule, for whom its answers are, and by which key and tags a purge
+    /// finds them: what was stored under other rules of this name is not for its requests.
     pub shape: [u8; 8],
     /// Which paths it serves.
     pub path: PathPattern,
@@ -65,6 +66,40 @@ pub struct Route {
     pub tags: Vec<Template>,
     /// Longer freshness for answers about a closed past.
     pub history: Option<History>,
+    /// Whether a client has changed something on this rule.
+    pub written: Written,
+}
+
+/// Whether a client has sent an unsafe request (RFC 9110 §9.2.1) since this rule serves. It belongs to the process: it is no part of
+/// what two rules are compared by.
+#[derive(Default)]
+pub struct Written(AtomicBool);
+
+impl Written {
+    /// A client sends such a request.
+    pub fn note(&self) {
+        if !self.get() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether one has.
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Clone for Written {
+    fn clone(&self) -> Self {
+        Self(AtomicBool::new(self.get()))
+    }
+}
+
+impl fmt::Debug for Written {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ok(())
+    }
 }
 
 /// `rollout`: a share of clients, the same ones each time and on every instance.
@@ -171,9 +206,23 @@ impl PathPattern {
             (Self::Exact(_), Self::Below(_)) => false,
         }
     }
+
+    /// Whether a path is among these and among `other`'s.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
 }
 
 impl Route {
+    /// Whether what this rule has stored is for `other` too, and is voided by the same changes: as far as this goes they are one rule.
+    #[must_use]
+    pub fn goes_on_as(&self, other: &Self) -> bool {
+        let same = |method: &Method| self.methods.contains(method) == other.methods.contains(method);
+        let same_requests = self.name == other.name && self.shape == other.shape && self.path == other.path;
+        same_requests && same(&Method::GET) && same(&Method::HEAD) && self.cache == other.cache
+    }
+
     /// Whether this rule serves the target.
     #[must_use]
     pub fn matches(&self, target: &Target<'_>) -> bool {

@@ -2,5 +2,6 @@
 //!
 //! Knows the configuration, and the proxy whose rules it exchanges. Knows nothing of who asks for it.
 
+pub mod anew;
 pub mod reload;
 pub mod watch;

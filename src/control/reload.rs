@@ -7,6 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Handle;
+
+use super::anew::Anew;
+use crate::cache::void::Selection;
 use crate::config::{self, Config};
 use crate::proxy::Proxy;
 use crate::proxy::rules::Rules;
@@ -24,6 +28,8 @@ pub struct Source {
 pub struct Reloader {
     source: Source,
     proxy: Arc<Proxy>,
+    /// Where purges run.
+    runtime: Handle,
     /// The configuration that serves.
     serving: Mutex<Config>,
 }
@@ -86,10 +92,10 @@ pub fn result(reloaded: &Result<Reloaded, ReloadError>) -> String {
 }
 
 impl Reloader {
-    /// For the proxy that serves this configuration, which came from there.
+    /// For the proxy that serves this configuration, which came from there. What need not block runs on `runtime`.
     #[must_use]
-    pub fn new(source: Source, proxy: Arc<Proxy>, serving: Config) -> Self {
-        Self { source, proxy, serving: Mutex::new(serving) }
+    pub fn new(source: Source, proxy: Arc<Proxy>, runtime: Handle, serving: Config) -> Self {
+        Self { source, proxy, runtime, serving: Mutex::new(serving) }
     }
 
     /// The file.
@@ -106,7 +112,8 @@ impl Reloader {
         file.is_none_or(|file| file.digest != serving.digest)
     }
 
-    /// Reads the file and has its rules serve. It blocks on the file for as long as the file system does.
+    /// Reads the file and has its rules serve. It blocks on the file for as long as the file system does, and on purges: it is not to
+    /// be called on a thread of a runtime.
     ///
     /// # Errors
     /// [`ReloadError`]; nothing has changed then.
@@ -155,13 +162,30 @@ impl Reloader {
             return Ok(Reloaded::Unchanged { digest });
         }
         let previous = self.proxy.rules.load_full();
+        let anew = Anew::between(&previous.routes, &next.routes);
+        self.purge(anew.before);
         let rules = Arc::new(Rules::new(&next, self.proxy.shared_counts.as_ref(), &self.proxy.metrics, Some(&previous)));
         log::set_level(next.log.level);
         self.proxy.rules.store(Arc::clone(&rules));
         if let Some(timeline) = &self.proxy.timeline {
             timeline.follow(&rules.routes);
         }
+        self.purge(anew.after);
         *serving = next;
         Ok(Reloaded::Applied { rules: rules.routes.len(), digest })
+    }
+
+    /// Purges what the rules that begin anew have stored, on every instance. It returns when that is void.
+    fn purge(&self, patterns: Vec<String>) {
+        let purge = |pattern| {
+            tracing::info!(pattern, "the configuration was reloaded, and what a rule of it has stored is not used any more");
+            let cache = Arc::clone(&self.proxy.cache);
+            self.runtime.spawn(async move { cache.purge(Selection::Pattern(pattern), false).await })
+        };
+        let purges: Vec<_> = patterns.into_iter().map(purge).collect();
+        for purge in purges {
+            // It fails only where the program ends.
+            let _ = self.runtime.block_on(purge);
+        }
     }
 }

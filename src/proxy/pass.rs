@@ -30,6 +30,9 @@ impl Proxy {
         if !spent.on(Step::Limit, limits.take(Counts::Backend)).await {
             return self.refuse_limited(route.map_or("none", |route| &route.name));
         }
+        if let Some(route) = route.filter(|_| !parts.method.is_safe()) {
+            route.written.note();
+        }
         // Content in a HEAD has no meaning (RFC 9110 §9.3.2), and so has what is answered to it.
         let meaningful = parts.method != Method::HEAD || body.is_end_stream();
         let updating =

@@ -46,12 +46,18 @@ impl Rules {
         let names: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
         let limits = Limits::new(&config.rate_limits, &names, shared, metrics, previous.map(|previous| &previous.limits));
         let rows = metrics.rows(names.into_iter());
-        let storing = config.routes.iter().filter(|route| route.may_store()).map(|route| (route.name.clone(), route.shape));
-        let is_there = |(name, shape): &(String, [u8; 8])| config.routes.iter().any(|route| route.name == *name && route.shape == *shape);
+        let routes = config.routes.clone();
+        let storing = routes.iter().filter(|route| route.may_store()).map(|route| (route.name.clone(), route.shape));
+        let is_there = |(name, shape): &(String, [u8; 8])| routes.iter().any(|route| route.name == *name && route.shape == *shape);
         let before = previous.into_iter().flat_map(|previous| previous.holding.iter().filter(|held| is_there(held)).cloned());
+        let holding = storing.chain(before).collect();
+        let before = previous.map_or(&[][..], |previous| &previous.routes);
+        for route in routes.iter().filter(|route| before.iter().any(|before| before.name == route.name && before.written.get())) {
+            route.written.note();
+        }
         Self {
-            holding: storing.chain(before).collect(),
-            routes: config.routes.clone(),
+            holding,
+            routes,
             rows,
             limits,
             tokens: config.admin.tokens.clone(),

@@ -317,7 +317,7 @@ fn voids(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let read = LoggedVoid::read(text);
     let again = LoggedVoid::read(&read.void.write(read.id));
-    assert_eq!((again.id, again.void), (read.id, read.void), "{text}");
+    assert_eq!((again.id, &again.void), (read.id, &read.void), "{text}");
     // It is held against something, however odd it is.
     let _ = read.void.what.matches("liq:BTC", &["symbol:BTC".to_owned()], 7);
 }

@@ -1,9 +1,9 @@
 //! The configuration read again while it serves: other rules for requests to come, or nothing changed and the reason told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::support::{Answer, Asked, Backend, Connection, Sluice, TOKEN, get, ok, until};
+use crate::support::{Answer, Asked, Backend, Connection, Redis, Sluice, TOKEN, get, ok, until};
 
 /// What a file says before its rules.
 fn head(backend: &Backend) -> String {
@@ -97,6 +97,72 @@ async fn a_rule_that_tells_requests_apart_otherwise_takes_nothing_over() {
     assert_eq!(sluice.get("/q?a=1").await.text(), "/q?a=1&b=2");
     assert_eq!(reload(&sluice, &rule("['a','b']")).await.status, 200);
     assert_eq!(sluice.get("/q?a=1").await.text(), "/q?a=1");
+}
+
+/// A Sluice with these rules over a backend whose answers say how often it was asked.
+async fn counting(redis: &str, rules: &str) -> (Backend, Sluice, String) {
+    let asked = AtomicUsize::new(0);
+    let backend = Backend::start(move |_| ok("", asked.fetch_add(1, Ordering::SeqCst).to_string().as_bytes())).await;
+    let head = head(&backend).replace("redis=''", &format!("redis='{redis}'"));
+    let sluice = Sluice::with(&format!("{head}{rules}"), &[]);
+    if !redis.is_empty() {
+        until("Redis answers", || async { sluice.logged().contains("Redis answers") }).await;
+    }
+    (backend, sluice, head)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_by_new_tags_or_a_new_key_leaves_nothing_of_before() {
+    let redis = Redis::start(&[]).await;
+    for (url, new, purge) in [
+        ("", "tags=['new']\n", "/purge?tag=new"),
+        ("", "key='new:{a}'\n", "/purge?pattern=new:*"),
+        (&redis.url(), "tags=['new']\n", "/purge?tag=new"),
+        (&redis.url(), "key='new:{a}'\n", "/purge?pattern=new:*"),
+    ] {
+        let rule = format!("[[route]]\nname='r'\npath='/r/*'\nttl='1h'\nkey='old:{{a}}'\ntags=['old']\n# {url} {purge}\n");
+        let (_backend, sluice, head) = counting(url, &rule).await;
+        let target = format!("/r/x?a={}", fastrand::u64(..));
+        let first = sluice.get(&target).await.text();
+        assert_eq!(sluice.get(&target).await.text(), first);
+        let line = if new.starts_with("tags") { "tags=['old']\n" } else { "key='old:{a}'\n" };
+        assert_eq!(reload(&sluice, &format!("{head}{}", rule.replace(line, new))).await.status, 200);
+        assert!(sluice.manage(purge).await.status < 300);
+        let second = sluice.get(&target).await.text();
+        assert_ne!(second, first, "{url} {new}");
+        // What the purge could not name is not there either when the rule is what it was.
+        assert!(sluice.manage(purge).await.status < 300);
+        assert_eq!(reload(&sluice, &format!("{head}{rule}")).await.status, 200);
+        let third = sluice.get(&target).await.text();
+        assert!(third != first && third != second, "{url} {new}: {first} {second} {third}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_that_was_away_or_hidden_serves_nothing_from_before_a_change() {
+    let redis = Redis::start(&[]).await;
+    let rule = "[[route]]\nname='r'\npath='/r/*'\nttl='1h'\n";
+    for url in ["", &redis.url()] {
+        for meanwhile in [
+            String::new(),
+            format!("{rule}cache=false\n"),
+            rule.replace("'r'", "'s'"),
+            rule.replace("/r/", "/other/"),
+            format!("[[route]]\nname='above'\npath='/r/x'\ncache=false\n{rule}"),
+            format!("[[route]]\nname='above'\npath='/*'\nttl='1h'\n{rule}"),
+        ] {
+            let (_backend, sluice, head) = counting(url, rule).await;
+            let target = format!("/r/x?a={}", fastrand::u64(..));
+            let first = sluice.get(&target).await.text();
+            assert_eq!(sluice.get(&target).await.text(), first);
+            assert_eq!(reload(&sluice, &format!("{head}{meanwhile}")).await.status, 200);
+            let changed = Connection::open(sluice.address).await.ask("POST", &target, &[], b"").await;
+            assert_eq!(changed.status, 200);
+            assert_eq!(reload(&sluice, &format!("{head}{rule}")).await.status, 200);
+            let answer = sluice.get(&target).await;
+            assert_ne!(answer.text(), first, "{url} {meanwhile}: {}", answer.cache_status());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
