@@ -136,27 +136,28 @@ impl AdminState {
         let rules = self.proxy.rules.load_full();
         let actor = |right| Actor::authorize(&rules.tokens, headers, peer, right);
         Ok(match &*target.path {
-            "/reload" => reload::post(self.reloader.as_ref(), &actor(Right::Reload)?).await,
-            "/purge" => purge::post(&self.proxy, target, &actor(Right::Purge)?).await,
-            "/stop" => self.stop(&actor(Right::Stop)?).await,
-            _ => self.warm(&actor(Right::Warm)?),
+            "/reload" => reload::post(self.reloader.as_ref(), &actor(Right::Reload).await?).await,
+            "/purge" => purge::post(&self.proxy, target, &actor(Right::Purge).await?).await,
+            "/stop" => self.stop(&actor(Right::Stop).await?).await,
+            _ => self.warm(&actor(Right::Warm).await?),
         })
     }
 
     /// Leaves what memory holds for the process that takes over, and ends this one.
     async fn stop(&self, actor: &Actor<'_>) -> Response<Reply> {
+        actor.begins("");
         let left = match &self.hot {
             Some(hot) => hot.write(&self.proxy.cache).await,
             None => 0,
         };
-        actor.did("", &format!("stopping, {left} entries left for the next process"));
+        actor.did(&format!("stopping, {left} entries left for the next process"));
         self.hand_over.send_replace(true);
         errors::json(200, format!(r#"{{"stopping":true,"left":{left}}}"#))
     }
 
     fn warm(&self, actor: &Actor<'_>) -> Response<Reply> {
         let targets = self.endpoints.warmer.start(&self.proxy);
-        actor.did("", &format!("{targets} targets"));
+        actor.did(&format!("{targets} targets"));
         errors::json(200, format!(r#"{{"warming":{targets}}}"#))
     }
 

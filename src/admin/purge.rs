@@ -30,8 +30,9 @@ pub async fn post(proxy: &Arc<Proxy>, target: &Target<'_>, actor: &Actor<'_>) ->
         Some(_) => return errors::json(400, r#"{"detail":"soft is true or false"}"#),
     };
     let told = format!("{what}{}", if soft { ", soft" } else { "" });
+    actor.begins(&told);
     let purged = proxy.purge(what, soft).await;
-    actor.did(&told, &purged.to_string());
+    actor.did(&purged.to_string());
     let mut page = json!({ "purged": purged.count });
     if purged.count.is_none() {
         page["number"] = json!(purged.number);

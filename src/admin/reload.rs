@@ -15,9 +15,10 @@ pub async fn post(reloader: Option<&Arc<Reloader>>, actor: &Actor<'_>) -> Respon
     let Some(reloader) = reloader.cloned() else {
         return errors::json(409, r#"{"detail":"This configuration does not come from a file"}"#);
     };
+    actor.begins("");
     let reloaded = tokio::task::spawn_blocking(move || reloader.reload()).await;
     if let Ok(reloaded) = &reloaded {
-        actor.did("", &reload::result(reloaded));
+        actor.did(&reload::result(reloaded));
     }
     match reloaded {
         Ok(Ok(Reloaded::Applied { rules, digest })) => {

@@ -50,6 +50,8 @@ pub enum Refusal {
     NotAllowed,
     /// A management call while no admin token is configured.
     NoToken,
+    /// A management call while audit lines cannot be written.
+    Unaudited,
 }
 
 /// One line of the table.
@@ -75,7 +77,7 @@ const fn staying(status: u16, detail: &'static str, sentence: &'static str) -> R
 
 impl Refusal {
     /// Every refusal, in the order of the table.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::RequestLine,
         Self::Version,
         Self::LineEnd,
@@ -97,6 +99,7 @@ impl Refusal {
         Self::Forbidden,
         Self::NotAllowed,
         Self::NoToken,
+        Self::Unaudited,
     ];
 
     /// The table.
@@ -124,6 +127,7 @@ impl Refusal {
             Self::Forbidden => staying(401, "forbidden", "This operation needs the admin token as 'Authorization: Bearer TOKEN'"),
             Self::NotAllowed => staying(403, "not-allowed", "This token may not do that; [[admin.tokens]] says what it may"),
             Self::NoToken => staying(403, "no-token", "Management is switched off: no admin token is configured"),
+            Self::Unaudited => staying(503, "unaudited", "Changes cannot be logged now, so none is made: standard error takes no lines"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows the configuration of the log and of traces. Everybody may count and log; nothing here knows what is counted.
 
+pub mod audit_log;
 pub mod log;
 pub mod metrics;
 pub mod samples;

@@ -153,14 +153,14 @@ pub async fn invalidate_symbols(proxy: &Arc<Proxy>, actor: &Actor<'_>) -> Respon
 #[must_use]
 pub fn warm(warmer: &Warmer, proxy: &Arc<Proxy>, actor: &Actor<'_>) -> Response<Reply> {
     let targets = warmer.start(proxy);
-    actor.did("", &format!("{targets} targets"));
+    actor.did(&format!("{targets} targets"));
     json_page(&Warming { message: "Cache warming started in background".to_owned(), status: "initiated".to_owned() })
 }
 
 async fn purge(proxy: &Arc<Proxy>, what: Selection, actor: &Actor<'_>) -> u64 {
-    let told = what.to_string();
+    actor.begins(&what.to_string());
     let purged = proxy.purge(what, false).await;
-    actor.did(&told, &purged.to_string());
+    actor.did(&purged.to_string());
     purged.count.unwrap_or(0)
 }
 

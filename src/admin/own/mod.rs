@@ -129,10 +129,10 @@ impl Endpoints {
         Ok(match endpoint {
             Endpoint::Health => health::get(&self.health, proxy).await,
             Endpoint::Stats => cache::stats(proxy).await,
-            Endpoint::Clear => cache::clear(proxy, asked.target, &actor(Right::Purge)?).await,
-            Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(proxy, symbol, &actor(Right::Purge)?).await,
-            Endpoint::InvalidateSymbols => cache::invalidate_symbols(proxy, &actor(Right::Purge)?).await,
-            Endpoint::Warm => cache::warm(&self.warmer, proxy, &actor(Right::Warm)?),
+            Endpoint::Clear => cache::clear(proxy, asked.target, &actor(Right::Purge).await?).await,
+            Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(proxy, symbol, &actor(Right::Purge).await?).await,
+            Endpoint::InvalidateSymbols => cache::invalidate_symbols(proxy, &actor(Right::Purge).await?).await,
+            Endpoint::Warm => cache::warm(&self.warmer, proxy, &actor(Right::Warm).await?),
             Endpoint::Description => openapi::description(),
             Endpoint::Documentation => openapi::documentation(),
         })
