@@ -45,6 +45,7 @@ use crate::proxy::hottest::Hottest;
 use crate::proxy::rules::Rules;
 use crate::proxy::warm::Warmer;
 use crate::redis_link::RedisLink;
+use crate::request::secrets;
 use crate::request::short_way::ShortWay;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Tracer;
@@ -369,6 +370,7 @@ pub async fn start_over(config: &Config, backend: Box<dyn Backend>) -> Result<Ru
 }
 
 async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<reload::Source>, beside: bool) -> Result<Running, StartError> {
+    secrets::leave_out(&config.log.redact);
     let Sockets { main, admin } = sockets(config, beside)?;
     let Parts { proxy, endpoints, computing } = build(config, own)?;
     let began = proxy.cache.ask();

@@ -12,12 +12,14 @@ use crate::cache::void::{Effect, Voids};
 use crate::clock::Wall;
 use crate::config::rate_limit::RateLimit;
 use crate::config::route::{PathPattern, RequestFields, Rollout, Route};
+use crate::config::template::escape;
 use crate::config::units::show;
 use crate::config::{BackendKind, Config, Timeline};
 use crate::proxy::decide::{Admission, admit};
 use crate::proxy::outcome::Outcome;
 use crate::request::client::FORWARDED_FOR;
 use crate::request::fields::may_go_on;
+use crate::request::secrets::{LEFT_OUT, is_left_out, text_without_secrets, without_secrets};
 use crate::request::target::Target;
 use crate::timeline::Located;
 use crate::timeline::needs::{Needs, needs};
@@ -83,7 +85,7 @@ impl Explainer {
     }
 
     fn write(&self, serving: &Serving<'_>, text: &str, headers: &HeaderMap, now: Wall, out: &mut String) -> Result<bool, std::fmt::Error> {
-        writeln!(out, "request    GET {text}")?;
+        writeln!(out, "request    GET {}", without_secrets(text))?;
         let target = match Target::parse(text) {
             Ok(target) => target,
             Err(refusal) => {
@@ -95,7 +97,7 @@ impl Explainer {
         writeln!(
             out,
             "path       {}{}",
-            target.path,
+            without_secrets(&target.path),
             if target.doubtful { "   (doubtful: forwarded verbatim, never cached)" } else { "" }
         )?;
         if Endpoint::of(&target.path, self.native).is_some() {
@@ -152,7 +154,9 @@ impl Explainer {
 
     fn write_key(&self, route: &Route, target: &Target<'_>, headers: &HeaderMap, out: &mut String) -> Result<Key, std::fmt::Error> {
         let key = Key::new(route, target, Canonical::new(route, target, headers));
-        write!(out, "canonical  {}", target.path)?;
+        write!(out, "canonical  {}", without_secrets(&target.path))?;
+        // Values that may be secret, as keys and tags hold them.
+        let mut hidden: Vec<String> = Vec::new();
         let keyed = |name: &[u8]| route.query.as_ref().is_none_or(|names| names.iter().any(|known| known.as_bytes() == name));
         let mut parameters: Vec<_> = target.parameters.iter().collect();
         parameters.sort_by(|a, b| a.name().cmp(b.name()));
@@ -160,14 +164,23 @@ impl Explainer {
             let name = String::from_utf8_lossy(parameter.name()).into_owned();
             let value = parameter.text();
             let folded = route.fold_case.contains(&name);
-            write!(out, "  {name}={:?}", if folded { value.to_ascii_uppercase() } else { value.into_owned() })?;
+            let value = if folded { value.to_ascii_uppercase() } else { value.into_owned() };
+            if is_left_out(&name, &value) {
+                write!(out, "  {name}={LEFT_OUT}")?;
+                let mut kept = String::new();
+                escape(&value, &mut kept);
+                hidden.push(kept);
+            } else {
+                write!(out, "  {name}={value:?}")?;
+            }
         }
-        if let Some(origin) = headers.get(ORIGIN) {
-            write!(out, "  Origin: {origin:?}")?;
+        if let Some(origin) = headers.get(ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes())) {
+            write!(out, "  Origin: {:?}", text_without_secrets(&origin))?;
         }
         writeln!(out)?;
         for parameter in parameters.iter().filter(|parameter| !keyed(parameter.name())) {
-            writeln!(out, "ignored    {} (not in the rule's query)", String::from_utf8_lossy(parameter.name()))?;
+            let name = String::from_utf8_lossy(parameter.name());
+            writeln!(out, "ignored    {} (not in the rule's query)", text_without_secrets(&name))?;
         }
         for name in route.request_fields.listed() {
             for value in headers.get_all(name) {
@@ -182,10 +195,12 @@ impl Explainer {
                 writeln!(out, "not sent   {} (to the backend, unless it names them in Vary)", withheld.join(", "))?;
             }
         }
-        writeln!(out, "key        {}", key.readable)?;
-        writeln!(out, "in Redis   {}", key.name(&self.namespace))?;
+        let shown =
+            |text: &str| hidden.iter().filter(|value| !value.is_empty()).fold(text.to_owned(), |text, value| text.replace(value, LEFT_OUT));
+        writeln!(out, "key        {}", shown(&key.readable))?;
+        writeln!(out, "in Redis   {}", shown(key.name(&self.namespace)))?;
         if !key.tags.is_empty() {
-            writeln!(out, "tags       {}", key.tags.join(", "))?;
+            writeln!(out, "tags       {}", shown(&key.tags.join(", ")))?;
         }
         Ok(key)
     }

@@ -8,7 +8,7 @@ use crate::cache::store::Tier;
 use crate::cache::void_log::VoidLog;
 use crate::config::route::Route;
 use crate::proxy::Proxy;
-use crate::request::secrets::without_secrets;
+use crate::request::secrets::{text_without_secrets, without_secrets};
 use crate::telemetry::metrics::OutcomeLabel;
 use crate::timeline::Report;
 
@@ -132,7 +132,7 @@ pub fn page(proxy: &Proxy) -> String {
             .into_iter()
             .map(|(target, requests)| Hot { target: without_secrets(&target).into_owned(), requests })
             .collect(),
-        keys: proxy.cache.store().keys_by_prefix(),
+        keys: keys(proxy.cache.store().keys_by_prefix()),
         tiers,
         timeline: proxy.timeline.as_ref().map(|timeline| timeline.report()),
         breakers: Breakers { backend: state(!proxy.fetcher.failing().upstream()), redis },
@@ -142,6 +142,15 @@ pub fn page(proxy: &Proxy) -> String {
         purged: proxy.metrics.purged.get(),
     };
     serde_json::to_string_pretty(&stats).unwrap_or_default()
+}
+
+/// Where a key begins with what a client sent, that may be a secret.
+fn keys(by_prefix: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let mut keys = BTreeMap::new();
+    for (prefix, count) in by_prefix {
+        *keys.entry(text_without_secrets(&prefix).into_owned()).or_default() += count;
+    }
+    keys
 }
 
 #[allow(clippy::cast_precision_loss, reason = "ratios and means")]

@@ -20,6 +20,7 @@ use crate::clock::{Wall, millis};
 use crate::redis_link::RedisLink;
 use crate::redis_link::failure::{RedisFailure, refuses_writes};
 use crate::redis_link::reads::Kept;
+use crate::request::secrets::text_without_secrets;
 use crate::telemetry::metrics::Metrics;
 
 /// How long writes pause after Redis refused one (full, read-only): reads go on.
@@ -89,7 +90,10 @@ impl RedisStore {
             }
             Ok(_) => {
                 self.count("read", "foreign");
-                tracing::warn!(key = %name, "an entry in Redis belongs to another request and was not used; is someone writing to it?");
+                tracing::warn!(
+                    key = shown(name),
+                    "an entry in Redis belongs to another request and was not used; is someone writing to it?"
+                );
                 None
             }
             // After an upgrade there are many of those.
@@ -99,7 +103,7 @@ impl RedisStore {
             }
             Err(error) => {
                 self.count("read", error);
-                tracing::warn!(key = %name, error, "an entry in Redis could not be decoded and was not used");
+                tracing::warn!(key = shown(name), error, "an entry in Redis could not be decoded and was not used");
                 None
             }
         }
@@ -269,5 +273,13 @@ impl Store for RedisStore {
 
     fn is_up(&self) -> bool {
         self.link.is_up()
+    }
+}
+
+/// A name as the log tells it: the readable part may hold what a client sent.
+fn shown(name: &str) -> String {
+    match name.rsplit_once('#') {
+        Some((readable, rest)) => format!("{}#{rest}", text_without_secrets(readable)),
+        None => text_without_secrets(name).into_owned(),
     }
 }

@@ -187,8 +187,12 @@ fn log(mut section: Section<'_, '_>) -> Log {
     let accesses = [("all", Access::All), ("errors", Access::Errors), ("off", Access::Off)];
     let access = section.choice("access", &accesses).unwrap_or(Access::Errors);
     let slow = section.parsed("slow", duration).unwrap_or(Duration::from_secs(1));
+    let redact = section.strings("redact").unwrap_or_default();
+    for name in redact.iter().filter(|name| name.is_empty() || name.len() > 64 || name.contains(['[', ']', '=', '&', ';', '%', '*'])) {
+        section.error("redact", format!("'{name}' is not the name of a parameter: write it decoded, without an index in brackets"));
+    }
     section.finish();
-    Log { json, level, access, slow }
+    Log { json, level, access, slow, redact }
 }
 
 fn telemetry(mut section: Section<'_, '_>) -> Telemetry {

@@ -102,7 +102,7 @@ pub(crate) mod tests {
             ("", "", "listen public_url trusted_proxies limits admin log telemetry backend sample mysql cache timeline route warm limit"),
             ("[admin]", "", "listen token tokens watch"),
             ("[[admin.tokens]]", "", "name token may"),
-            ("[log]", "", "format level access slow"),
+            ("[log]", "", "format level access slow redact"),
             ("[telemetry]", "", "otlp sample"),
             ("[backend]", "", "kind url host connect_timeout timeout body_timeout head max_in_flight forward_invalidation"),
             ("[sample]", "", "orders delay"),

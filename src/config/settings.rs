@@ -131,7 +131,7 @@ pub struct Admin {
 }
 
 /// `[log]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// One JSON object a line instead of text.
     pub json: bool,
@@ -141,6 +141,8 @@ pub struct Log {
     pub access: Access,
     /// Requests that take so long to the head of their answer get a line that says where the time went; zero: none do.
     pub slow: Duration,
+    /// Parameters whose values are told nowhere, beside those whose names or values look like secrets.
+    pub redact: Vec<String>,
 }
 
 /// Which requests get an access line.

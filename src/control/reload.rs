@@ -14,6 +14,7 @@ use crate::cache::void::Selection;
 use crate::config::{self, Config};
 use crate::proxy::Proxy;
 use crate::proxy::rules::Rules;
+use crate::request::secrets;
 use crate::telemetry::log;
 
 /// Where a configuration comes from.
@@ -166,6 +167,7 @@ impl Reloader {
         self.purge(anew.before);
         let rules = Arc::new(Rules::new(&next, self.proxy.shared_counts.as_ref(), &self.proxy.metrics, Some(&previous)));
         log::set_level(next.log.level);
+        secrets::leave_out(&next.log.redact);
         self.proxy.rules.store(Arc::clone(&rules));
         if let Some(timeline) = &self.proxy.timeline {
             timeline.follow(&rules.routes);

@@ -19,7 +19,7 @@ use crate::config::Access;
 use crate::request::client::{Client, PublicUrl};
 use crate::request::fields::REQUEST_ID;
 use crate::request::interim::InterimSender;
-use crate::request::secrets::without_secrets;
+use crate::request::secrets::{shown_method, without_secrets};
 use crate::telemetry::metrics::{Metrics, OneMore};
 use crate::telemetry::trace;
 use crate::upstream::request_fields::Forwarding;
@@ -93,7 +93,7 @@ impl Exchange {
     ) -> Response<Reply> {
         let head = self.elapsed();
         let told = || Told {
-            method: parts.method.as_str(),
+            method: shown_method(&parts.method),
             target: without_secrets(parts.uri.path_and_query().map_or("", |target| target.as_str())),
             rule: route,
             outcome: outcome.label().name(),

@@ -4,7 +4,7 @@
 //! Bodies are compared as they pass, in constant memory and without their coding; fields but for those that name the moment or the
 //! way. What differs is counted, and a few samples are logged.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, DATE, ETAG, EXPIRES, TRAILER, VIA};
-use http::{HeaderMap, HeaderName, Method, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 
@@ -35,8 +35,8 @@ use crate::telemetry::samples::Samples;
 
 /// Fields that name the moment or the way of an answer, or how its bytes are coded and framed.
 const NOT_COMPARED: [HeaderName; 10] = [AGE, CACHE_STATUS, CONTENT_ENCODING, CONTENT_LENGTH, DATE, ETAG, EXPIRES, REQUEST_ID, TRAILER, VIA];
-/// So many bytes around the first difference are logged.
-const SAMPLE: usize = 40;
+/// So many differing fields are named in a sample.
+const NAMED: usize = 10;
 
 /// How an answer compares with what the cache would have said: the label of a metric, in the order of what is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,12 +151,15 @@ impl Comparing {
             self.differs(Result::Status, &format!("{} instead of {}", status.as_u16(), stored.status.as_u16()));
             return response;
         }
-        if let Some(name) = differing_field(fields, &stored.fields) {
-            let shown = |fields: &HeaderMap| format!("{:?}", fields.get_all(&name).iter().collect::<Vec<_>>());
-            self.differs(Result::Fields, &format!("{name}: {} instead of {}", shown(fields), shown(&stored.fields)));
+        let differing = differing_fields(fields, &stored.fields);
+        if !differing.is_empty() {
+            // Their values may be a cookie or a credential.
+            let more = if differing.len() > NAMED { " and others" } else { "" };
+            let names: Vec<&str> = differing.iter().take(NAMED).map(HeaderName::as_str).collect();
+            self.differs(Result::Fields, &format!("in {}{more}", names.join(", ")));
             return response;
         }
-        let position = Position { expected, at: 0, difference: None };
+        let position = Position { expected, at: 0, differs: false, passed: 0 };
         let reader = match Coding::of(fields) {
             Coding::Identity => Reading::Plain(position),
             Coding::Gzip => Reading::Gzip(Box::new(MultiGzDecoder::new(position))),
@@ -177,10 +180,9 @@ impl Comparing {
             Reading::Gzip(decoder) => decoder.finish().ok(),
         };
         match position {
-            Some(Position { difference: Some((at, found)), expected, .. }) => {
-                let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(SAMPLE)]).into_owned();
-                let how = format!("from byte {at} on {:?} instead of {:?}", shown(&found), shown(expected.get(at..).unwrap_or_default()));
-                self.differs(Result::Body, &how);
+            Some(Position { differs: true, at, expected, passed }) => {
+                let more = if whole { "" } else { " or more" };
+                self.differs(Result::Body, &format!("from byte {at} on; {passed} bytes{more} instead of {}", expected.len()));
             }
             Some(position) if whole && position.at < position.expected.len() => {
                 self.differs(Result::Body, &format!("{} bytes instead of {}", position.at, position.expected.len()));
@@ -191,36 +193,34 @@ impl Comparing {
     }
 }
 
-/// The first field that is not the same in both, if there is one. `ETag` counts only where the upstream sends one: without it the
-/// cache makes its own.
-fn differing_field(fields: &HeaderMap, stored: &HeaderMap) -> Option<HeaderName> {
-    let names: BTreeSet<&str> = fields.keys().chain(stored.keys()).map(HeaderName::as_str).collect();
-    let compared = names.into_iter().filter(|name| !NOT_COMPARED.iter().any(|other| other == name));
-    let mut differing = compared.filter(|name| !fields.get_all(*name).iter().eq(stored.get_all(*name).iter()));
-    let found = differing.next().and_then(|name| HeaderName::from_bytes(name.as_bytes()).ok());
-    found.or_else(|| {
-        let tag = fields.get(ETAG)?;
-        let is_same = stored.get(ETAG).is_some_and(|stored| opaque(stored.as_bytes()) == opaque(tag.as_bytes()));
-        (!is_same).then_some(ETAG)
-    })
+/// The fields that are not the same in both. `ETag` counts only where the upstream sends one: without it the cache makes its own.
+fn differing_fields(fields: &HeaderMap, stored: &HeaderMap) -> Vec<HeaderName> {
+    let names: BTreeMap<&str, &HeaderName> = fields.keys().chain(stored.keys()).map(|name| (name.as_str(), name)).collect();
+    let compared = names.into_values().filter(|name| !NOT_COMPARED.contains(name));
+    let differing = compared.filter(|name| !fields.get_all(*name).iter().eq(stored.get_all(*name).iter()));
+    let same_tag = |tag: &HeaderValue| stored.get(ETAG).is_some_and(|stored| opaque(stored.as_bytes()) == opaque(tag.as_bytes()));
+    let tag = fields.get(ETAG).filter(|tag| !same_tag(tag)).map(|_| ETAG);
+    differing.cloned().chain(tag).collect()
 }
 
 /// How far a body is the expected one.
 struct Position {
     expected: Bytes,
+    /// It is, as far as this.
     at: usize,
-    /// Where it is not, and what is there.
-    difference: Option<(usize, Vec<u8>)>,
+    /// From there on it is not.
+    differs: bool,
+    /// So many bytes have passed.
+    passed: u64,
 }
 
 impl Write for Position {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.difference.is_none() {
+        self.passed += bytes.len() as u64;
+        if !self.differs {
             let rest = self.expected.get(self.at..).unwrap_or_default();
             let same = bytes.iter().zip(rest).take_while(|(one, other)| one == other).count();
-            if same < bytes.len() {
-                self.difference = Some((self.at + same, bytes[same..bytes.len().min(same + SAMPLE)].to_vec()));
-            }
+            self.differs = same < bytes.len();
             self.at += same;
         }
         Ok(bytes.len())
@@ -351,12 +351,12 @@ mod tests {
             let expected: Bytes = (0..len).map(|number| u8::try_from(number % 251).unwrap()).collect();
             let mut found = expected.to_vec();
             found[at] ^= 1;
-            let mut position = Position { expected: expected.clone(), at: 0, difference: None };
+            let mut position = Position { expected: expected.clone(), at: 0, differs: false, passed: 0 };
             found.chunks(piece).for_each(|piece| position.write_all(piece).unwrap());
-            prop_assert_eq!(position.difference.map(|(at, _)| at), Some(at));
-            let mut position = Position { expected: expected.clone(), at: 0, difference: None };
+            prop_assert!(position.differs && position.at == at && position.passed == len as u64);
+            let mut position = Position { expected: expected.clone(), at: 0, differs: false, passed: 0 };
             expected.chunks(piece).for_each(|piece| position.write_all(piece).unwrap());
-            prop_assert!(position.difference.is_none() && position.at == len);
+            prop_assert!(!position.differs && position.at == len);
         }
     }
 }

@@ -20,6 +20,7 @@ use super::Proxy;
 use crate::body;
 use crate::clock::Wall;
 use crate::request::Arrival;
+use crate::request::secrets::without_secrets;
 
 /// The most targets of one run.
 const MOST: usize = 50_000;
@@ -132,7 +133,7 @@ async fn warm_all(weak: &Weak<Proxy>, progress: &Arc<Progress>) {
                 let status = ask(&proxy, &target, None).await.map(|(status, _)| status);
                 drop(proxy);
                 let is_fine = status.is_some_and(|status| !status.is_server_error());
-                tracing::debug!(target, status = status.map(|status| status.as_u16()), "warmed");
+                tracing::debug!(target = &*without_secrets(&target), status = status.map(|status| status.as_u16()), "warmed");
                 failures = if is_fine { 0 } else { failures.saturating_add(1) };
                 progress.done.fetch_add(1, Ordering::Relaxed);
                 progress.failed.fetch_add(usize::from(!is_fine), Ordering::Relaxed);

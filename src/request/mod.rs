@@ -7,6 +7,7 @@ pub mod client;
 pub mod fields;
 pub mod interim;
 pub mod refusal;
+mod secret_looks;
 pub mod secrets;
 pub mod short_way;
 pub mod target;

@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 
 use crate::body::BoxError;
 use crate::config::Telemetry;
+use crate::request::secrets::shown_method;
 
 /// How long the collector may take to a batch, and what is left of spans to be sent when the program ends.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,7 +77,7 @@ impl Tracer {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
         let said = parent.span().span_context().clone();
         let is_sampled = if trusted && said.is_valid() { said.is_sampled() } else { self.picks() };
-        is_sampled.then(|| self.open(&parent, opentelemetry::time::now(), method.as_str()))
+        is_sampled.then(|| self.open(&parent, opentelemetry::time::now(), shown_method(method)))
     }
 
     /// Whether one more request, which says nothing about traces, is sampled.

@@ -16,6 +16,7 @@ use crate::cache::void::ORDERS;
 use crate::clock::{Wall, millis};
 use crate::http::encoding::{Coding, gunzip, gzip, inflation_limit};
 use crate::http::freshness::Lifetimes;
+use crate::request::secrets::text_without_secrets;
 
 /// How long Redis keeps a span, unless it needs the room.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
@@ -76,7 +77,9 @@ impl Shared {
             });
             match unpacking.await {
                 Ok(Some(columns)) => found.push((start, StoredSpan { columns, asked_at: entry.asked_at, checked: Checked::default() })),
-                _ => tracing::warn!(key = %entry.readable, "orders in Redis could not be decoded and were not used"),
+                _ => {
+                    tracing::warn!(key = &*text_without_secrets(&entry.readable), "orders in Redis could not be decoded and were not used")
+                }
             }
         }
         found

@@ -20,6 +20,7 @@ use super::series::Series;
 use super::service::Service;
 use super::trust::Trust;
 use crate::api::orders::Orders;
+use crate::request::secrets::without_secrets;
 use crate::request::target::Target;
 use crate::request::timestamp;
 use crate::telemetry::metrics::Metrics;
@@ -28,8 +29,6 @@ use crate::telemetry::metrics::Metrics;
 const TRIES: u32 = 3;
 /// A request is moved by up to so many milliseconds.
 const MOVED: i64 = 60_000;
-/// How much of either answer the log shows where they differ.
-const SHOWN: usize = 160;
 
 /// What a check found.
 enum Found {
@@ -92,6 +91,7 @@ impl Verifier {
             Found::Different { at } => {
                 if trust.note_different() {
                     let request = request.unwrap_or_default();
+                    let request = &*without_secrets(&request);
                     tracing::warn!(
                         endpoint = endpoint.name(),
                         request,
@@ -173,9 +173,8 @@ fn difference(own: (StatusCode, &Bytes), said: (StatusCode, &Bytes)) -> Result<b
         return Ok(true);
     }
     let place = own.1.iter().zip(&*text).position(|(one, two)| one != two).unwrap_or_else(|| own.1.len().min(text.len()));
-    let from = place.saturating_sub(SHOWN / 2);
-    let show = |bytes: &[u8]| String::from_utf8_lossy(&bytes[from.min(bytes.len())..(from + SHOWN).min(bytes.len())]).into_owned();
-    Err(format!("byte {place}: computed {} {:?}, the backend {} {:?}", own.0.as_u16(), show(own.1), said.0.as_u16(), show(&text)))
+    let (computed, asked) = ((own.0.as_u16(), own.1.len()), (said.0.as_u16(), text.len()));
+    Err(format!("byte {place}: computed {} with {} bytes, the backend {} with {}", computed.0, computed.1, asked.0, asked.1))
 }
 
 /// An answer in which timestamps that are text are numbers: the service's cache makes them text (deviation D3).

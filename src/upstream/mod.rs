@@ -25,6 +25,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{BoxError, Stream};
+use crate::request::secrets::{shown_method, without_secrets};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use body::DeadlineBody;
@@ -135,7 +136,11 @@ pub struct Admitted {
 /// What the span of a request to the upstream says of it.
 fn asked_for(route: &str, request: &Request<Stream>) -> Vec<KeyValue> {
     let text = |key, text: &str| KeyValue::new(key, text.to_owned());
-    vec![text("http.request.method", request.method().as_str()), text("url.path", request.uri().path()), text("sluice.rule", route)]
+    vec![
+        text("http.request.method", shown_method(request.method())),
+        text("url.path", &without_secrets(request.uri().path())),
+        text("sluice.rule", route),
+    ]
 }
 
 impl Upstream {

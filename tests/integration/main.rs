@@ -4,6 +4,8 @@
 //! [`differential`], [`short_way`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
+//! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
+//! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
 //! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say and what is shipped beside them ([`guides`],
 //! [`deployment`]), and the order of
 //! the source ([`house`]). Long tables stand beside their test as text.
@@ -30,6 +32,7 @@ mod management;
 mod native_api;
 mod rate_limits;
 mod recorded_api;
+mod redaction;
 mod redis_outages;
 mod reload;
 mod restarts;
