@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::admin::own::Endpoints;
 use crate::admin::own::health::Health;
+use crate::admin::own::recent::Recent;
 use crate::admin::{self, AdminState};
 use crate::api::mysql::Mysql;
 use crate::api::orders::Orders;
@@ -126,7 +127,12 @@ pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, St
     let fetcher = Fetcher::new(Arc::clone(&upstream), Arc::clone(&cache), settings, known, runtime.clone(), Arc::clone(&metrics));
     let computing = Computing::start().map_err(while_doing("starting the threads of [timeline]"))?;
     let timeline = timeline(config, source, &upstream, &cache, &metrics, computing.handle())?;
-    let endpoints = Arc::new(Endpoints { warmer: Warmer::new(runtime), health: Health::default(), native: config.backend.is_native() });
+    let endpoints = Arc::new(Endpoints {
+        warmer: Warmer::new(runtime),
+        health: Health::default(),
+        server: Recent::default(),
+        native: config.backend.is_native(),
+    });
     // Targets stand in Redis as they are, so not where entries are sealed.
     let remembering = link.clone().filter(|_| config.warm.hottest > 0 && config.cache.encryption.is_none());
     let hottest = Hottest::start(remembering, &config.cache.namespace);

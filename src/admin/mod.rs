@@ -1,4 +1,4 @@
-//! The admin listener.
+//! The admin listener. It answers to its own names alone ([`names`]), and refuses any other `Host` with 421.
 //!
 //! | endpoint                                      | who may call it                    |
 //! |-----------------------------------------------|------------------------------------|
@@ -18,6 +18,7 @@
 pub mod audit;
 mod console;
 pub mod explain;
+mod names;
 pub mod own;
 mod purge;
 mod reload;
@@ -47,6 +48,7 @@ use crate::proxy::{Proxy, errors};
 use crate::request::Arrival;
 use crate::request::refusal::Refusal;
 use crate::request::target::Target;
+use crate::request::validate::validate;
 use crate::timeline::needs::Needs;
 use audit::Actor;
 use explain::{Explainer, Serving};
@@ -88,12 +90,13 @@ pub async fn serve(listener: Listener, state: Arc<AdminState>, told: watch::Rece
     let mut limits = state.proxy.limits.clone();
     limits.connections = CONNECTIONS;
     limits.connections_per_address = CONNECTIONS;
+    let bound = listener.socket.local_addr()?.ip();
     let answer = move |request: Request<RequestBody>, arrival: Arrival| {
         let state = Arc::clone(&state);
         async move {
             match arrival.refused {
                 Some(refusal) => errors::refused(refusal),
-                None => state.answer(&request, arrival.peer).await,
+                None => state.answer(request, arrival.peer, bound).await,
             }
         }
     };
@@ -101,13 +104,16 @@ pub async fn serve(listener: Listener, state: Arc<AdminState>, told: watch::Rece
 }
 
 impl AdminState {
-    async fn answer(&self, request: &Request<RequestBody>, peer: IpAddr) -> Response<Reply> {
-        let text = request.uri().path_and_query().map_or("/", |target| target.as_str());
-        let target = match Target::parse(text) {
+    async fn answer(&self, request: Request<RequestBody>, peer: IpAddr, bound: IpAddr) -> Response<Reply> {
+        let (request, _body) = request.into_parts();
+        let target = match validate(&request).and_then(Target::parse) {
+            Ok(_) if !names::are_own(&request, bound, &self.proxy.rules.load().admin_hosts) => {
+                return errors::refused(Refusal::Misdirected);
+            }
             Ok(target) => target,
             Err(refusal) => return errors::refused(refusal),
         };
-        match (&*target.path, request.method()) {
+        match (&*target.path, &request.method) {
             ("/purge", &Method::GET) => return purge::get(&self.proxy.cache, &target),
             ("/warm", &Method::GET) => return errors::json(200, json!(self.endpoints.warmer.state()).to_string()),
             (path, &Method::GET | &Method::HEAD) if let Some(page) = console::get(path) => return page,
@@ -118,7 +124,7 @@ impl AdminState {
             "/purge" | "/warm" | "/reload" | "/stop" => Method::POST,
             _ => return errors::json(404, r#"{"detail":"Not Found"}"#),
         };
-        if request.method() != wanted && !(wanted == Method::GET && request.method() == Method::HEAD) {
+        if request.method != wanted && !(wanted == Method::GET && request.method == Method::HEAD) {
             return errors::wrong_method(if wanted == Method::GET { "GET" } else { "POST" });
         }
         match &*target.path {
@@ -126,8 +132,8 @@ impl AdminState {
             "/readyz" => self.readyz(),
             "/metrics" => self.metrics(),
             "/stats" => errors::json(200, stats::page(&self.proxy)),
-            "/explain" => self.explain(&target, request.headers(), peer),
-            _ => self.manage(&target, request.headers(), peer).await.unwrap_or_else(errors::refused),
+            "/explain" => self.explain(&target, &request.headers, peer),
+            _ => self.manage(&target, &request.headers, peer).await.unwrap_or_else(errors::refused),
         }
     }
 

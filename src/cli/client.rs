@@ -135,7 +135,8 @@ impl Predecessor {
     /// It may not be stopped with the tokens of this configuration, or does not answer.
     pub fn stop(mut self, config: &Config) -> Result<(), BoxError> {
         let token = config.admin.tokens.with(Some(Right::Stop)).map(|token| token.0.as_str()).unwrap_or_default();
-        let head = format!("POST /stop HTTP/1.1\r\nHost: sluice\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n");
+        let address = reachable(config);
+        let head = format!("POST /stop HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n");
         self.0.write_all(head.as_bytes())?;
         let mut answer = String::new();
         self.0.read_to_string(&mut answer)?;

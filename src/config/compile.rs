@@ -174,9 +174,26 @@ fn networks(section: &mut Section<'_, '_>, key: &'static str) -> Vec<IpNet> {
 fn admin(mut section: Section<'_, '_>) -> Admin {
     let listen = section.parsed("listen", address).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9090)));
     let tokens = tokens(&mut section);
+    let hosts = hosts(&mut section);
     let watch = section.boolean("watch").unwrap_or(false);
     section.finish();
-    Admin { listen, tokens, watch }
+    Admin { listen, hosts, tokens, watch }
+}
+
+/// Names of the admin listener. One text may hold several, as a variable of the environment does.
+fn hosts(section: &mut Section<'_, '_>) -> Vec<String> {
+    let texts = section.strings("hosts").unwrap_or_default();
+    let names = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) && !name.starts_with('.');
+    let mut hosts = Vec::new();
+    for name in names {
+        if name.parse::<IpAddr>().is_ok() || is_name(name) {
+            hosts.push(name.trim_end_matches('.').to_ascii_lowercase());
+        } else {
+            section.error("hosts", format!("'{name}' is not a name such as \"sluice\": write it whole, without a port or a '*'"));
+        }
+    }
+    hosts
 }
 
 fn log(mut section: Section<'_, '_>) -> Log {

@@ -100,7 +100,7 @@ pub(crate) mod tests {
         let route = "name='r'\npath='/'\n";
         for (section, other_keys, keys) in [
             ("", "", "listen public_url trusted_proxies limits admin log telemetry backend sample mysql cache timeline route warm limit"),
-            ("[admin]", "", "listen token tokens watch"),
+            ("[admin]", "", "listen hosts token tokens watch"),
             ("[[admin.tokens]]", "", "name token may"),
             ("[log]", "", "format level access slow redact"),
             ("[telemetry]", "", "otlp sample"),

@@ -124,6 +124,8 @@ impl Limits {
 pub struct Admin {
     /// Where the admin listener is.
     pub listen: SocketAddr,
+    /// Names that it answers to beside its addresses and `localhost`, in lower case, without ports.
+    pub hosts: Vec<String>,
     /// Who may manage.
     pub tokens: Tokens,
     /// Whether the configuration file is read again when it changes.

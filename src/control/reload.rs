@@ -158,8 +158,8 @@ impl Reloader {
         let digest = next.digest.clone();
         // The environment may say something else than before in the same file.
         let shown = |config: &Config| format!("{:?} {:?} {:?} {:?}", config.routes, config.rate_limits, config.warm, config.log);
-        let same_tokens = serving.admin.tokens == next.admin.tokens;
-        if serving.digest == digest && same_tokens && shown(&serving) == shown(&next) {
+        let same_admin = serving.admin == next.admin;
+        if serving.digest == digest && same_admin && shown(&serving) == shown(&next) {
             return Ok(Reloaded::Unchanged { digest });
         }
         let previous = self.proxy.rules.load_full();

@@ -27,6 +27,8 @@ pub struct Rules {
     pub limits: Limits,
     /// Who may manage.
     pub tokens: Tokens,
+    /// The names that the admin listener answers to beside its own addresses, in lower case.
+    pub admin_hosts: Vec<String>,
     /// What warming asks for.
     pub warm: Warm,
     /// Which requests get an access line.
@@ -61,6 +63,7 @@ impl Rules {
             rows,
             limits,
             tokens: config.admin.tokens.clone(),
+            admin_hosts: config.admin.hosts.clone(),
             warm: config.warm.clone(),
             access: config.log.access,
             slow: config.log.slow,

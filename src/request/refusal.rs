@@ -44,6 +44,8 @@ pub enum Refusal {
     Overloaded,
     /// The client wants nothing but what is stored, and nothing is that may be served.
     OnlyIfCached,
+    /// The admin listener was asked by a name that is not its own (RFC 9110 §15.5.20).
+    Misdirected,
     /// A management call without the admin token.
     Forbidden,
     /// A management call with a token that may not do that.
@@ -77,7 +79,7 @@ const fn staying(status: u16, detail: &'static str, sentence: &'static str) -> R
 
 impl Refusal {
     /// Every refusal, in the order of the table.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::RequestLine,
         Self::Version,
         Self::LineEnd,
@@ -96,6 +98,7 @@ impl Refusal {
         Self::RateLimited,
         Self::Overloaded,
         Self::OnlyIfCached,
+        Self::Misdirected,
         Self::Forbidden,
         Self::NotAllowed,
         Self::NoToken,
@@ -124,6 +127,11 @@ impl Refusal {
             Self::RateLimited => staying(429, "rate-limited", "Too many requests; Retry-After says when to try again"),
             Self::Overloaded => staying(503, "overloaded", "Too many requests are waiting; try again shortly"),
             Self::OnlyIfCached => staying(504, "only-if-cached", "Nothing is stored that may be served, and only that was asked for"),
+            Self::Misdirected => staying(
+                421,
+                "misdirected",
+                "The admin listener does not answer to this Host; hosts in [admin] of proxy.toml lists names that it has",
+            ),
             Self::Forbidden => staying(401, "forbidden", "This operation needs the admin token as 'Authorization: Bearer TOKEN'"),
             Self::NotAllowed => staying(403, "not-allowed", "This token may not do that; [[admin.tokens]] says what it may"),
             Self::NoToken => staying(403, "no-token", "Management is switched off: no admin token is configured"),

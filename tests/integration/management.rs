@@ -257,3 +257,93 @@ async fn slow_requests_are_told_with_what_they_waited_for() {
     assert!(millis(&line, "pass") >= 300.0 && millis(&line, "fetch") == 0.0, "{line}");
     assert_eq!(sluice.logged().lines().filter(|line| line.contains(" slow ")).count(), 2, "{}", sluice.logged());
 }
+
+/// What is answered to bytes.
+async fn raw(address: std::net::SocketAddr, bytes: &str) -> crate::support::Answer {
+    let mut connection = Connection::open(address).await;
+    connection.send(bytes.as_bytes()).await;
+    connection.answer(false).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_listener_answers_to_its_own_names_alone() {
+    let backend = Backend::start(|_| ok("", b"x")).await;
+    let hosts = |names: &str| {
+        let url = format!("url='http://{}'", backend.address);
+        format!("[admin]\ntoken='{TOKEN}'\nhosts={names}\n[backend]\n{url}\n[cache]\nredis=''\n{}", one_rule("ttl='1h'"))
+    };
+    let sluice = Sluice::with(&hosts("['Metrics.example, sluice']"), &[]);
+    let port = sluice.admin.port();
+    let ask = |method: &str, target: &str, host: &str| {
+        let token = if method == "POST" { format!("Authorization: Bearer {TOKEN}\r\n") } else { String::new() };
+        let bytes = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{token}\r\n");
+        let admin = sluice.admin;
+        async move { raw(admin, &bytes).await }
+    };
+    for host in
+        [format!("127.0.0.1:{port}"), format!("localhost:{port}"), "LOCALHOST".into(), "metrics.example".into(), "Sluice:9090".into()]
+    {
+        for target in ["/", "/stats", "/metrics", "/livez"] {
+            assert_eq!(ask("GET", target, &host).await.status, 200, "{host} {target}");
+        }
+        assert_eq!(ask("POST", "/purge?tag=t", &host).await.status, 200, "{host}");
+    }
+    for host in ["evil.example", "evil.example:9090", "localhost.evil.example", "127.0.0.1.nip.io", "api.test", "other.metrics.example"] {
+        for target in ["/", "/page.js", "/stats", "/metrics", "/explain?target=/", "/purge?number=1", "/warm", "/livez", "/readyz", "/none"]
+        {
+            let answer = ask("GET", target, host).await;
+            assert_eq!(answer.status, 421, "{host} {target}: {}", answer.text());
+            let told: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            assert!(told["detail"].as_str().unwrap().contains("hosts in [admin]"), "{told}");
+        }
+        assert_eq!(ask("POST", "/purge?tag=t", host).await.status, 421, "{host}");
+    }
+    // Two names, none, and one in the target.
+    for (bytes, status) in [
+        ("GET /stats HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", 400),
+        ("GET /stats HTTP/1.1\r\n\r\n", 400),
+        ("GET /stats HTTP/1.0\r\n\r\n", 200),
+        ("GET http://localhost/stats HTTP/1.1\r\nHost: evil.example\r\n\r\n", 400),
+        ("GET http://evil.example/stats HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+        ("GET http://localhost/stats HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+    ] {
+        assert_eq!(raw(sluice.admin, bytes).await.status, status, "{bytes}");
+    }
+    // The main listener is asked by any name. Other names are taken over without a restart.
+    assert_eq!(raw(sluice.address, "GET /x HTTP/1.1\r\nHost: evil.example\r\n\r\n").await.status, 200);
+    std::fs::write(&sluice.file, hosts("['other']")).unwrap();
+    assert_eq!(sluice.manage("/reload").await.status, 200);
+    assert_eq!((ask("GET", "/livez", "other:1").await.status, ask("GET", "/livez", "sluice").await.status), (200, 421));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_for_everyone_ask_redis_once_a_second() {
+    let redis = Redis::start(&[]).await;
+    let backend = Backend::start(|_| ok("", b"x")).await;
+    let sluice = Sluice::ruled(backend.address, &redis.url(), &one_rule("ttl='1h'")).await;
+    until("Redis answers", || async { sluice.logged().contains("Redis answers") }).await;
+    let began = tokio::time::Instant::now();
+    let clients = (0..8).map(|_| {
+        let address = sluice.address;
+        tokio::spawn(async move {
+            let mut connection = Connection::open(address).await;
+            for _ in 0..50 {
+                let stats: serde_json::Value =
+                    serde_json::from_str(&connection.ask("GET", "/api/cache/stats", &[], b"").await.text()).unwrap();
+                assert_eq!(stats["cache_stats"]["available"], true, "{stats}");
+                assert!(stats["cache_stats"]["connected_clients"].as_u64().unwrap() > 0, "{stats}");
+            }
+            // And some that do not wait.
+            for _ in 0..50 {
+                Connection::open(address).await.send(b"GET /api/cache/stats HTTP/1.1\r\nHost: h\r\n\r\n").await;
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    let said = String::from_utf8(redis.command(&[b"INFO", b"commandstats"]).await).unwrap();
+    let calls = said.lines().find_map(|line| line.strip_prefix("cmdstat_info:calls=")?.split(',').next()?.parse::<u64>().ok()).unwrap_or(0);
+    // Once a second while it was asked, and this test itself.
+    assert!((1..=began.elapsed().as_secs() + 3).contains(&calls), "{calls}");
+}

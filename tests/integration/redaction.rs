@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support::client::{forget_admin, note_admin};
 use crate::support::process::{Process, scratch};
 use crate::support::sluice::program;
 use crate::support::{Backend, Connection, Sluice, Step, TOKEN, get, ok, reply, until};
@@ -139,6 +140,7 @@ async fn audit_lines_are_written_whatever_becomes_of_other_lines() {
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(process.child.stdout.take().unwrap()));
     let mut address = |begin: &str| lines.next().unwrap().unwrap().strip_prefix(begin).unwrap().parse().unwrap();
     let (main, admin): (std::net::SocketAddr, std::net::SocketAddr) = (address("listening on http://"), address("admin on http://"));
+    note_admin(admin);
     // Nobody reads standard error: the pipe is full soon, then the queue, and lines are dropped.
     let clients = (0..4).map(|_| {
         tokio::spawn(async move {
@@ -160,6 +162,7 @@ async fn audit_lines_are_written_whatever_becomes_of_other_lines() {
         assert_eq!(ask("/purge?tag=stranger", "guess").await, 401);
     }
     assert_eq!(ask("/purge?tag=second", TOKEN).await, 200);
+    forget_admin(admin);
     let mut read = process.child.stderr.take().unwrap();
     let reading = std::thread::spawn(move || {
         let mut text = String::new();

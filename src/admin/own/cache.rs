@@ -3,6 +3,7 @@
 //! The legacy service's cache was Redis, so its statistics bear Redis's names. Here the hits and misses are Sluice's
 //! own, whichever tier answered; the rest is told by Redis, or without it by the tier in memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Response;
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use super::super::audit::Actor;
 use super::health::{hit_rate, hits_and_misses};
+use super::recent::Recent;
 use super::schema::{CacheNumbers, CacheState, CacheStatistics, Cleared, NoCache, SymbolInvalidated, SymbolsInvalidated, Warming};
 use crate::api::schema::Refusal;
 use crate::body::Reply;
@@ -34,8 +36,9 @@ const NO_CACHE: &str = "Redis not available - running in fallback mode";
     tag = "cache",
     responses((status = 200, description = "Statistics, or that there is no cache", body = CacheStatistics)),
 )]
-pub async fn stats(proxy: &Proxy) -> Response<Reply> {
-    let redis = proxy.cache.store().server_info().await;
+pub async fn stats(server: &Recent<Option<BTreeMap<String, String>>>, proxy: &Arc<Proxy>) -> Response<Reply> {
+    let asking = Arc::clone(proxy);
+    let redis = server.get(async move { asking.cache.store().server_info().await }).await.flatten();
     let memory = proxy.cache.store().report().into_iter().find(|tier| tier.tier == "memory" && tier.capacity != Some(0));
     let number = |name: &str| redis.as_ref().and_then(|info| info.get(name)?.parse::<u64>().ok());
     let (hits, misses) = hits_and_misses(proxy);

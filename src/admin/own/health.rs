@@ -1,13 +1,14 @@
 //! `GET /health`: how the parts are, as clients of the API know it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::ACCEPT_ENCODING;
 use http::{HeaderValue, Request, Response};
 use serde_json::Value;
-use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
+use super::recent::Recent;
 use super::schema::{Component, Components, HealthReport};
 use crate::body::{self, Reply};
 use crate::clock::Wall;
@@ -16,28 +17,12 @@ use crate::telemetry::metrics::OutcomeLabel;
 
 /// How long the upstream has to say how it is.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// For how long what it said is believed, so that health checks do not become load.
-const VALID_FOR: Duration = Duration::from_secs(1);
 /// The longest health answer that is read.
 const MAX_HEALTH: usize = 64 << 10;
 
-/// What the backend said last, and when.
+/// What the backend said last.
 #[derive(Default)]
-pub struct Health(Mutex<Option<(Instant, Component)>>);
-
-impl Health {
-    async fn database(&self, proxy: &Proxy) -> Component {
-        let mut last = self.0.lock().await;
-        match &*last {
-            Some((at, value)) if at.elapsed() < VALID_FOR => value.clone(),
-            _ => {
-                let value = ask(proxy).await;
-                *last = Some((Instant::now(), value.clone()));
-                value
-            }
-        }
-    }
-}
+pub struct Health(Recent<Component>);
 
 /// `GET /health`: the database as the backend sees it, the shared tier as Sluice sees it.
 #[utoipa::path(
@@ -52,8 +37,10 @@ impl Health {
         (status = 503, description = "It does not", body = HealthReport),
     ),
 )]
-pub async fn get(health: &Health, proxy: &Proxy) -> Response<Reply> {
-    let database = health.database(proxy).await;
+pub async fn get(health: &Health, proxy: &Arc<Proxy>) -> Response<Reply> {
+    let asking = Arc::clone(proxy);
+    let database = health.0.get(async move { ask(&asking).await }).await;
+    let database = database.unwrap_or_else(|| component("unhealthy", "The backend could not be asked"));
     let healthy = database.status == "healthy";
     let tiers = proxy.cache.store().report();
     let redis = match tiers.iter().find(|tier| tier.tier == "redis") {

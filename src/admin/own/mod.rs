@@ -11,8 +11,10 @@
 pub mod cache;
 pub mod health;
 pub mod openapi;
+pub mod recent;
 pub mod schema;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::header::LOCATION;
@@ -29,6 +31,7 @@ use crate::proxy::{AnswerFuture, OwnEndpoints, Proxy, errors};
 use crate::request::client::own_url;
 use crate::request::refusal::Refusal;
 use health::Health;
+use recent::Recent;
 
 /// The endpoints, with what they need.
 pub struct Endpoints {
@@ -36,6 +39,8 @@ pub struct Endpoints {
     pub warmer: Warmer,
     /// What the upstream said of itself.
     pub health: Health,
+    /// What Redis said of itself, by its own names; `None`: it did not answer, or there is none.
+    pub server: Recent<Option<BTreeMap<String, String>>>,
     /// Whether the API is answered here, so that its description is here too.
     pub native: bool,
 }
@@ -128,7 +133,7 @@ impl Endpoints {
         let actor = |right| Actor::authorize(&rules.tokens, &asked.parts.headers, client, right);
         Ok(match endpoint {
             Endpoint::Health => health::get(&self.health, proxy).await,
-            Endpoint::Stats => cache::stats(proxy).await,
+            Endpoint::Stats => cache::stats(&self.server, proxy).await,
             Endpoint::Clear => cache::clear(proxy, asked.target, &actor(Right::Purge).await?).await,
             Endpoint::InvalidateSymbol(symbol) => cache::invalidate_symbol(proxy, symbol, &actor(Right::Purge).await?).await,
             Endpoint::InvalidateSymbols => cache::invalidate_symbols(proxy, &actor(Right::Purge).await?).await,

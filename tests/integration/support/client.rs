@@ -1,6 +1,7 @@
 //! A client that sees every byte.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -42,9 +43,31 @@ impl Answer {
 /// A connection to a server, kept alive.
 pub struct Connection(pub BufReader<TcpStream>);
 
+/// The admin listeners that there are.
+static ADMINS: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
+
+/// This is none any more: its port may be another's soon.
+pub fn forget_admin(address: SocketAddr) {
+    let mut admins = ADMINS.lock().unwrap();
+    if let Some(at) = admins.iter().position(|admin| *admin == address) {
+        admins.swap_remove(at);
+    }
+}
+
+/// This is an admin listener.
+pub fn note_admin(address: SocketAddr) {
+    ADMINS.lock().unwrap().push(address);
+}
+
 impl Connection {
     pub async fn open(address: SocketAddr) -> Self {
         Self(BufReader::new(TcpStream::connect(address).await.unwrap()))
+    }
+
+    /// The admin listener answers to its own names alone.
+    fn host(&self) -> String {
+        let peer = self.0.get_ref().peer_addr().unwrap();
+        if ADMINS.lock().unwrap().contains(&peer) { peer.to_string() } else { "api.test".to_owned() }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
@@ -52,7 +75,7 @@ impl Connection {
     }
 
     pub async fn ask(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: api.test\r\n");
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {}\r\n", self.host());
         for (name, value) in fields {
             head.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::client::{Answer, Connection, get};
+use super::client::{Answer, Connection, forget_admin, get, note_admin};
 use super::process::{Process, scratch};
 
 /// A running `sluice serve`.
@@ -81,6 +81,7 @@ impl Sluice {
             line.strip_prefix(prefix).unwrap_or_else(|| panic!("said {line:?}")).parse().unwrap()
         };
         let (address, admin) = (address("listening on http://"), address("admin on http://"));
+        note_admin(admin);
         Self { process, address, admin, file, log }
     }
 
@@ -136,6 +137,7 @@ pub fn program() -> Command {
         "QUERY_TIMEOUT_SECONDS",
         "LONG_QUERY_TIMEOUT_SECONDS",
         "SLUICE_ADMIN_TOKEN",
+        "SLUICE_ADMIN_NAMES",
         "SLUICE_CACHE_KEY",
     ] {
         command.env_remove(name);
@@ -145,6 +147,7 @@ pub fn program() -> Command {
 
 impl Drop for Sluice {
     fn drop(&mut self) {
+        forget_admin(self.admin);
         if std::thread::panicking() {
             eprintln!("{}", self.logged());
         }
