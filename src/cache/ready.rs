@@ -6,7 +6,9 @@
 use std::cell::RefCell;
 use std::sync::OnceLock;
 
-use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, LAST_MODIFIED, LOCATION, TRANSFER_ENCODING};
+use http::header::{
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, DATE, LAST_MODIFIED, LOCATION, TRANSFER_ENCODING,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::clock::Wall;
@@ -87,7 +89,7 @@ impl Head {
     /// The head that the HTTP library writes for these fields; `None` where that is not as plain as can be.
     fn new(status: StatusCode, fields: &HeaderMap, length: usize) -> Option<Self> {
         // These depend on the request, on the connection, or on more than the fields.
-        let plain = ![LOCATION, CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| fields.contains_key(name));
+        let plain = ![LOCATION, CONTENT_LOCATION, CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| fields.contains_key(name));
         let has_body = status != StatusCode::NOT_MODIFIED;
         if !plain || (has_body && (status == StatusCode::NO_CONTENT || !status.is_success() && !status.is_client_error())) {
             return None;
@@ -216,7 +218,7 @@ mod tests {
         for status in [StatusCode::NO_CONTENT, StatusCode::MOVED_PERMANENTLY, StatusCode::INTERNAL_SERVER_ERROR] {
             assert_eq!(bare(status), None, "{status}");
         }
-        for name in ["location", "content-length", "transfer-encoding"] {
+        for name in ["location", "content-location", "content-length", "transfer-encoding"] {
             assert_eq!(head(StatusCode::OK, fields(&[(name, "1")]), Some(1)), None, "{name}");
         }
         assert_eq!(head(StatusCode::OK, HeaderMap::new(), None), None);

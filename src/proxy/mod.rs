@@ -64,7 +64,7 @@ use crate::config::route::select;
 use crate::fetch::Fetcher;
 use crate::limit::shared::SharedCounts;
 use crate::request::Arrival;
-use crate::request::client::{Client, PublicUrl, own_url};
+use crate::request::client::{Client, PublicUrl};
 use crate::request::fields::REQUEST_ID;
 use crate::request::refusal::Refusal;
 use crate::request::validate::validate;
@@ -73,7 +73,7 @@ use crate::telemetry::samples::Samples;
 use crate::telemetry::trace::Tracer;
 use crate::timeline::Timeline;
 use crate::upstream::Upstream;
-use crate::upstream::response_fields::relocate;
+use crate::upstream::locations::relocate;
 use answer::Answer;
 use asked::{Asked, CacheableRequest};
 use changes::Changes;
@@ -114,7 +114,7 @@ pub struct Proxy {
     pub limits: Limits,
     /// How clients reach this listener, if that was said (`public_url`).
     pub public: Option<PublicUrl>,
-    /// The names by which the upstream may call itself.
+    /// The names by which the upstream may call itself: the address at which it is reached, then the `Host` that it is sent.
     pub authorities: Vec<Authority>,
     /// Whether HEAD is answered from GET.
     pub head_as_get: bool,
@@ -248,7 +248,7 @@ impl Proxy {
     ) -> Response<Reply> {
         let Answer { mut response, outcome } = answer;
         let headers = response.headers_mut();
-        relocate(headers, &self.authorities, |rest| own_url(rest, parts, client, self.public.as_ref()));
+        relocate(headers, &self.authorities, parts, client, self.public.as_ref());
         headers.insert(CACHE_STATUS, outcome.cache_status());
         headers.insert(REQUEST_ID, exchange.take_id());
         self.metrics.record(&rules.rows, row, name, outcome.label(), response.status().as_u16(), exchange.elapsed());

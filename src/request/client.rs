@@ -78,13 +78,19 @@ pub fn request_authority(request: &request::Parts) -> Option<HeaderValue> {
     }
 }
 
-/// The absolute URL under which the client that asked reaches a path and query of Sluice's.
+/// The absolute URL under which the client that asked reaches a path and query of Sluice's. Where nobody who is believed says how that
+/// is, it is what the client asked for, over `scheme`; nobody else gets such an answer.
 #[must_use]
-pub fn own_url(path_and_query: &str, request: &request::Parts, client: &Client, public: Option<&PublicUrl>) -> Option<HeaderValue> {
-    let (scheme, host) = match (public, &client.reached) {
-        (Some(public), _) => (public.scheme.as_str(), request_authority(request)?),
-        (None, Some(reached)) => (reached.scheme.as_str(), HeaderValue::from_str(reached.authority.as_str()).ok()?),
-        (None, None) => ("http", request_authority(request)?),
+pub fn own_url(
+    path_and_query: &str,
+    scheme: &str,
+    request: &request::Parts,
+    client: &Client,
+    public: Option<&PublicUrl>,
+) -> Option<HeaderValue> {
+    let (scheme, host) = match public.or(client.reached.as_ref()) {
+        Some(known) => (known.scheme.as_str(), HeaderValue::from_str(known.authority.as_str()).ok()?),
+        None => (scheme, request_authority(request)?),
     };
     HeaderValue::from_bytes(&[scheme.as_bytes(), b"://", host.as_bytes(), path_and_query.as_bytes()].concat()).ok()
 }

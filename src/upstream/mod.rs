@@ -1,11 +1,12 @@
 //! Whatever answers when the cache cannot: the trait ([`Backend`]), its implementation over HTTP ([`http`]), the bounds around
-//! either ([`Upstream`]), and the fields of requests and responses on their way ([`request_fields`], [`response_fields`]).
+//! either ([`Upstream`]), and the fields of requests and responses on their way ([`request_fields`], [`response_fields`], [`locations`]).
 //!
 //! Knows requests and responses. Knows neither routes nor the cache: whether an answer may be kept is not asked here.
 
 pub mod body;
 pub mod failure;
 pub mod http;
+pub mod locations;
 pub mod request_fields;
 pub mod response_fields;
 

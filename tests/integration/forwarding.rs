@@ -1,5 +1,6 @@
 //! What a gateway does to messages, and to connections.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, reply, until};
@@ -270,6 +271,57 @@ async fn interim_answers_are_passed_on() {
         if rule.starts_with("ttl") {
             let hit = sluice.get("/a").await;
             assert_eq!((hit.status, hit.text().as_str()), (200, "/a"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_things_are_is_said_as_clients_reach_it_and_never_as_another_client_asked() {
+    // Says in each answer where it is: at its own address, by the Host that it was sent, or by its public name.
+    let own = Arc::new(Mutex::new(String::new()));
+    let known = Arc::clone(&own);
+    let backend = Backend::start(move |asked| {
+        let scheme = if asked.target.contains("tls") { "https" } else { "http" };
+        let name = if asked.target.contains("address") { known.lock().unwrap().clone() } else { asked.field("host").unwrap().to_owned() };
+        let forwarded = asked.field("x-forwarded-host").unwrap_or("none");
+        let url = format!("{scheme}://{name}/to");
+        let fields = format!("Location: {url}\r\nContent-Location: {url}\r\nX-Was: {forwarded}\r\nCache-Control: max-age=600\r\n");
+        reply(if asked.target.contains("moved") { "302 Found" } else { "200 OK" }, &fields, b"x")
+    })
+    .await;
+    *own.lock().unwrap() = backend.address.to_string();
+    for public in [None, Some("https://api.example"), Some("http://api.example:8443")] {
+        for host in [None, Some("api.example"), Some("inner.test:8000")] {
+            let public_line = public.map_or(String::new(), |url| format!("public_url='{url}'\n"));
+            let host_line = host.map_or(String::new(), |host| format!("host='{host}'\n"));
+            let url = format!("url='http://{}'", backend.address);
+            let rules = "[[route]]\nname='pass'\npath='/pass/*'\ncache=false\n[[route]]\nname='all'\npath='/*'\nttl='0s'\n";
+            let sluice = Sluice::with(&format!("{public_line}[backend]\n{url}\n{host_line}[cache]\nredis=''\n{rules}"), &[]);
+            for target in ["/moved/host", "/moved/host-tls", "/moved/address", "/moved/address-tls", "/host", "/host-tls", "/address"] {
+                for prefix in ["", "/pass"] {
+                    for asked_for in ["evil.example", "api.example", "other.example", "evil.example"] {
+                        let mut connection = Connection::open(sluice.address).await;
+                        let claims = "X-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: https\r\nForwarded: host=evil.example\r\n";
+                        connection.send(format!("GET {prefix}{target} HTTP/1.1\r\nHost: {asked_for}\r\n{claims}\r\n").as_bytes()).await;
+                        let answer = connection.answer(false).await.unwrap();
+                        let said = answer.field("location").unwrap();
+                        assert_eq!(answer.field("content-location"), Some(said));
+                        let scheme = if target.contains("tls") { "https" } else { "http" };
+                        let case = format!("{public:?} {host:?} {prefix}{target} {asked_for}: {said} {}", answer.cache_status());
+                        let expected = match (public, host.filter(|_| !target.contains("address"))) {
+                            (Some(public), _) => format!("{public}/to"),
+                            (None, None) => format!("{scheme}://{asked_for}/to"),
+                            (None, Some(host)) if host == asked_for => format!("{scheme}://{host}/to"),
+                            (None, Some(_)) => "/to".to_owned(),
+                        };
+                        assert_eq!(said, expected, "{case}");
+                        if public.is_some() {
+                            let whole = format!("{:?}", answer.fields);
+                            assert!(!whole.contains("evil") && !whole.contains("inner"), "{case}: {whole}");
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -150,7 +150,7 @@ fn without_slash(asked: Asked<'_>) -> Response<Reply> {
     let query = asked.parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = asked.target.path.trim_end_matches('/');
     let forwarding = asked.forwarding;
-    if let Some(location) = own_url(&format!("{path}{query}"), asked.parts, forwarding.client, forwarding.public) {
+    if let Some(location) = own_url(&format!("{path}{query}"), "http", asked.parts, forwarding.client, forwarding.public) {
         response.headers_mut().insert(LOCATION, location);
     }
     response
