@@ -192,7 +192,8 @@ async fn exchange(
         if let Some(token) = config.admin.tokens.with(right) {
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.0));
         }
-        for (name, value) in fields {
+        // The listener answers to its own names alone, and what is asked of it depends on no other.
+        for (name, value) in fields.iter().filter(|(name, _)| *name != HOST) {
             request = request.header(name, value);
         }
         let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;

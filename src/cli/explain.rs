@@ -12,6 +12,7 @@ use super::{FileOption, NO, load, say};
 use crate::admin::explain::{Explainer, Serving, client};
 use crate::clock::Wall;
 use crate::config::template::escape_in_url;
+use crate::request::secrets;
 
 /// What to explain.
 #[derive(Args)]
@@ -55,6 +56,7 @@ pub fn run(options: &Options) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
+    secrets::leave_out(&config.log.redact);
     let headers: HeaderMap = options.headers.iter().cloned().collect();
     let serving = Serving {
         routes: &config.routes,

@@ -232,8 +232,11 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &m
     let kinds = [("http", Kind::Http), ("sample", Kind::Sample), ("mysql", Kind::Mysql)];
     let kind = if section.has("kind") { section.choice("kind", &kinds) } else { Some(Kind::Http) };
     let url = section.parsed("url", http_authority);
-    let host =
-        section.parsed("host", |text| text.parse::<Authority>().map_err(|_| format!("'{text}' is not a host such as api.example:8000")));
+    let host = section.parsed("host", |text| match text.parse::<Authority>() {
+        Ok(host) if !text.contains('@') => Ok(host),
+        _ if text.contains('@') => Err("expected a host such as api.example:8000, without user or password".to_owned()),
+        _ => Err(format!("'{text}' is not a host such as api.example:8000")),
+    });
     let connect_timeout = positive(&mut section, "connect_timeout", s(1));
     let timeout = positive(&mut section, "timeout", s(30));
     let body_timeout = positive(&mut section, "body_timeout", s(300));
@@ -388,7 +391,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 fn web_url(text: &str, schemes: &[&str]) -> Result<(String, Authority), String> {
-    let fault = || format!("'{text}' is not a URL such as {}://127.0.0.1:8000, without a path", schemes[0]);
+    let shown =
+        if text.contains('@') { "what stands here (with an '@', so that it is not repeated)".to_owned() } else { format!("'{text}'") };
+    let fault = || format!("{shown} is not a URL such as {}://127.0.0.1:8000, without a path, user or password", schemes[0]);
     let uri: Uri = text.parse().map_err(|_| fault())?;
     match (uri.scheme_str(), uri.authority(), uri.path_and_query().map(|path| path.as_str())) {
         (Some(scheme), Some(authority), None | Some("/")) if schemes.contains(&scheme) && !authority.as_str().contains('@') => {

@@ -196,6 +196,17 @@ pub(crate) mod tests {
         let config = check("t", &text, &|_| None).config.unwrap();
         let shown = format!("{config:?}");
         assert!(!shown.contains("hush") && !shown.contains("abab") && !shown.contains("171, 171"), "{shown}");
+        for text in [
+            "[backend]\nurl='http://me:hush@127.0.0.1:1'\n",
+            "[backend]\nurl='me:hush@127.0.0.1'\n",
+            "[backend]\nurl='http://127.0.0.1:1'\nhost='me:hush@h'\n",
+            "public_url='https://me:hush@h'\n[backend]\nurl='http://127.0.0.1:1'\n",
+            "[backend]\nurl='http://127.0.0.1:1'\n[telemetry]\notlp='http://me:hush@h:4318'\n",
+            "[backend]\nurl='http://127.0.0.1:1'\n[cache]\nredis='redis//:hush@h'\n",
+        ] {
+            let told = report(text);
+            assert!(!told.is_empty() && !told.concat().contains("hush"), "{told:?}");
+        }
         let wrong = report(&format!("{BACKEND}[cache]\nencryption_key='hush'\nencryption_key_previous='{}'\n", "ab".repeat(32)));
         assert!(wrong.iter().any(|line| line.contains("expected 64 hexadecimal digits")) && !wrong.concat().contains("hush"), "{wrong:?}");
     }

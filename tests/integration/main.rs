@@ -3,8 +3,6 @@
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
 //! [`differential`], [`short_way`]), how requests are forwarded ([`forwarding`], [`collapsed_forwarding`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
-//! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
-//! ([`upstream_outages`], [`redis_outages`], [`shared_voids`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
 //! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say and what is shipped beside them ([`guides`],
 //! [`deployment`]), and the order of
