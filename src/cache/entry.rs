@@ -96,9 +96,19 @@ impl StoredResponse {
             (Coding::Identity | Coding::Opaque, _) => Some(self.body.clone()),
             (Coding::Gzip, Some(plain)) => Some(plain.clone()),
             (Coding::Gzip, None) => {
-                let (coded, limit) = (self.body.clone(), inflation_limit(self.body.len(), max_object));
+                let (coded, limit) = (self.body.clone(), self.inflation_limit(max_object));
                 tokio::task::spawn_blocking(move || gunzip(&coded, limit)).await.ok()?.ok()
             }
+        }
+    }
+
+    /// The most bytes to which the body may inflate. What Sluice packed itself it may inflate, however well it packed: only the
+    /// ratio of what an upstream packed tells of a bomb.
+    #[must_use]
+    pub fn inflation_limit(&self, max_object: usize) -> usize {
+        match (self.coding, self.sent_coding) {
+            (Coding::Gzip, Coding::Identity) => max_object.saturating_mul(4),
+            _ => inflation_limit(self.body.len(), max_object),
         }
     }
 

@@ -14,13 +14,15 @@ use crate::cache::store::Store;
 use crate::clock::Wall;
 use crate::fetch::fill::Fill;
 use crate::http::conditional::{not_modified, weaken};
-use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip, inflation_limit};
+use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip};
 use crate::http::range;
 use crate::upstream::response_fields::OWN_VIA;
 
 /// Coded bodies of up to this size are inflated on the spot, larger ones where they hold up no request: they may be hundreds
 /// of times as large.
 const INFLATE_HERE: usize = 4 << 10;
+/// What is inflated on the spot has at most so many bytes.
+const INFLATED_HERE: usize = 2 << 20;
 
 /// The stored response for this client: in the coding that it takes, a range of it (if `ranges`: only GET has them), or 304 if
 /// the client holds it already.
@@ -57,10 +59,11 @@ pub async fn from_stored(
 
 /// The body of an entry, inflated.
 async fn inflate(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Result<Bytes, InflateError> {
-    let plain = match gunzip_here(&stored.body, max_object) {
+    let limit = stored.inflation_limit(max_object);
+    let plain = match gunzip_here(&stored.body, limit) {
         Some(plain) => plain?,
         None => {
-            let (coded, limit) = (stored.body.clone(), inflation_limit(stored.body.len(), max_object));
+            let coded = stored.body.clone();
             let inflating = tokio::task::spawn_blocking(move || gunzip(&coded, limit));
             inflating.await.map_err(|_| InflateError::Corrupt)??
         }
@@ -71,13 +74,19 @@ async fn inflate(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse,
 
 /// An entry with its body inflated too, if that is done on the spot; `None`: it takes too long, or is damaged.
 pub fn inflated_here(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Option<Arc<Entry>> {
-    let plain = gunzip_here(&stored.body, max_object)?.ok()?;
+    let plain = gunzip_here(&stored.body, stored.inflation_limit(max_object))?.ok()?;
     Some(keep_inflated(store, entry, stored, plain))
 }
 
-/// A coded body inflated on the spot; `None`: it takes too long.
-fn gunzip_here(coded: &[u8], max_object: usize) -> Option<Result<Bytes, InflateError>> {
-    (coded.len() <= INFLATE_HERE).then(|| gunzip(coded, inflation_limit(coded.len(), max_object)))
+/// A coded body inflated on the spot, to at most `limit` bytes; `None`: it takes too long.
+fn gunzip_here(coded: &[u8], limit: usize) -> Option<Result<Bytes, InflateError>> {
+    if coded.len() > INFLATE_HERE {
+        return None;
+    }
+    match gunzip(coded, limit.min(INFLATED_HERE)) {
+        Err(InflateError::TooLarge) if limit > INFLATED_HERE => None,
+        inflated => Some(inflated),
+    }
 }
 
 /// Keeps a body in memory inflated too: clients that do not take gzip will ask again.
