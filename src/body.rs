@@ -1,7 +1,9 @@
 //! Bodies as every room hands them on: of requests on their way to the upstream, and of responses on their way to clients.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -37,6 +39,65 @@ pub async fn read(mut stream: Stream, limit: usize) -> Option<Bytes> {
         }
     }
     Some(whole.freeze())
+}
+
+/// What a client did wrong in the body of its request: the error of such a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientFault {
+    /// It is malformed, or ended before its time.
+    Broken,
+    /// It came too slowly, or not at all.
+    Slow,
+}
+
+impl fmt::Display for ClientFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Broken => "the client's body is malformed, or ended early",
+            Self::Slow => "the client stopped sending its body, or sends it too slowly (limits.stall_timeout, limits.min_rate)",
+        })
+    }
+}
+
+impl std::error::Error for ClientFault {}
+
+/// The body of a request on its way to the upstream, which notes what its client did wrong: what comes of that is no failure of
+/// the upstream's.
+pub struct Noting {
+    inner: Stream,
+    fault: Arc<OnceLock<ClientFault>>,
+}
+
+impl Noting {
+    /// The body, and where the fault will stand.
+    #[must_use]
+    pub fn new(inner: Stream) -> (Self, Arc<OnceLock<ClientFault>>) {
+        let fault = Arc::new(OnceLock::new());
+        (Self { inner, fault: Arc::clone(&fault) }, fault)
+    }
+}
+
+impl Body for Noting {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && let Some(&fault) = error.downcast_ref()
+        {
+            let _ = self.fault.set(fault);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 /// The body of a response to a client. A hit's is [`Reply::Full`], which costs no allocation.

@@ -1,23 +1,31 @@
 //! Bodies of requests and responses as a connection sees them: with deadlines, and counted as being answered.
 
-use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::deadlines::{InFlight, is_too_slow};
-use crate::body::{BoxError, Reply};
+use super::message::has_outer_space;
+use super::socket::Notes;
+use crate::body::{BoxError, ClientFault, Reply};
 use crate::config::Limits;
 
 /// A response's body. The request counts as being answered until the body is dropped.
 pub struct ResponseBody {
     body: Reply,
     in_flight: InFlight,
+    /// What the body broke off with, until what came before it was sent.
+    broken: Option<BoxError>,
+    /// The connection that must be reset if the body breaks off, since its end alone tells the client that the body is whole.
+    ended_by_close: Option<Arc<Notes>>,
 }
 
 impl ResponseBody {
@@ -25,7 +33,14 @@ impl ResponseBody {
     #[must_use]
     pub fn new(body: Reply, in_flight: InFlight) -> Self {
         in_flight.bytes_wait(true);
-        Self { body, in_flight }
+        Self { body, in_flight, broken: None, ended_by_close: None }
+    }
+
+    /// The same over HTTP/1.0, where the connection's end is the end of a body whose length is not known.
+    #[must_use]
+    pub fn ended_by_close(self, notes: Arc<Notes>) -> Self {
+        let ended_by_close = self.body.size_hint().exact().is_none().then_some(notes);
+        Self { ended_by_close, ..self }
     }
 }
 
@@ -34,7 +49,21 @@ impl Body for ResponseBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let polled = match Pin::new(&mut self.body).poll_frame(cx) {
+            // The library throws away what it has not sent when it sees this: it gets it the next time, having sent all.
+            Poll::Ready(Some(Err(error))) => {
+                self.broken = Some(error);
+                if let Some(notes) = &self.ended_by_close {
+                    notes.cut.store(true, Ordering::Relaxed);
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            polled => polled,
+        };
         // The library asks for more only once the client has room for it.
         self.in_flight.bytes_wait(matches!(polled, Poll::Ready(Some(Ok(_)))));
         polled
@@ -49,7 +78,7 @@ impl Body for ResponseBody {
     }
 }
 
-/// A request's body. It ends with [`StalledBody`] when the client is silent for too long, or sends too slowly.
+/// A request's body. What its client does wrong ends it with a [`ClientFault`]: a body that breaks off, and one that comes too slowly.
 pub struct RequestBody<B = Incoming> {
     inner: B,
     silence: Duration,
@@ -90,20 +119,22 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        let late = || Poll::Ready(Some(Err(Box::new(StalledBody) as BoxError)));
+        let fault = |fault: ClientFault| Poll::Ready(Some(Err(Box::new(fault) as BoxError)));
         if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
             this.timer = None;
             let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map(Bytes::len);
-            return match bytes {
-                Some(bytes) if this.count(bytes) => late(),
-                _ => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+            return match (bytes, frame) {
+                (Some(bytes), _) if this.count(bytes) => fault(ClientFault::Slow),
+                (_, Some(Err(_))) => fault(ClientFault::Broken),
+                (_, Some(Ok(frame))) if frame.trailers_ref().is_some_and(has_bad_value) => fault(ClientFault::Broken),
+                (_, frame) => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
             };
         }
         let silence = this.silence;
         this.since.get_or_insert_with(Instant::now);
         let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + silence)));
         ready!(timer.as_mut().poll(cx));
-        late()
+        fault(ClientFault::Slow)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -115,24 +146,16 @@ where
     }
 }
 
-/// The error of a request's body whose client stalled.
-#[derive(Debug)]
-pub struct StalledBody;
-
-impl fmt::Display for StalledBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the client stopped sending its body, or sends it too slowly (limits.stall_timeout, limits.min_rate)")
-    }
+/// Whether trailers have a value that HTTP/2 forbids; HTTP/1's were checked as bytes.
+fn has_bad_value(trailers: &HeaderMap) -> bool {
+    trailers.values().any(|value| has_outer_space(value.as_bytes()))
 }
-
-impl std::error::Error for StalledBody {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::front::deadlines::{Activity, watchdog};
     use http::Version;
-    use std::sync::Arc;
     use tokio::time::timeout;
 
     fn limits() -> Limits {
@@ -169,6 +192,7 @@ mod tests {
         use http_body_util::BodyExt;
         let drip = Drip(Box::pin(tokio::time::sleep(Duration::from_secs(1))));
         let reading = RequestBody::new(drip, &limits()).collect();
-        assert!(timeout(Duration::from_secs(3600), reading).await.unwrap().is_err());
+        let error = timeout(Duration::from_secs(3600), reading).await.unwrap().unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&ClientFault::Slow));
     }
 }

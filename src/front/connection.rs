@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
@@ -19,16 +19,18 @@ use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
 use super::deadlines::{Activity, InFlight, watchdog};
+use super::frames;
+use super::message::{Fields, MAX_FIELDS, join_cookies};
+use super::outgoing;
 use super::select::{Either, select};
 use super::socket::{Notes, Socket};
 use crate::body::{BoxError, Reply};
 use crate::config::Limits;
 use crate::request::Arrival;
 use crate::request::interim::InterimQueue;
+use crate::request::refusal::Refusal;
 use crate::request::short_way::ShortWay;
 
-/// The most fields of a request's head.
-const MAX_FIELDS: usize = 100;
 /// Streams of one HTTP/2 connection that may be open at a time.
 const MAX_STREAMS: u32 = 256;
 /// How often an HTTP/2 client is pinged, and how long it has to answer.
@@ -83,10 +85,12 @@ pub async fn serve<F, A>(
     let socket = Socket::new(stream, limits.header_bytes, short, shared);
     let (counted, end) = (Arc::clone(&activity), Arc::clone(&ending));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (version, ending) = (request.version(), Arc::clone(&ending));
+        let (version, ending, notes) = (request.version(), Arc::clone(&ending), Arc::clone(&notes));
+        let is_head = request.method() == Method::HEAD;
         let in_flight = InFlight::begin(&counted, version);
         let number = counted.did_read_request();
         let refused = notes.refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
+        let refused = refused.or_else(|| if version == Version::HTTP_2 { enter_http2(request.headers_mut()) } else { None });
         if let Some(brought) = notes.brought_for(number) {
             request.extensions_mut().extend(brought);
         }
@@ -95,15 +99,16 @@ pub async fn serve<F, A>(
         let arrival = Arrival { peer: peer.ip(), interim: sender.clone(), own: false, refused };
         let answering = answer(request.map(|body| RequestBody::new(body, limits)), arrival);
         async move {
-            let mut response = answering.await;
-            if refused.is_some() || (ending.load(Ordering::Relaxed) && version == Version::HTTP_11) {
+            let mut response = outgoing::fit(is_head, answering.await);
+            if version != Version::HTTP_2 && (refused.is_some() || ending.load(Ordering::Relaxed) && version == Version::HTTP_11) {
                 // What follows has no meaning, or is for another process.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             if let Some(sender) = sender {
                 sender.close().await;
             }
-            Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, in_flight)))
+            let response = response.map(|body| ResponseBody::new(body, in_flight));
+            Ok::<_, Infallible>(if version == Version::HTTP_10 { response.map(|body| body.ended_by_close(notes)) } else { response })
         }
     });
     let watched = Watched { activity, limits, draining, end };
@@ -112,6 +117,13 @@ pub async fn serve<F, A>(
         Err(Ended::Broken(error)) => tracing::debug!(%peer, error, "a connection ended early"),
         Err(Ended::Overdue(why)) => tracing::debug!(%peer, why, "a connection was closed"),
     }
+}
+
+/// Has a request that came over HTTP/2 say what it would over HTTP/1, whose bytes were checked before. Why it is refused, if it is.
+fn enter_http2(headers: &mut HeaderMap) -> Option<Refusal> {
+    let refused = frames::refused(headers).or_else(|| Fields::of_http2(headers));
+    join_cookies(headers);
+    refused
 }
 
 /// What a connection is served under.

@@ -7,10 +7,10 @@
 //!
 //! A [`Framing`] is told all bytes of a connection in order and says how many of them may go on.
 
+use super::frames::{Fault, Frames, Stop};
+use super::message::{Body, Fields, bad_target, is_field_byte, is_token_byte};
 use crate::request::refusal::Refusal;
 
-/// The most fields of a head.
-const MAX_FIELDS: usize = 100;
 /// The longest line of a chunk's size with its extensions, and all trailers together.
 const MAX_CHUNK_LINE: usize = 256;
 const MAX_TRAILERS: usize = 8 << 10;
@@ -24,6 +24,9 @@ pub enum Next {
     Refuse(Refusal),
     /// A body that is no body. Nothing after it has a meaning, and an answer may be under way already.
     Broken,
+    /// Over HTTP/2: so many bytes of fields with which something is wrong ([`with_fault`](super::frames::with_fault)). They were
+    /// looked at: what follows them is to be shown next.
+    Fault(usize, Fault),
 }
 
 /// A connection's framing.
@@ -33,6 +36,8 @@ pub struct Framing {
     max_head: usize,
     /// Heads that went on.
     heads: u64,
+    /// HTTP/2's frames, once it is spoken.
+    frames: Option<Box<Frames>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +75,7 @@ struct Partial {
     skipped: bool,
     /// The request is HTTP/1.0.
     http10: bool,
-    length: Option<u64>,
-    chunked: bool,
+    fields: Fields,
 }
 
 /// A line of a head.
@@ -81,18 +85,18 @@ enum Line {
     Request,
     /// The empty line after HTTP/2's first one.
     Preface,
-    /// A field line, before which there were so many, or the end.
-    Field(usize),
+    /// A field line, or the end.
+    Field,
 }
 
-const HEAD: State = State::Head(Partial { at: 0, next: Line::Request, skipped: false, http10: false, length: None, chunked: false });
+const HEAD: State = State::Head(Partial { at: 0, next: Line::Request, skipped: false, http10: false, fields: Fields::NONE });
 const SIZE: State = State::Size { read: 0, size: 0, part: SizePart::Digits };
 
 impl Framing {
     /// The framing of a new connection whose heads have at most `max_head` bytes.
     #[must_use]
     pub const fn new(max_head: usize) -> Self {
-        Self { state: HEAD, max_head, heads: 0 }
+        Self { state: HEAD, max_head, heads: 0, frames: None }
     }
 
     /// How many heads went on so far.
@@ -119,7 +123,16 @@ impl Framing {
         while at < bytes.len() {
             let rest = &bytes[at..];
             match self.state {
-                State::Http2 => return (bytes.len(), Next::More),
+                State::Http2 => {
+                    let frames = self.frames.get_or_insert_with(|| Box::new(Frames::new(self.max_head)));
+                    let (count, stop) = frames.inspect(rest);
+                    let next = match stop {
+                        None => Next::More,
+                        Some(Stop::Endless) => Next::Broken,
+                        Some(Stop::Fault(length, fault)) => Next::Fault(length, fault),
+                    };
+                    return (at + count, next);
+                }
                 State::Head(partial) => match self.head(rest, partial) {
                     Ok(Some(end)) => at += end,
                     Ok(None) => return (at, Next::More),
@@ -162,21 +175,21 @@ impl Framing {
                 // One empty line may stand before a request (RFC 9112 §2.2).
                 Line::Request if line.is_empty() && !partial.skipped => partial.skipped = true,
                 Line::Request if line == b"PRI * HTTP/2.0" && self.heads == 0 && !partial.skipped => partial.next = Line::Preface,
-                Line::Request => (partial.http10, partial.next) = (request_line(line)?, Line::Field(0)),
+                Line::Request => (partial.http10, partial.next) = (request_line(line)?, Line::Field),
                 Line::Preface if line.is_empty() => {
                     self.state = State::Http2;
                     break;
                 }
                 Line::Preface => return Err(Refusal::Version),
-                Line::Field(_) if line.is_empty() => {
-                    self.state = partial.body()?;
+                Line::Field if line.is_empty() => {
+                    self.state = match partial.fields.body(partial.http10)? {
+                        Body::Sized(0) => HEAD,
+                        Body::Sized(length) => State::Sized(length),
+                        Body::Chunked => SIZE,
+                    };
                     break;
                 }
-                Line::Field(MAX_FIELDS) => return Err(Refusal::Head),
-                Line::Field(count) => {
-                    partial.field(line)?;
-                    partial.next = Line::Field(count + 1);
-                }
+                Line::Field => partial.field(line)?,
             }
         }
         self.heads += 1;
@@ -220,38 +233,7 @@ impl Partial {
     fn field(&mut self, line: &[u8]) -> Result<(), Refusal> {
         let colon = line.iter().position(|&byte| !is_token_byte(byte)).filter(|&at| at > 0 && line[at] == b':');
         let (name, value) = line.split_at(colon.ok_or(Refusal::FieldLine)?);
-        let value = &value[1..];
-        if !value.iter().all(|&byte| is_field_byte(byte)) {
-            return Err(Refusal::FieldLine);
-        }
-        // Only these two decide where the body ends; their first letters rule nearly all others out.
-        match name[0] {
-            b'c' | b'C' if name.eq_ignore_ascii_case(b"content-length") => {
-                let given = plain_number(trim(value)).ok_or(Refusal::Length)?;
-                if self.length.replace(given).is_some() {
-                    return Err(Refusal::Length);
-                }
-            }
-            b't' | b'T' if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                if self.chunked || !trim(value).eq_ignore_ascii_case(b"chunked") {
-                    return Err(Refusal::Coding);
-                }
-                self.chunked = true;
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// The head is whole: what follows it.
-    const fn body(&self) -> Result<State, Refusal> {
-        match (self.length, self.chunked) {
-            (Some(_), true) => Err(Refusal::LengthAndCoding),
-            (None, true) if self.http10 => Err(Refusal::LengthAndCoding),
-            (None, true) => Ok(SIZE),
-            (None | Some(0), false) => Ok(HEAD),
-            (Some(length), false) => Ok(State::Sized(length)),
-        }
+        self.fields.take(name, &value[1..])
     }
 }
 
@@ -263,10 +245,8 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     if method.is_empty() || !method.iter().all(|&byte| is_token_byte(byte)) || target.is_empty() {
         return Err(Refusal::RequestLine);
     }
-    // A space, or a fragment, which never belongs to a request; a control character has a refusal of its own.
-    if let Some(bad) = target.iter().find(|&&byte| KINDS[usize::from(byte)] & TARGET == 0) {
-        let control = bad.is_ascii_control() && !target.iter().any(|byte| matches!(byte, b' ' | b'#'));
-        return Err(if control { Refusal::ControlCharacter } else { Refusal::RequestLine });
+    if let Some(refusal) = bad_target(target) {
+        return Err(refusal);
     }
     match version {
         b"HTTP/1.1" => Ok(false),
@@ -274,57 +254,6 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => Err(Refusal::Version),
         _ => Err(Refusal::RequestLine),
     }
-}
-
-/// Digits and nothing else (RFC 9110 §8.6), at most nineteen, so that every program can hold the number.
-fn plain_number(text: &[u8]) -> Option<u64> {
-    let fine = (1..=19).contains(&text.len()) && text.iter().all(u8::is_ascii_digit);
-    fine.then(|| std::str::from_utf8(text).ok()?.parse().ok())?
-}
-
-/// Without spaces and tabs around it: no other white space is allowed there (RFC 9110 §5.6.3).
-fn trim(mut value: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', rest @ ..] = value {
-        value = rest;
-    }
-    while let [rest @ .., b' ' | b'\t'] = value {
-        value = rest;
-    }
-    value
-}
-
-/// What a byte may be part of: a token (RFC 9110 §5.6.2), a field's value (§5.5), a target. Looked up, since every byte
-/// of every head is asked about.
-const TOKEN: u8 = 1;
-const FIELD: u8 = 2;
-const TARGET: u8 = 4;
-const KINDS: [u8; 256] = {
-    let (mut kinds, mut byte) = ([0; 256], 0_u8);
-    loop {
-        let punctuation =
-            matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~');
-        if byte.is_ascii_alphanumeric() || punctuation {
-            kinds[byte as usize] |= TOKEN;
-        }
-        if matches!(byte, b'\t' | b' '..=b'~' | 0x80..) {
-            kinds[byte as usize] |= FIELD;
-        }
-        if matches!(byte, b'!'..=b'~' | 0x80..) && byte != b'#' {
-            kinds[byte as usize] |= TARGET;
-        }
-        if byte == 255 {
-            break kinds;
-        }
-        byte += 1;
-    }
-};
-
-fn is_token_byte(byte: u8) -> bool {
-    KINDS[usize::from(byte)] & TOKEN != 0
-}
-
-fn is_field_byte(byte: u8) -> bool {
-    KINDS[usize::from(byte)] & FIELD != 0
 }
 
 #[cfg(test)]
@@ -373,14 +302,19 @@ mod tests {
             ("POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", LengthAndCoding),
             ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", LengthAndCoding),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Coding),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n", Coding),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", Coding),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", Coding),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n", CodingOrder),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", CodingOrder),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n", CodingOrder),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", CodingOrder),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", CodingOrder),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding:\r\n chunked\r\n\r\n", FieldLine),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip,\r\n chunked\r\n\r\n", FieldLine),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\nContent-Length: 1\r\n\r\n", LengthAndCoding),
             ("POST / HTTP/1.1\r\nTransfer-Encoding:\x0bchunked\r\n\r\n", FieldLine),
         ] {
             assert_eq!(judge(head.as_bytes()), (0, Next::Refuse(refusal)), "{head:?}");
         }
-        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MAX_FIELDS + 1));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(crate::front::message::MAX_FIELDS + 1));
         assert_eq!(judge(many.as_bytes()), (0, Next::Refuse(Head)));
         let long = format!("GET / HTTP/1.1\r\nA: {}", "b".repeat(8192));
         assert_eq!(judge(long.as_bytes()), (0, Next::Refuse(Head)));
@@ -412,7 +346,7 @@ mod tests {
 
     #[test]
     fn http2_begins_a_connection_or_is_no_request() {
-        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0";
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
         assert_eq!(judge(preface), (preface.len(), Next::More));
         let late = [b"GET / HTTP/1.1\r\n\r\n", &preface[..]].concat();
         assert_eq!(judge(&late), (18, Next::Refuse(Refusal::Version)));

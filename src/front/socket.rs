@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::deadlines::Activity;
+use super::frames::with_fault;
 use super::framing::{Framing, Next};
 use super::plain::Plain;
 use crate::request::interim::InterimQueue;
@@ -24,8 +25,9 @@ use crate::request::refusal::Refusal;
 use crate::request::short_way::ShortWay;
 
 /// What the library reads instead of a head that is refused: the request that comes of it is answered with the refusal.
-/// Nothing of what the client sent gets further than here.
+/// Nothing of what the client sent gets further than here, but for HEAD: its answer has no body, a refusal neither.
 const PLACEHOLDER: &[u8] = b"REFUSED / HTTP/1.1\r\n\r\n";
+const PLACEHOLDER_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\n\r\n";
 /// How many bytes of the rest of a refused connection are read and thrown away, and for how long (RFC 9112 §9.6): closing
 /// while the client is still sending would reset the connection, and the client might lose the answer.
 const LINGER_BYTES: usize = 256 << 10;
@@ -40,6 +42,8 @@ pub struct Notes {
     pub refused: OnceLock<(u64, Refusal)>,
     /// The request for which something was brought, and what, until that is taken.
     pub brought: Mutex<Option<(u64, Extensions)>>,
+    /// A response whose end is the connection's broke off: the connection is reset, so that it does not look whole.
+    pub cut: AtomicBool,
 }
 
 impl Notes {
@@ -70,6 +74,8 @@ pub struct Socket {
     /// How many of those may be handed out.
     checked: usize,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Whether a body was malformed: nothing after it is read, but to be thrown away.
+    broken: bool,
     /// Whether the library was told that the connection ended, which it has not.
     rested: bool,
 }
@@ -91,6 +97,7 @@ impl Socket {
             held: BytesMut::new(),
             checked: 0,
             linger: None,
+            broken: false,
             rested: false,
         }
     }
@@ -126,6 +133,7 @@ impl Socket {
         poll_fn(|cx| {
             loop {
                 ready!(self.poll_finish(cx))?;
+                self.fail_if_broken()?;
                 if self.checked > 0 {
                     return Poll::Ready(Ok(()));
                 }
@@ -150,16 +158,16 @@ impl Socket {
         if piece.filled().is_empty() {
             return Poll::Ready(Ok(true));
         }
-        self.hold(piece.filled())?;
+        self.hold(piece.filled());
         Poll::Ready(Ok(false))
     }
 
     /// Holds bytes that were read for the library, as far as they may be handed out.
-    fn hold(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn hold(&mut self, bytes: &[u8]) {
         self.held.extend_from_slice(bytes);
         let (count, next) = self.framing.inspect(&self.held);
         self.activity.did_read(self.framing.is_http2());
-        self.apply(count, next)
+        self.apply(count, next);
     }
 
     /// Reads where the short way may be taken, and takes it if it can. Whether there is something for the library, be it the end.
@@ -181,7 +189,7 @@ impl Socket {
         let fits = count.min(buffer.remaining());
         buffer.put_slice(&read[..fits]);
         self.held.extend_from_slice(&read[fits..]);
-        self.apply(count - fits, next)?;
+        self.apply(count - fits, next);
         Poll::Ready(Ok(fits > 0))
     }
 
@@ -190,7 +198,7 @@ impl Socket {
         let Some(plain) = &mut self.plain else { return Poll::Ready(Ok(())) };
         if let Some((bytes, brought)) = ready!(plain.poll_finish(cx, &mut self.stream, &self.activity))? {
             *self.notes.brought.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.framing.heads() + 1, brought));
-            self.hold(&bytes)?;
+            self.hold(&bytes);
         }
         Poll::Ready(Ok(()))
     }
@@ -203,6 +211,14 @@ impl Socket {
             cx.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Fails once all is handed out that came before what is malformed.
+    fn fail_if_broken(&self) -> io::Result<()> {
+        if !self.broken || self.checked > 0 {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "a body or a block of fields is malformed"))
     }
 
     /// Hands out bytes that were checked.
@@ -220,20 +236,36 @@ impl Socket {
     /// Notes a refusal for the request that the placeholder becomes.
     fn refuse(&mut self, refusal: Refusal) {
         let _ = self.notes.refused.set((self.framing.heads() + 1, refusal));
+        let head = self.held.get(self.checked..).unwrap_or_default();
+        let is_head = head.strip_prefix(b"\r\n").unwrap_or(head).starts_with(b"HEAD ");
         self.held.truncate(self.checked);
-        self.held.extend_from_slice(PLACEHOLDER);
+        self.held.extend_from_slice(if is_head { PLACEHOLDER_HEAD } else { PLACEHOLDER });
         self.checked = self.held.len();
     }
 
     /// Acts on what the framing says of bytes: `count` of those that are held may be handed out.
-    fn apply(&mut self, count: usize, next: Next) -> io::Result<()> {
+    fn apply(&mut self, count: usize, mut next: Next) {
         self.checked = count;
-        match next {
-            Next::More => {}
-            Next::Refuse(refusal) => self.refuse(refusal),
-            Next::Broken => return Err(io::Error::new(io::ErrorKind::InvalidData, "a chunked body is malformed")),
+        loop {
+            match next {
+                Next::More => return,
+                Next::Refuse(refusal) => return self.refuse(refusal),
+                // What came before is handed out first: it is a request that can be answered.
+                Next::Broken => {
+                    self.broken = true;
+                    return self.held.truncate(self.checked);
+                }
+                Next::Fault(length, fault) => {
+                    let mut block = self.held.split_off(self.checked);
+                    let rest = block.split_off(length);
+                    self.held.extend_from_slice(&with_fault(&block, fault));
+                    let count = self.held.len();
+                    self.held.extend_from_slice(&rest);
+                    let following = self.framing.inspect(&rest);
+                    (self.checked, next) = (count + following.0, following.1);
+                }
+            }
         }
-        Ok(())
     }
 }
 
@@ -246,6 +278,7 @@ impl AsyncRead for Socket {
                 this.hand_out(buffer);
                 return Poll::Ready(Ok(()));
             }
+            this.fail_if_broken()?;
             if this.notes.refused.get().is_some() {
                 // Whatever else comes is not read. The answer's end closes the connection.
                 return Poll::Pending;
@@ -273,7 +306,7 @@ impl AsyncRead for Socket {
                 }
                 this.held.extend_from_slice(&read[count..]);
                 buffer.set_filled(before + count);
-                this.apply(0, next)?;
+                this.apply(0, next);
                 if count > 0 {
                     return Poll::Ready(Ok(()));
                 }
@@ -323,7 +356,7 @@ impl AsyncWrite for Socket {
         if this.rested {
             return Poll::Ready(Ok(()));
         }
-        if this.notes.refused.get().is_none() {
+        if this.notes.refused.get().is_none() && !this.broken {
             return Pin::new(&mut this.stream).poll_shutdown(cx);
         }
         if this.linger.is_none() {
@@ -340,6 +373,14 @@ impl AsyncWrite for Socket {
             *read += piece.filled().len();
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.notes.cut.load(Ordering::Relaxed) {
+            let _ = self.stream.set_zero_linger();
+        }
     }
 }
 

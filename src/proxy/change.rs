@@ -32,6 +32,7 @@ use crate::http::invalidation::named_targets;
 use crate::request::client::request_authority;
 use crate::request::target::Target;
 use crate::telemetry::trace::carry;
+use crate::upstream::BackendError;
 use crate::upstream::failure::Failure;
 
 /// The answer to a change.
@@ -47,7 +48,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Why there is no answer.
-    pub(super) async fn change(self: &Arc<Self>, asked: Asked<'_>, body: Stream, storable: bool) -> Result<Changed, Failure> {
+    pub(super) async fn change(self: &Arc<Self>, asked: Asked<'_>, body: Stream, storable: bool) -> Result<Changed, BackendError> {
         let (request, conditional) = self.to_upstream(asked.parts, body, asked.forwarding, storable).await;
         let name = asked.route.map_or("none", |route| route.name.as_str()).to_owned();
         let admitted = self.upstream.admit().await;
@@ -63,7 +64,7 @@ impl Proxy {
                 change.void_later(proxy.timeout).await;
             }
         }));
-        answer.await.unwrap_or(Err(Failure::Lost))
+        answer.await.unwrap_or_else(|lost| Err(BackendError::Reset(lost.into())))
     }
 
     /// The key of what is stored for a target, if anything may be.
@@ -107,8 +108,8 @@ impl Change {
     }
 
     /// It was answered, or is given up. Ends when what it voids is void on all instances that can be reached.
-    async fn end(&mut self, answer: Result<Response<Stream>, Failure>) -> (Effect, Result<Changed, Failure>) {
-        let effect = Effect::of(answer.as_ref().map(Response::status).map_err(|failure| *failure));
+    async fn end(&mut self, answer: Result<Response<Stream>, BackendError>) -> (Effect, Result<Changed, BackendError>) {
+        let effect = Effect::of(answer.as_ref().map(Response::status).map_err(Failure::from));
         let is_newest = !self.is_overtaken();
         if effect.voids() {
             let named = answer.as_ref().map(|response| self.named(response.headers())).unwrap_or_default();

@@ -181,7 +181,7 @@ impl Proxy {
         let job = self.job(request, None);
         let result = match self.send(Some(request.route), request.parts, body::empty(), request.forwarding, true).await {
             Ok(response) => self.fetcher.beginnings().remember(&job.collapse_key, &job.policy, job.asked_at, response).await,
-            Err(failure) => Err(failure),
+            Err(error) => Err(Failure::from(&error)),
         };
         match result {
             Ok(response) => Answer { response: deliver(response), outcome: Outcome::Pass(PassWhy::Part) },
@@ -203,7 +203,7 @@ impl Proxy {
     /// Asks for this client alone, though the rule caches.
     async fn pass_alone(&self, request: &CacheableRequest<'_>) -> Result<Response<Reply>, Failure> {
         let sent = self.send(Some(request.route), request.parts, body::empty(), request.forwarding, false);
-        request.spent.on(Step::Pass, sent).await.map(deliver)
+        request.spent.on(Step::Pass, sent).await.map(deliver).map_err(|error| Failure::from(&error))
     }
 
     /// Has a stored response that is served stale revalidated in the background.

@@ -13,11 +13,12 @@ use super::asked::{Asked, CacheableRequest};
 use super::change::Changed;
 use super::outcome::{Outcome, PassWhy};
 use super::spent::Step;
-use crate::body::{Reply, Stream};
+use crate::body::{ClientFault, Reply, Stream};
 use crate::config::rate_limit::Counts;
 use crate::config::route::Route;
 use crate::fetch::other_methods::represents_its_target;
 use crate::http::invalidation::is_unsafe;
+use crate::request::refusal::Refusal;
 use crate::upstream::BackendError;
 use crate::upstream::failure::Failure;
 use crate::upstream::request_fields::{self, Forwarding, is_fully_keyed};
@@ -46,7 +47,9 @@ impl Proxy {
         };
         let Changed { response, is_newest } = match sent {
             Ok(changed) => changed,
-            Err(failure) => return Answer::failed(failure),
+            Err(BackendError::Client(ClientFault::Broken)) => return Answer::refused(Refusal::BrokenBody),
+            Err(BackendError::Client(ClientFault::Slow)) => return Answer::refused(Refusal::SlowBody),
+            Err(error) => return Answer::failed(Failure::from(&error)),
         };
         let response = match updating.filter(|_| is_newest) {
             Some(route) => self.update_stored(CacheableRequest::new(route, asked), response).await,
@@ -64,7 +67,7 @@ impl Proxy {
         body: Stream,
         forwarding: Forwarding<'_>,
         storable: bool,
-    ) -> Result<Response<Stream>, Failure> {
+    ) -> Result<Response<Stream>, BackendError> {
         let (request, conditional) = self.to_upstream(parts, body, forwarding, storable).await;
         let name = route.map_or("none", |route| route.name.as_str());
         Self::understood(self.upstream.call(name, request, self.body_timeout).await, conditional)
@@ -95,12 +98,13 @@ impl Proxy {
     }
 
     /// An answer that can be passed on.
-    pub(super) fn understood(answer: Result<Response<Stream>, BackendError>, conditional: bool) -> Result<Response<Stream>, Failure> {
+    pub(super) fn understood(answer: Result<Response<Stream>, BackendError>, conditional: bool) -> Result<Response<Stream>, BackendError> {
         match answer {
             // Nobody asked for it, so it answers nothing.
-            Ok(response) if response.status() == StatusCode::NOT_MODIFIED && !conditional => Err(Failure::Invalid),
-            Ok(response) => Ok(response),
-            Err(error) => Err(Failure::from(&error)),
+            Ok(response) if response.status() == StatusCode::NOT_MODIFIED && !conditional => {
+                Err(BackendError::Invalid("it answered 304 to what was not asked".into()))
+            }
+            result => result,
         }
     }
 

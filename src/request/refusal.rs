@@ -20,14 +20,20 @@ pub enum Refusal {
     Length,
     /// A length together with a transfer coding, or a coding in HTTP/1.0 (§6.1, §6.3).
     LengthAndCoding,
-    /// A transfer coding other than `chunked` (§6.1).
+    /// A transfer coding that is not known here, before `chunked` (§6.1).
     Coding,
+    /// Transfer codings of which `chunked` is not the last, or is named twice, or that are none (§6.1, §6.3).
+    CodingOrder,
     /// A head that is too large, or has too many fields (RFC 6585 §5).
     Head,
     /// `CONNECT` and `TRACE` (RFC 9110 §15.6.2).
     Method,
     /// An expectation other than `100-continue` (RFC 9110 §10.1.1).
     Expectation,
+    /// A body that ended before its time, or that is malformed (RFC 9112 §7.1, §8).
+    BrokenBody,
+    /// A body that the client sends too slowly, or not at all (RFC 9110 §15.5.9).
+    SlowBody,
     /// A missing, repeated or malformed authority, or two that differ (RFC 9112 §3.2, RFC 9113 §8.3.1).
     BadHost,
     /// A target that is not a path, or an absolute one of another scheme.
@@ -79,7 +85,7 @@ const fn staying(status: u16, detail: &'static str, sentence: &'static str) -> R
 
 impl Refusal {
     /// Every refusal, in the order of the table.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::RequestLine,
         Self::Version,
         Self::LineEnd,
@@ -87,9 +93,12 @@ impl Refusal {
         Self::Length,
         Self::LengthAndCoding,
         Self::Coding,
+        Self::CodingOrder,
         Self::Head,
         Self::Method,
         Self::Expectation,
+        Self::BrokenBody,
+        Self::SlowBody,
         Self::BadHost,
         Self::NotAPath,
         Self::UrlTooLong,
@@ -116,9 +125,12 @@ impl Refusal {
             Self::Length => closing(400, "content-length", "The request needs a single, plain Content-Length, or none"),
             Self::LengthAndCoding => closing(400, "length-and-coding", "Content-Length and Transfer-Encoding contradict each other"),
             Self::Coding => closing(501, "transfer-coding", "The only transfer coding that is understood is chunked"),
+            Self::CodingOrder => closing(400, "transfer-encoding", "Transfer-Encoding must end in chunked, named once"),
             Self::Head => closing(431, "head-too-large", "The request's head is too large"),
             Self::Method => closing(501, "method", "This method is not for a gateway"),
             Self::Expectation => closing(417, "expectation", "The only expectation that can be met is 100-continue"),
+            Self::BrokenBody => closing(400, "broken-body", "The request's body is malformed, or ended early"),
+            Self::SlowBody => closing(408, "slow-body", "The request's body came too slowly"),
             Self::BadHost => staying(400, "bad-host", "The request needs exactly one valid Host, the same as an absolute URL's"),
             Self::NotAPath => staying(400, "not-a-path", "The request target must be a path"),
             Self::UrlTooLong => staying(400, "url-too-long", "The URL is longer than 8192 bytes"),

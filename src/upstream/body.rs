@@ -1,4 +1,4 @@
-//! The body of an upstream's response, with its deadline.
+//! The body of an upstream's response: with its deadline, and begun before its head goes on.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::failure::{BrokenBody, Failure};
 use crate::body::BoxError;
@@ -57,10 +58,66 @@ where
     }
 }
 
+/// How long the first bytes of a body are waited for: one that is broken from the beginning is then told in a response, while there
+/// is none yet. The head of one that begins later goes on alone.
+const FIRST_BYTES: Duration = Duration::from_millis(20);
+
+/// A body whose first piece, if it came at once, was taken out already.
+pub struct Begun<B> {
+    first: Option<Frame<Bytes>>,
+    inner: B,
+}
+
+impl<B> Begun<B>
+where
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    /// Waits a little for the first piece of `inner`.
+    ///
+    /// # Errors
+    /// What the body broke off with, if that is all there is of it.
+    pub async fn new(mut inner: B) -> Result<Self, BoxError> {
+        let first = match inner.is_end_stream() {
+            true => None,
+            false => timeout(FIRST_BYTES, inner.frame()).await.unwrap_or(None).transpose()?,
+        };
+        Ok(Self { first, inner })
+    }
+}
+
+impl<B> Body for Begun<B>
+where
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(first))),
+            None => Pin::new(&mut self.inner).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.as_ref().and_then(Frame::data_ref).map_or(0, Bytes::len) as u64;
+        let rest = self.inner.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(first));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(first));
+        }
+        hint
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body_util::BodyExt;
 
     /// A body of which nothing ever comes.
     struct Silent;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::rt::Executor;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -73,9 +74,13 @@ impl Backend for HttpBackend {
         parts.uri = uri;
         parts.version = Version::HTTP_11;
         parts.headers.insert(HOST, self.host.clone());
+        if !body.is_end_stream() && body.size_hint().exact().is_none() && !parts.headers.contains_key(CONTENT_LENGTH) {
+            // Said where the library would take a body with GET or HEAD for none.
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         // A request without a body that can be repeated is repeated once if a kept-alive connection turns out to be
         // closed: the backend may have closed it while the request was on its way.
-        let repeatable = (matches!(parts.method, Method::GET | Method::HEAD) && http_body::Body::is_end_stream(&body))
+        let repeatable = (matches!(parts.method, Method::GET | Method::HEAD) && body.is_end_stream())
             .then(|| Request::from_parts(parts.clone(), body::empty()));
         let client = self.client.clone();
         let interim = parts.extensions.remove::<InterimSender>();
@@ -97,9 +102,19 @@ impl Backend for HttpBackend {
             if response.status().is_informational() {
                 return Err(BackendError::Invalid("it switched protocols, which nobody asked for".into()));
             }
+            if !is_plainly_framed(response.headers()) {
+                return Err(BackendError::Invalid("its Transfer-Encoding is not chunked alone".into()));
+            }
             Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
         })
     }
+}
+
+/// Whether a response has no transfer coding but `chunked`, named once: the library undoes that one alone, and takes what ends in
+/// it for that one (RFC 9112 §6.1). A length beside it says nothing (§6.3), and does not go on.
+fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
 }
 
 /// The HTTP library's error within the connection pool's.

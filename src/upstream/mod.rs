@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::{Request, Response};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
@@ -25,11 +26,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
-use crate::body::{BoxError, Stream};
+use crate::body::{BoxError, ClientFault, Noting, Stream};
 use crate::request::secrets::{shown_method, without_secrets};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
-use body::DeadlineBody;
+use body::{Begun, DeadlineBody};
 use failure::Failure;
 
 /// The future of a response.
@@ -69,8 +70,12 @@ pub enum BackendError {
     Timeout(Duration),
     /// What came was not HTTP.
     Invalid(BoxError),
+    /// The body broke off before its first byte.
+    Truncated(BoxError),
     /// Too many requests are on their way already.
     Overloaded,
+    /// The request could not be sent whole, for what its client did wrong.
+    Client(ClientFault),
 }
 
 impl BackendError {
@@ -81,7 +86,9 @@ impl BackendError {
             Self::Reset(_) => "reset",
             Self::Timeout(_) => "timeout",
             Self::Invalid(_) => "invalid",
+            Self::Truncated(_) => "truncated",
             Self::Overloaded => "overloaded",
+            Self::Client(_) => "client",
         }
     }
 }
@@ -93,7 +100,9 @@ impl fmt::Display for BackendError {
             Self::Reset(_) => f.write_str("the backend closed the connection before it answered"),
             Self::Timeout(after) => write!(f, "the backend did not answer within {after:?} (backend.timeout)"),
             Self::Invalid(_) => f.write_str("the backend's answer is not valid HTTP"),
+            Self::Truncated(_) => f.write_str("the backend's answer ended before its body began, or its chunks are malformed"),
             Self::Overloaded => f.write_str("too many requests are on their way to the backend (backend.max_in_flight)"),
+            Self::Client(fault) => fault.fmt(f),
         }
     }
 }
@@ -101,8 +110,8 @@ impl fmt::Display for BackendError {
 impl std::error::Error for BackendError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Connect(cause) | Self::Reset(cause) | Self::Invalid(cause) => Some(cause.as_ref()),
-            Self::Timeout(_) | Self::Overloaded => None,
+            Self::Connect(cause) | Self::Reset(cause) | Self::Invalid(cause) | Self::Truncated(cause) => Some(cause.as_ref()),
+            Self::Timeout(_) | Self::Overloaded | Self::Client(_) => None,
         }
     }
 }
@@ -114,7 +123,10 @@ impl From<&BackendError> for Failure {
             BackendError::Reset(_) => Self::Reset,
             BackendError::Timeout(_) => Self::Timeout,
             BackendError::Invalid(_) => Self::Invalid,
+            BackendError::Truncated(_) => Self::Truncated,
             BackendError::Overloaded => Self::Overloaded,
+            // For whom nothing is said of the client: nobody who shares an answer sends a body.
+            BackendError::Client(_) => Self::Lost,
         }
     }
 }
@@ -155,7 +167,8 @@ impl Upstream {
     /// Sends a request. The response's body may be silent for `silence` at most, and keeps its permit until it ends.
     ///
     /// # Errors
-    /// A [`BackendError`] if there is no head within the deadline.
+    /// A [`BackendError`] if there is no head within the deadline. What the client did wrong is one too, but no failure of the
+    /// backend's: it is not counted as its answer.
     pub async fn call(&self, route: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
         self.call_once(route, Instant::now(), self.admit(), request, silence).await
     }
@@ -192,10 +205,18 @@ impl Upstream {
         route: &str,
         started: Instant,
         admitting: impl Future<Output = Result<Admitted, BackendError>>,
-        mut request: Request<Stream>,
+        request: Request<Stream>,
         silence: Duration,
     ) -> Result<Response<Stream>, BackendError> {
         let told = if trace::is_on() { asked_for(route, &request) } else { Vec::new() };
+        let (parts, body) = request.into_parts();
+        let (body, fault) = if body.is_end_stream() {
+            (body, None)
+        } else {
+            let (noting, fault) = Noting::new(body);
+            (noting.boxed_unsync(), Some(fault))
+        };
+        let mut request = Request::from_parts(parts, body);
         let asking = async {
             trace::inject(request.headers_mut());
             self.call_within_bounds(admitting.await?.permit, request, silence).await
@@ -205,6 +226,10 @@ impl Upstream {
             Err(error) => Err(error.to_string()),
         });
         let result = result.await;
+        if let (Err(_), Some(&fault)) = (&result, fault.as_ref().and_then(|fault| fault.get())) {
+            tracing::debug!(route, %fault, "a request could not be sent whole");
+            return Err(BackendError::Client(fault));
+        }
         let status = match &result {
             Ok(response) => response.status().as_str().to_owned(),
             Err(error) => error.label().to_owned(),
@@ -226,6 +251,8 @@ impl Upstream {
     ) -> Result<Response<Stream>, BackendError> {
         let late = |_| BackendError::Timeout(self.timeout);
         let response = timeout(self.timeout, self.backend.call(request)).await.map_err(late)??;
-        Ok(response.map(|body| DeadlineBody::new(body, silence, Some(permit)).boxed_unsync()))
+        let (head, body) = response.into_parts();
+        let body = Begun::new(DeadlineBody::new(body, silence, Some(permit))).await.map_err(BackendError::Truncated)?;
+        Ok(Response::from_parts(head, body.boxed_unsync()))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Asked, Backend, Connection, HANG, Sluice, Step, columns, get, ok, one_rule, reply, rows, unescape, until};
+use crate::support::{Asked, Backend, Connection, HANG, Sluice, Step, columns, frames, get, ok, one_rule, reply, rows, unescape, until};
 
 const RULES: &str = "[[route]]\nname='pass'\npath='/pass/*'\ncache=false\n[[route]]\nname='two'\npath='/two'\nquery=['symbol']\nfold_case=['symbol']\nttl='1h'\n[[route]]\nname='all'\npath='/*'\nttl='1h'\nnegative_ttl='1h'\n";
 
@@ -425,37 +425,6 @@ async fn a_redirect_to_the_host_that_a_request_named_is_not_kept() {
         connection.send(format!("GET /{host} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
         let answer = connection.answer(false).await.unwrap();
         assert_eq!((answer.status, answer.cache_status().contains("stored")), (302, stored), "{host}: {}", answer.cache_status());
-    }
-}
-
-/// The bytes of HTTP/2 frames, written by hand so that they can be wrong.
-mod frames {
-    pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    pub const END_STREAM: u8 = 1;
-    pub const END_HEADERS: u8 = 4;
-
-    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-    }
-
-    /// Fields as literals that are not indexed, without Huffman coding (RFC 7541 §6.2.2).
-    pub fn fields(fields: &[(&str, &str)]) -> Vec<u8> {
-        let mut block = Vec::new();
-        for (name, value) in fields {
-            block.push(0);
-            for text in [name, value] {
-                assert!(text.len() < 127);
-                block.push(u8::try_from(text.len()).unwrap());
-                block.extend_from_slice(text.as_bytes());
-            }
-        }
-        block
-    }
-
-    /// A connection's beginning.
-    pub fn opening() -> Vec<u8> {
-        [PREFACE, &frame(4, 0, 0, &[])].concat()
     }
 }
 

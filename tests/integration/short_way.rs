@@ -52,7 +52,7 @@ const FIELDS: [&str; 26] = [
     "Content-Length: 0",
     "Sec-Fetch-Mode:   cors  ",
     "Authorization: Bearer x",
-    "Transfer-Encoding: chunked",
+    "Transfer-Encoding: gzip, chunked",
     "Expect: nonsense",
 ];
 

@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod browser;
 pub mod client;
+pub mod frames;
 pub mod mariadb;
 pub mod process;
 pub mod recorded;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use backend::{Asked, Backend, Step, ok, reply};
 pub use client::{Answer, Connection, get};
+pub use frames::Http2;
 pub use mariadb::{MariaDb, PASSWORD};
 pub use process::scratch;
 pub use recorded::{Recorded, recorded, recorded_dir};

@@ -1,0 +1,319 @@
+//! The frames of HTTP/2 that carry fields (RFC 9113 §6.2, §6.10), looked at before the library sees them: it cuts the fragment off
+//! a `:path`, and drops what has no place in trailers, so that nobody behind it could refuse either.
+//!
+//! Where something is to be refused, a field is added at the end of the block: one that the library resets the stream for, or one
+//! with which [`refused`] tells the request's refusal to whoever answers it. The bytes of a client's own stay as they are.
+
+use std::sync::OnceLock;
+
+use http::{HeaderMap, HeaderName};
+
+use super::hpack::Decoder;
+use super::message::bad_target;
+use crate::request::refusal::Refusal;
+
+/// A frame's head, in bytes.
+const HEAD: usize = 9;
+/// What follows the first line of HTTP/2's preface and the empty one after it.
+const PREFACE_REST: usize = b"SM\r\n\r\n".len();
+/// The largest payload of a frame: what HTTP/2 begins with (§6.5.2).
+const LARGEST_FRAME: usize = 16 << 10;
+
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 0x20;
+
+/// The frames of one direction of a connection.
+#[derive(Debug)]
+pub struct Frames {
+    /// So many bytes go on as they are.
+    skip: usize,
+    decoder: Decoder,
+    /// The newest stream that was opened.
+    newest: u32,
+    /// The largest block of fields, in bytes as it is sent.
+    max_block: usize,
+    /// The connection cannot go on; the library knows what to say.
+    ends: bool,
+}
+
+/// What is wrong with a block of fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The message is malformed: its stream is reset (§8.1.1).
+    Malformed,
+    /// The request is refused.
+    Refused(Refusal),
+}
+
+/// Where the bytes stop that may go on as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Before so many bytes of fields, with which something is wrong. They were looked at.
+    Fault(usize, Fault),
+    /// Before a block of fields that does not end.
+    Endless,
+}
+
+/// A frame, all of which is there.
+struct Frame<'b> {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: &'b [u8],
+}
+
+impl Frames {
+    /// The frames of a new connection, whose fields have at most `max_head` bytes once they are read.
+    #[must_use]
+    pub fn new(max_head: usize) -> Self {
+        let max_block = max_head.saturating_mul(4).max(4 * LARGEST_FRAME);
+        Self { skip: PREFACE_REST, decoder: Decoder::default(), newest: 0, max_block, ends: false }
+    }
+
+    /// Looks at the next bytes. Returns how many of them may go on, and why no more, unless more bytes must come first.
+    pub fn inspect(&mut self, bytes: &[u8]) -> (usize, Option<Stop>) {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            if self.ends {
+                return (bytes.len(), None);
+            }
+            if self.skip > 0 {
+                let skipped = self.skip.min(rest.len());
+                self.skip -= skipped;
+                at += skipped;
+                continue;
+            }
+            let Some(head) = rest.first_chunk::<HEAD>() else { return (at, None) };
+            match head[3] {
+                HEADERS => match self.block(rest) {
+                    Block::Partial if rest.len() > self.max_block => return (at, Some(Stop::Endless)),
+                    Block::Partial => return (at, None),
+                    Block::Whole(length, None) => at += length,
+                    Block::Whole(length, Some(fault)) => return (at, Some(Stop::Fault(length, fault))),
+                    Block::Invalid => self.ends = true,
+                },
+                // Without the block that it continues.
+                CONTINUATION => self.ends = true,
+                _ => self.skip = HEAD + length_of(head),
+            }
+        }
+        (at, None)
+    }
+
+    /// A block of fields at the beginning of `bytes`: a frame of HEADERS, and those that continue it.
+    fn block(&mut self, bytes: &[u8]) -> Block {
+        let Some(first) = frame(bytes) else { return if is_too_large(bytes) { Block::Invalid } else { Block::Partial } };
+        let Some(fragment) = fragment(&first) else { return Block::Invalid };
+        let (mut length, mut flags) = (HEAD + first.payload.len(), first.flags);
+        let mut joined = Vec::new();
+        while flags & END_HEADERS == 0 {
+            let rest = &bytes[length..];
+            let Some(next) = frame(rest) else { return if is_too_large(rest) { Block::Invalid } else { Block::Partial } };
+            if next.kind != CONTINUATION || next.stream != first.stream {
+                return Block::Invalid;
+            }
+            if joined.is_empty() {
+                joined.extend_from_slice(fragment);
+            }
+            joined.extend_from_slice(next.payload);
+            (length, flags) = (length + HEAD + next.payload.len(), next.flags);
+        }
+        match self.judge(first.stream, if joined.is_empty() { fragment } else { &joined }) {
+            Ok(fault) => Block::Whole(length, fault),
+            Err(_) => Block::Invalid,
+        }
+    }
+
+    /// Reads the fields of a whole block, and says what is wrong with them that the library does not see.
+    fn judge(&mut self, stream: u32, block: &[u8]) -> Result<Option<Fault>, super::hpack::Malformed> {
+        let is_request = stream > self.newest;
+        self.newest = self.newest.max(stream);
+        let mut fault = None;
+        self.decoder.decode(block, |name, value| match name {
+            // Pseudo-fields have no place in trailers (§8.1).
+            [b':', ..] if !is_request => fault = Some(Fault::Malformed),
+            b":path" => fault = fault.or(bad_target(value).map(Fault::Refused)),
+            _ => {}
+        })?;
+        Ok(fault)
+    }
+}
+
+/// What a frame of HEADERS begins.
+enum Block {
+    /// A block that is not there yet in full.
+    Partial,
+    /// So many bytes, and what is wrong with them.
+    Whole(usize, Option<Fault>),
+    /// No block: the library ends the connection.
+    Invalid,
+}
+
+/// The length of a frame's payload.
+fn length_of(head: &[u8; HEAD]) -> usize {
+    usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])
+}
+
+/// Whether the next frame is larger than any may be, so that nobody waits for its end.
+fn is_too_large(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|head| length_of(head) > LARGEST_FRAME)
+}
+
+/// The frame at the beginning of `bytes`, if all of it is there and none larger than it may be.
+fn frame(bytes: &[u8]) -> Option<Frame<'_>> {
+    let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
+    let payload = rest.get(..length_of(head)).filter(|payload| payload.len() <= LARGEST_FRAME)?;
+    let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
+    Some(Frame { kind: head[3], flags: head[4], stream, payload })
+}
+
+/// The fields in a frame of HEADERS, without padding and priority; `None` if there is less than it says.
+fn fragment<'b>(frame: &Frame<'b>) -> Option<&'b [u8]> {
+    let mut fields = frame.payload;
+    let mut padding = 0;
+    if frame.flags & PADDED != 0 {
+        let (&first, rest) = fields.split_first()?;
+        (padding, fields) = (usize::from(first), rest);
+    }
+    if frame.flags & PRIORITY != 0 {
+        fields = fields.get(5..)?;
+    }
+    fields.get(..fields.len().checked_sub(padding)?)
+}
+
+/// The frames of a block, with a field more at its end that says what is wrong with it.
+#[must_use]
+pub fn with_fault(block: &[u8], fault: Fault) -> Vec<u8> {
+    let mut frames = block.to_vec();
+    let mut last = 0;
+    while let Some(next) = frame(&block[last..]).map(|frame| last + HEAD + frame.payload.len()).filter(|&next| next < block.len()) {
+        last = next;
+    }
+    let (name, value) = match fault {
+        // A field of the connection's is what the library knows to be malformed.
+        Fault::Malformed => ("connection", ""),
+        Fault::Refused(refusal) => (marker().as_str(), refusal.row().detail),
+    };
+    let short = |text: &str| u8::try_from(text.len()).unwrap_or_default() & 0x7f;
+    let field = [&[0, short(name)], name.as_bytes(), &[short(value)], value.as_bytes()].concat();
+    frames[last + 4] &= !END_HEADERS;
+    let stream = &block[5..HEAD];
+    frames.extend_from_slice(&[0, 0, short(name) + short(value) + 3, CONTINUATION, END_HEADERS]);
+    frames.extend_from_slice(stream);
+    frames.extend_from_slice(&field);
+    frames
+}
+
+/// The field that tells a refusal. No client knows its name.
+fn marker() -> &'static HeaderName {
+    static MARKER: OnceLock<HeaderName> = OnceLock::new();
+    MARKER.get_or_init(|| {
+        let name = format!("x-sluice-{:032x}", fastrand::u128(..));
+        HeaderName::from_bytes(name.as_bytes()).unwrap_or(HeaderName::from_static("x-sluice-refused"))
+    })
+}
+
+/// Takes the refusal of a request out of its fields.
+pub fn refused(headers: &mut HeaderMap) -> Option<Refusal> {
+    let detail = headers.remove(marker())?;
+    Refusal::ALL.into_iter().find(|refusal| detail == refusal.row().detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame_of(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[0, length[0], length[1], kind, flags, 0, 0, 0, stream], payload].concat()
+    }
+
+    fn literal(name: &str, value: &str) -> Vec<u8> {
+        let short = |text: &str| u8::try_from(text.len()).unwrap();
+        [&[0, short(name)], name.as_bytes(), &[short(value)], value.as_bytes()].concat()
+    }
+
+    fn opened() -> Frames {
+        let mut frames = Frames::new(8192);
+        assert_eq!(frames.inspect(b"SM\r\n\r\n"), (6, None));
+        frames
+    }
+
+    fn fields(frames: &[u8]) -> Vec<String> {
+        let (mut block, mut at) = (Vec::new(), 0);
+        while let Some(frame) = frame(&frames[at..]) {
+            block.extend_from_slice(if frame.kind == HEADERS { fragment(&frame).unwrap() } else { frame.payload });
+            at += HEAD + frame.payload.len();
+        }
+        let mut fields = Vec::new();
+        Decoder::default().decode(&block, |name, _| fields.push(String::from_utf8_lossy(name).into_owned())).unwrap();
+        fields
+    }
+
+    #[test]
+    fn a_fragment_is_refused_and_a_pseudo_field_in_trailers_malformed() {
+        let request = frame_of(HEADERS, END_HEADERS, 1, &literal(":path", "/a"));
+        let trailers = frame_of(HEADERS, END_HEADERS | 1, 1, &literal(":path", "/a"));
+        let fine = frame_of(HEADERS, END_HEADERS | 1, 1, &literal("x", "y"));
+        let data = frame_of(0, 0, 1, b"hello");
+        let mut frames = opened();
+        let bytes = [&request[..], &data, &trailers].concat();
+        let before = request.len() + data.len();
+        assert_eq!(frames.inspect(&bytes), (before, Some(Stop::Fault(trailers.len(), Fault::Malformed))));
+        assert_eq!(opened().inspect(&[request, data, fine].concat()).1, None);
+        let cut = frame_of(HEADERS, END_HEADERS, 3, &literal(":path", "/a#b"));
+        assert_eq!(opened().inspect(&cut), (0, Some(Stop::Fault(cut.len(), Fault::Refused(Refusal::RequestLine)))));
+    }
+
+    #[test]
+    fn blocks_are_read_over_frames_and_a_field_is_added_at_their_end() {
+        let fields_of = [literal(":method", "GET"), literal(":path", "/a#b"), literal("x", "y")].concat();
+        let padded = [&[3, 0, 0, 0, 0, 9][..], &fields_of[..5], &[0; 3]].concat();
+        let block = [
+            frame_of(HEADERS, PADDED | PRIORITY | 1, 1, &padded),
+            frame_of(CONTINUATION, 0, 1, &fields_of[5..9]),
+            frame_of(CONTINUATION, END_HEADERS, 1, &fields_of[9..]),
+        ]
+        .concat();
+        for cut in 0..block.len() {
+            let mut frames = opened();
+            assert_eq!(frames.inspect(&block[..cut]), (0, None), "{cut}");
+            assert_eq!(frames.inspect(&block), (0, Some(Stop::Fault(block.len(), Fault::Refused(Refusal::RequestLine)))), "{cut}");
+        }
+        let told = with_fault(&block, Fault::Refused(Refusal::RequestLine));
+        assert_eq!(fields(&told), [":method", ":path", "x", marker().as_str()]);
+        assert_eq!(fields(&with_fault(&block, Fault::Malformed))[3], "connection");
+        let mut headers = HeaderMap::new();
+        assert_eq!(refused(&mut headers), None);
+        headers.insert(marker(), http::HeaderValue::from_static("request-line"));
+        assert_eq!((refused(&mut headers), headers.len()), (Some(Refusal::RequestLine), 0));
+    }
+
+    #[test]
+    fn a_block_without_end_ends_the_connection() {
+        let more = frame_of(CONTINUATION, 0, 1, &[0; 10_000]);
+        let bytes = [frame_of(HEADERS, 0, 1, b""), more.repeat(10)].concat();
+        assert_eq!(opened().inspect(&bytes), (0, Some(Stop::Endless)));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_frames_are_judged_calmly(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 0..11_u8) {
+            let mut bytes = bytes;
+            if let Some(head) = bytes.get_mut(..4) {
+                head.copy_from_slice(&[0, 0, 20, kind]);
+            }
+            let mut frames = opened();
+            let (passed, next) = frames.inspect(&bytes);
+            prop_assert!(passed <= bytes.len());
+            if let Some(Stop::Fault(length, fault)) = next {
+                let _ = with_fault(&bytes[passed..passed + length], fault);
+            }
+        }
+    }
+}
