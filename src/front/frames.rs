@@ -4,11 +4,12 @@
 //! Where something is to be refused, a field is added at the end of the block: one that the library resets the stream for, or one
 //! with which [`refused`] tells the request's refusal to whoever answers it. The bytes of a client's own stay as they are.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use http::{HeaderMap, HeaderName};
 
-use super::hpack::Decoder;
+use super::hpack::{Decoder, Malformed};
 use super::message::bad_target;
 use crate::request::refusal::Refusal;
 
@@ -19,8 +20,14 @@ const PREFACE_REST: usize = b"SM\r\n\r\n".len();
 /// The largest payload of a frame: what HTTP/2 begins with (§6.5.2).
 const LARGEST_FRAME: usize = 16 << 10;
 
+/// So many open streams are remembered: many times what the library lets be open, or reset for errors.
+const MOST_OPEN: usize = 4096;
+
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
@@ -33,6 +40,8 @@ pub struct Frames {
     decoder: Decoder,
     /// The newest stream that was opened.
     newest: u32,
+    /// The streams whose requests have begun and not ended, as far as is seen here: not when the server resets them.
+    open: BTreeSet<u32>,
     /// The largest block of fields, in bytes as it is sent.
     max_block: usize,
     /// The connection cannot go on; the library knows what to say.
@@ -70,7 +79,7 @@ impl Frames {
     #[must_use]
     pub fn new(max_head: usize) -> Self {
         let max_block = max_head.saturating_mul(4).max(4 * LARGEST_FRAME);
-        Self { skip: PREFACE_REST, decoder: Decoder::default(), newest: 0, max_block, ends: false }
+        Self { skip: PREFACE_REST, decoder: Decoder::default(), newest: 0, open: BTreeSet::new(), max_block, ends: false }
     }
 
     /// Looks at the next bytes. Returns how many of them may go on, and why no more, unless more bytes must come first.
@@ -98,7 +107,12 @@ impl Frames {
                 },
                 // Without the block that it continues.
                 CONTINUATION => self.ends = true,
-                _ => self.skip = HEAD + length_of(head),
+                kind => {
+                    if kind == RST_STREAM || (kind == DATA && head[4] & END_STREAM != 0) {
+                        self.open.remove(&stream_of(head));
+                    }
+                    self.skip = HEAD + length_of(head);
+                }
             }
         }
         (at, None)
@@ -122,21 +136,31 @@ impl Frames {
             joined.extend_from_slice(next.payload);
             (length, flags) = (length + HEAD + next.payload.len(), next.flags);
         }
-        match self.judge(first.stream, if joined.is_empty() { fragment } else { &joined }) {
+        match self.judge(&first, if joined.is_empty() { fragment } else { &joined }) {
             Ok(fault) => Block::Whole(length, fault),
             Err(_) => Block::Invalid,
         }
     }
 
     /// Reads the fields of a whole block, and says what is wrong with them that the library does not see.
-    fn judge(&mut self, stream: u32, block: &[u8]) -> Result<Option<Fault>, super::hpack::Malformed> {
-        let is_request = stream > self.newest;
-        self.newest = self.newest.max(stream);
+    fn judge(&mut self, first: &Frame<'_>, block: &[u8]) -> Result<Option<Fault>, Malformed> {
+        let is_request = first.stream > self.newest;
+        self.newest = self.newest.max(first.stream);
+        // Whatever comes for a stream that has ended is the library's to answer.
+        let is_trailers = !is_request && self.open.contains(&first.stream);
+        if first.flags & END_STREAM != 0 {
+            self.open.remove(&first.stream);
+        } else if is_request {
+            self.open.insert(first.stream);
+            if self.open.len() > MOST_OPEN {
+                self.open.pop_first();
+            }
+        }
         let mut fault = None;
         self.decoder.decode(block, |name, value| match name {
             // Pseudo-fields have no place in trailers (§8.1).
-            [b':', ..] if !is_request => fault = Some(Fault::Malformed),
-            b":path" => fault = fault.or(bad_target(value).map(Fault::Refused)),
+            [b':', ..] if is_trailers => fault = Some(Fault::Malformed),
+            b":path" if is_request => fault = fault.or(bad_target(value).map(Fault::Refused)),
             _ => {}
         })?;
         Ok(fault)
@@ -158,6 +182,11 @@ fn length_of(head: &[u8; HEAD]) -> usize {
     usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])
 }
 
+/// The stream that a frame belongs to.
+fn stream_of(head: &[u8; HEAD]) -> u32 {
+    u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]])
+}
+
 /// Whether the next frame is larger than any may be, so that nobody waits for its end.
 fn is_too_large(bytes: &[u8]) -> bool {
     bytes.first_chunk().is_some_and(|head| length_of(head) > LARGEST_FRAME)
@@ -167,8 +196,7 @@ fn is_too_large(bytes: &[u8]) -> bool {
 fn frame(bytes: &[u8]) -> Option<Frame<'_>> {
     let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
     let payload = rest.get(..length_of(head)).filter(|payload| payload.len() <= LARGEST_FRAME)?;
-    let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
-    Some(Frame { kind: head[3], flags: head[4], stream, payload })
+    Some(Frame { kind: head[3], flags: head[4], stream: stream_of(head), payload })
 }
 
 /// The fields in a frame of HEADERS, without padding and priority; `None` if there is less than it says.
@@ -265,7 +293,11 @@ mod tests {
         let bytes = [&request[..], &data, &trailers].concat();
         let before = request.len() + data.len();
         assert_eq!(frames.inspect(&bytes), (before, Some(Stop::Fault(trailers.len(), Fault::Malformed))));
-        assert_eq!(opened().inspect(&[request, data, fine].concat()).1, None);
+        assert_eq!(opened().inspect(&[&request[..], &data, &fine].concat()).1, None);
+        // Of a stream that has ended the library has its own to say.
+        for end in [frame_of(DATA, END_STREAM, 1, b""), frame_of(RST_STREAM, 0, 1, &[0; 4]), fine] {
+            assert_eq!(opened().inspect(&[&request[..], &end, &trailers].concat()).1, None);
+        }
         let cut = frame_of(HEADERS, END_HEADERS, 3, &literal(":path", "/a#b"));
         assert_eq!(opened().inspect(&cut), (0, Some(Stop::Fault(cut.len(), Fault::Refused(Refusal::RequestLine)))));
     }
