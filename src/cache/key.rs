@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::config::route::Route;
 use crate::http::conditional::hex;
 use crate::http::vary;
-use crate::request::target::{Parameter, Target};
+use crate::request::target::{Parameter, Target, unmarked};
 
 /// The longest key name in Redis, in bytes, namespace included. Longer readable parts are cut; the hash is not.
 pub const MAX_NAME: usize = 200;
@@ -31,6 +31,7 @@ impl Canonical {
     /// It holds the rule (its name and its shape), the decoded path, `Origin` (services answer it without saying `Vary`), and the
     /// parameters that matter: sorted by name, repeated and similar names in their order, case folded where the rule says so.
     /// Fields that the rule lists in `request_headers` follow.
+    /// Reserved characters that were percent-encoded are not those that were not (RFC 3986 §2.2); unreserved ones are.
     #[must_use]
     pub fn new(route: &Route, target: &Target<'_>, headers: &HeaderMap) -> Self {
         let matters = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| !is_ignored(parameter, names));
@@ -43,10 +44,10 @@ impl Canonical {
         let of_origins: usize = origins().map(|origin| 5 + origin.len()).sum();
         let listed = || route.request_fields.listed().iter().flat_map(|name| headers.get_all(name).iter().map(move |value| (name, value)));
         let of_listed: usize = listed().map(|(name, value)| 9 + name.as_str().len() + value.len()).sum();
-        let mut out = Vec::with_capacity(17 + route.name.len() + target.path.len() + of_origins + of_parameters + of_listed);
+        let mut out = Vec::with_capacity(17 + route.name.len() + target.canonical_path().len() + of_origins + of_parameters + of_listed);
         field(&mut out, route.name.as_bytes());
         out.extend_from_slice(&route.shape);
-        field(&mut out, target.path.as_bytes());
+        field(&mut out, target.canonical_path().as_bytes());
         out.push(0);
         for origin in origins() {
             out.push(1);
@@ -101,7 +102,8 @@ impl Canonical {
 /// same, so it must be certain that no program takes it, or a part of it, for one that matters: it and its value are
 /// plain, and its name is not another spelling of such a one.
 fn is_ignored(parameter: &Parameter<'_>, matter: &[String]) -> bool {
-    let plain = |text: &[u8]| text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:,/".contains(byte));
+    let plain =
+        |text: &[u8]| text.iter().map(|&byte| unmarked(byte)).all(|byte| byte.is_ascii_alphanumeric() || b"-_.~:,/".contains(&byte));
     let alike = |other: &String| spelling(parameter.name()).eq(spelling(other.as_bytes()));
     plain(parameter.name()) && plain(parameter.value().unwrap_or_default()) && !matter.iter().any(alike)
 }
@@ -117,8 +119,8 @@ fn by_spelling(a: &[u8], b: &[u8]) -> Ordering {
 /// What a parameter's name is to the most lenient of programs: blind to case and to leading spaces, one sign as good as
 /// another, an index in brackets no part of it.
 fn spelling(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
-    let bare = name.split(|&byte| byte == b'[').next().unwrap_or_default().trim_ascii_start();
-    bare.iter().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' })
+    let bare = name.iter().map(|&byte| unmarked(byte)).take_while(|byte| *byte != b'[').skip_while(u8::is_ascii_whitespace);
+    bare.map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'_' })
 }
 
 fn field(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -305,6 +307,11 @@ pub(crate) mod tests {
         for harmless in ["&utm_source=a-b.c", "&start=2", "&t=10:30", "&_", "&start_times=2"] {
             assert_eq!(clean, key(&route, &format!("/x?start_time=1{harmless}")).canonical, "{harmless}");
         }
+        assert!(same("/%7Ex?a=%2D%2e", "/~x?a=-."));
+        for (one, two) in [("/a,b", "/a%2Cb"), ("/x?a=b:c", "/x?a=b%3Ac"), ("/x?a[]=1", "/x?a%5B%5D=1"), ("/x?a=b/c", "/x?a=b%2fc")] {
+            assert!(!same(one, two), "{one} {two}");
+        }
+        assert!(same("/x?a=b%2fc", "/x?a=b%2Fc"));
         for cloaked in [
             "&utm=1;start_time=2",
             "&utm=1%26start_time=2",
@@ -411,4 +418,38 @@ pub(crate) mod tests {
             prop_assert_eq!(equal, sorted(&one) == sorted(&two));
         }
     }
+    /// A target as RFC 3986 §6.2.2 normalises it: unreserved characters decoded, digits of escapes upper-case.
+    fn normalised(text: &str) -> String {
+        let (mut out, mut rest) = (String::new(), text);
+        while let Some(first) = rest.chars().next() {
+            let length = if first == '%' { 3 } else { first.len_utf8() };
+            let (one, after) = rest.split_at(length);
+            let decoded = one.strip_prefix('%').map(|hex| char::from(u8::from_str_radix(hex, 16).unwrap()));
+            match decoded.filter(|byte| byte.is_ascii_alphanumeric() || "-._~".contains(*byte)) {
+                Some(unreserved) => out.push(unreserved),
+                None if first == '%' => out.push_str(&one.to_ascii_uppercase()),
+                None => out.push_str(one),
+            }
+            rest = after;
+        }
+        out
+    }
+
+    const PIECES: &str =
+        "a|%61|b|~|%7e|%7E|.|%2E|:|%3a|%3A|,|%2C|@|%40|!|%21|$|%24|'|%27|(|%28|)|%29|*|%2a|+|%2B|%20|%C3%A9|%22|[|%5B|]|%5D";
+
 }
+        /// Of two spellings of a target, those share a key that RFC 3986 says are one.
+        #[test]
+        fn spellings_share_a_key_only_if_they_are_the_same_target(
+            one in (proptest::collection::vec(0_usize..40, 0..3), proptest::collection::vec(0_usize..40, 0..3)),
+            two in (proptest::collection::vec(0_usize..40, 0..3), proptest::collection::vec(0_usize..40, 0..3)),
+        ) {
+            let (route, pieces): (_, Vec<&str>) = (all(), PIECES.split('|').chain(["%3D", "=", "%26", "/", "%2F", "?", "%3f"]).collect());
+            let text = |numbers: &[usize], most: usize| numbers.iter().map(|number| pieces[number % most]).collect::<String>();
+            let target = |(path, value): &(Vec<usize>, Vec<usize>)| format!("/p{}?a={}", text(path, 35), text(value, pieces.len()));
+            let (one, two) = (target(&one), target(&two));
+            let equal = key(&route, &one).canonical == key(&route, &two).canonical;
+            prop_assert_eq!(equal, normalised(&one) == normalised(&two), "{} {}", one, two);
+        }
+

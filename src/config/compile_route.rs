@@ -86,8 +86,9 @@ pub fn route(mut section: Section<'_, '_>, index: usize) -> Option<(Route, Optio
     let name = name?;
     let limit = if has_limit { rate_limit::limit(limit_section, name.clone(), Some(vec![name.clone()])) } else { None };
     let key = key.map_or_else(|| Template::parse(&name), Ok).ok()?;
-    // Each part is a list or a value that ends where its text says so: no two shapes have one text.
-    let found_by = format!("{with:?}{without:?}{query:?}{fold_case:?}{request_fields:?}");
+    // Each part is a list or a value that ends where its text says so: no two shapes have one text. What was stored when encoded reserved
+    // characters were the same as plain ones is not for requests of today.
+    let found_by = format!("reserved:{with:?}{without:?}{query:?}{fold_case:?}{request_fields:?}");
     let voided_by = format!("{key:?}{tags:?}");
     let meant_for = format!("{authorization}{}", policy.set_cookie);
     let shape = xxh3_64(format!("{found_by}{voided_by}{meant_for}").as_bytes()).to_le_bytes();

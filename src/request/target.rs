@@ -11,11 +11,31 @@ pub const MAX_LEN: usize = 8192;
 /// it is kept apart from both `%20` and `%2B`. Control characters are refused, so the byte is free.
 const PLUS: u8 = 0x01;
 
+/// Reserved characters (RFC 3986 §2.2). Percent-encoded they are data, plain they may be structure, so that the two are different
+/// targets to some backends and equal to others: where one was encoded, a byte of its own stands for it, counted from [`MARKS`].
+const RESERVED: &[u8; 18] = b":/?#[]@!$&'()*+,;=";
+/// The byte that stands for the first of them.
+const MARKS: u8 = 0x02;
+
+/// What stands for an encoded byte: its mark if it is reserved.
+fn marked(byte: u8) -> u8 {
+    let place = RESERVED.iter().position(|&reserved| reserved == byte);
+    place.and_then(|place| u8::try_from(place).ok()).map_or(byte, |place| MARKS + place)
+}
+
+/// The character that a byte of a name, a value or a [canonical path](Target::canonical_path) stands for.
+#[must_use]
+pub fn unmarked(byte: u8) -> u8 {
+    RESERVED.get(usize::from(byte.wrapping_sub(MARKS))).copied().unwrap_or(byte)
+}
+
 /// A request target whose escapes have been decoded once.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'a> {
     /// The decoded path.
     pub path: Cow<'a, str>,
+    /// The same with marks, if a reserved character of it was encoded.
+    marked_path: Option<Box<str>>,
     /// The target may mean different things to different programs: an encoded delimiter in the path, a dot segment, `//`,
     /// a backslash, bytes that are not UTF-8; anywhere a `;`, at which some programs separate parameters, or a character
     /// that no URL has. Such a request is forwarded verbatim and never cached.
@@ -48,7 +68,7 @@ impl<'a> Target<'a> {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (target, ""),
         };
-        let (path, doubtful) = read_path(path)?;
+        let Path { path, marked, doubtful } = read_path(path)?;
         let doubtful = doubtful || !target.bytes().all(is_url_byte);
         let count = if query.is_empty() { 0 } else { query.bytes().filter(|&byte| byte == b'&').count() + 1 };
         let mut parameters = Vec::with_capacity(count);
@@ -59,7 +79,13 @@ impl<'a> Target<'a> {
             };
             parameters.push(Parameter { name: decode(name)?, value });
         }
-        Ok(Self { path, doubtful, parameters })
+        Ok(Self { path, marked_path: marked, doubtful, parameters })
+    }
+
+    /// The path as keys hold it: unreserved characters are the same encoded or not, reserved ones are not (RFC 3986 §6.2.2.2).
+    #[must_use]
+    pub fn canonical_path(&self) -> &str {
+        self.marked_path.as_deref().unwrap_or(&self.path)
     }
 
     /// The same, holding its text itself.
@@ -68,7 +94,8 @@ impl<'a> Target<'a> {
         let owned = |text: Cow<'_, [u8]>| Cow::Owned(text.into_owned());
         let parameters = self.parameters.into_iter();
         let parameters = parameters.map(|one| Parameter { name: owned(one.name), value: one.value.map(owned) }).collect();
-        Target { path: Cow::Owned(self.path.into_owned()), doubtful: self.doubtful, parameters }
+        let (path, marked_path) = (Cow::Owned(self.path.into_owned()), self.marked_path);
+        Target { path, marked_path, doubtful: self.doubtful, parameters }
     }
 
     /// The last value of a parameter as text, as the API reads it: `+` is a space, bad UTF-8 becomes U+FFFD, a name
@@ -89,10 +116,12 @@ impl Parameter<'_> {
     /// Whether this is the parameter `name`.
     #[must_use]
     pub fn is(&self, name: &str) -> bool {
-        &*self.name == name.as_bytes()
+        let mut own = self.name.iter().map(|&byte| unmarked(byte));
+        self.name.len() == name.len() && name.bytes().all(|byte| own.next() == Some(byte))
     }
 
-    /// The name's bytes, decoded; an unencoded `+` is told apart from an encoded one.
+    /// The name's bytes, decoded; reserved characters that were encoded are told apart from those that were not
+    /// ([`unmarked`] makes them equal), and so is a `+`.
     #[must_use]
     pub fn name(&self) -> &[u8] {
         &self.name
@@ -107,13 +136,23 @@ impl Parameter<'_> {
     /// The value as text, as the API reads it.
     #[must_use]
     pub fn text(&self) -> Cow<'_, str> {
-        let bytes = self.value.as_deref().unwrap_or_default();
-        if bytes.contains(&PLUS) {
-            let plain: Vec<u8> = bytes.iter().map(|&byte| if byte == PLUS { b' ' } else { byte }).collect();
-            return Cow::Owned(String::from_utf8_lossy(&plain).into_owned());
-        }
-        String::from_utf8_lossy(bytes)
+        as_text(self.value.as_deref().unwrap_or_default())
     }
+
+    /// The name as text likewise.
+    #[must_use]
+    pub fn name_text(&self) -> Cow<'_, str> {
+        as_text(&self.name)
+    }
+}
+
+/// Decoded bytes as text: an unencoded `+` is a space, and whether another character was encoded does not matter.
+fn as_text(bytes: &[u8]) -> Cow<'_, str> {
+    if bytes.iter().any(|&byte| byte < b' ') {
+        let plain: Vec<u8> = bytes.iter().map(|&byte| if byte == PLUS { b' ' } else { unmarked(byte) }).collect();
+        return Cow::Owned(String::from_utf8_lossy(&plain).into_owned());
+    }
+    String::from_utf8_lossy(bytes)
 }
 
 /// A byte that a URL may hold as it is (RFC 3986 §2) and that means the same to all: not the `;`, but the brackets that
@@ -147,21 +186,34 @@ fn is_plain(path: &str) -> bool {
     })
 }
 
-/// The decoded path, and whether its meaning is doubtful.
-fn read_path(path: &str) -> Result<(Cow<'_, str>, bool), Refusal> {
+/// A path as it was read.
+struct Path<'a> {
+    /// Decoded.
+    path: Cow<'a, str>,
+    /// The same with marks, if that is something else.
+    marked: Option<Box<str>>,
+    /// Whether its meaning is doubtful.
+    doubtful: bool,
+}
+
+/// Reads a path.
+fn read_path(path: &str) -> Result<Path<'_>, Refusal> {
     if is_plain(path) {
-        return Ok((Cow::Borrowed(path), false));
+        return Ok(Path { path: Cow::Borrowed(path), marked: None, doubtful: false });
     }
+    let mut with_marks = None;
     let mut doubtful = path.contains("//") || path.bytes().any(|byte| matches!(byte, b'\\' | b';'));
     let decoded: Cow<'_, str> = if path.bytes().any(|byte| byte == b'%' || byte < 0x20 || byte == 0x7f) {
-        let mut bytes = Vec::with_capacity(path.len());
+        let (mut bytes, mut marks) = (Vec::with_capacity(path.len()), Vec::with_capacity(path.len()));
         let mut rest = path.as_bytes();
         while let Some((byte, escaped, after)) = next(rest)? {
             // An encoded delimiter is data to one program and structure to the next.
             doubtful |= escaped && matches!(byte, b'/' | b'\\' | b';' | b'?' | b'#' | b'%');
             bytes.push(byte);
+            marks.push(if escaped { marked(byte) } else { byte });
             rest = after;
         }
+        with_marks = Some(marks).filter(|marks| *marks != bytes).and_then(|marks| String::from_utf8(marks).ok());
         match String::from_utf8(bytes) {
             Ok(text) => Cow::Owned(text),
             Err(error) => {
@@ -173,10 +225,10 @@ fn read_path(path: &str) -> Result<(Cow<'_, str>, bool), Refusal> {
         Cow::Borrowed(path)
     };
     doubtful |= decoded.split('/').any(|segment| matches!(segment, "." | ".."));
-    Ok((decoded, doubtful))
+    Ok(Path { path: decoded, marked: with_marks.map(String::into_boxed_str), doubtful })
 }
 
-/// Decodes a name or a value once, keeping an unencoded `+` apart.
+/// Decodes a name or a value once, keeping an unencoded `+` and encoded reserved characters apart.
 fn decode(text: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     let special = |byte: &u8| matches!(*byte, b'%' | b'+') || *byte < 0x20 || *byte == 0x7f;
     if !text.iter().any(special) {
@@ -187,6 +239,8 @@ fn decode(text: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
     while let Some((byte, escaped, after)) = next(rest)? {
         bytes.push(match byte {
             b'+' if !escaped => PLUS,
+            b'+' => b'+',
+            other if escaped => marked(other),
             other => other,
         });
         rest = after;
@@ -297,7 +351,27 @@ mod tests {
         for (index, one) in all.iter().enumerate() {
             assert!(!all[..index].contains(one), "{one:?}");
         }
-        assert_eq!(value("/?a=%42:"), value("/?a=B%3a"));
+        assert_eq!(value("/?a=%42%3A"), value("/?a=B%3a"));
+    }
+
+    #[test]
+    fn reserved_characters_are_kept_apart_from_encoded_ones_and_read_the_same() {
+        for reserved in RESERVED.iter().map(|&byte| char::from(byte)).filter(|reserved| !"&#+".contains(*reserved)) {
+            let encoded = format!("%{:02x}", reserved as u32);
+            let [plain, escaped] = [reserved.to_string(), encoded].map(|text| format!("/?v=a{text}b"));
+            let [plain, escaped] = [&plain, &escaped].map(|text| Target::parse(text).unwrap());
+            assert_ne!(plain.parameters, escaped.parameters, "{reserved}");
+            assert_eq!(plain.text("v"), escaped.text("v"), "{reserved}");
+        }
+        for reserved in ":[]@!$&'()*+,=".chars() {
+            let texts = [format!("/a{reserved}b"), format!("/a%{:02X}b", reserved as u32)];
+            let [plain, escaped] = texts.each_ref().map(|text| Target::parse(text).unwrap());
+            assert_ne!(plain.canonical_path(), escaped.canonical_path(), "{reserved}");
+            assert_eq!(plain.path, escaped.path, "{reserved}");
+        }
+        let target = Target::parse("/?a%5B%5D=1&b%2cc=2").unwrap();
+        assert!(target.has("a[]") && target.has("b,c") && !target.has("b"));
+        assert_eq!(Target::parse("/%7e%2D").unwrap().canonical_path(), "/~-");
     }
 
     proptest! {

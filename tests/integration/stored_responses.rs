@@ -445,3 +445,26 @@ async fn a_coding_that_cannot_be_undone_is_kept_as_it_is_where_the_backend_says_
     assert_eq!((backend.count_of("/said"), backend.count_of("/silent")), (1, 2));
     assert_eq!(sluice.get_with("/said", &[("Range", "bytes=0-1")]).await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reserved_characters_and_encoded_ones_are_different_targets() {
+    let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    let mut pairs: Vec<(String, String)> =
+        ":/?@!$'()*,=[]&+".chars().map(|reserved| (format!("/q?a=1{reserved}2"), format!("/q?a=1%{:02X}2", reserved as u32))).collect();
+    pairs.extend(":@!$&'()*+,=[]".chars().map(|reserved| (format!("/p1{reserved}2"), format!("/p1%{:02x}2", reserved as u32))));
+    pairs.extend(":/@,[]".chars().map(|reserved| (format!("/n?a{reserved}b=1"), format!("/n?a%{:02X}b=1", reserved as u32))));
+    for (plain, encoded) in &pairs {
+        for target in [plain, encoded, plain, encoded] {
+            assert_eq!(sluice.get(target).await.text(), *target);
+        }
+        assert!(sluice.get(encoded).await.cache_status().contains("hit"), "{encoded}");
+    }
+    assert_eq!(backend.count(), 2 * pairs.len());
+    // Unreserved characters are the same either way, and so are the digits of an escape.
+    for (one, same) in [("/u?a=b-._~", "/u?%61=%62%2d%2E%5f%7E"), ("/u%7Ev", "/u~v"), ("/h?a=%2f%c3%a9", "/h?a=%2F%C3%A9")] {
+        let first = sluice.get(one).await;
+        let second = sluice.get(same).await;
+        assert!(second.text() == first.text() && second.cache_status().contains("hit"), "{same}");
+    }
+}
