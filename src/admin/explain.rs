@@ -11,7 +11,7 @@ use crate::cache::key::{Canonical, Key};
 use crate::cache::void::{Effect, Voids};
 use crate::clock::Wall;
 use crate::config::rate_limit::RateLimit;
-use crate::config::route::{PathPattern, RequestFields, Rollout, Route};
+use crate::config::route::{PathPattern, RequestFields, Rollout, Route, may_serve};
 use crate::config::template::escape;
 use crate::config::units::show;
 use crate::config::{BackendKind, Config, Timeline};
@@ -20,7 +20,7 @@ use crate::proxy::outcome::Outcome;
 use crate::request::client::FORWARDED_FOR;
 use crate::request::fields::may_go_on;
 use crate::request::secrets::{LEFT_OUT, is_left_out, text_without_secrets, without_secrets};
-use crate::request::target::Target;
+use crate::request::target::{Parameter, Target};
 use crate::timeline::Located;
 use crate::timeline::needs::{Needs, needs};
 use crate::timeline::trust::State;
@@ -105,8 +105,11 @@ impl Explainer {
             return Ok(true);
         }
         let route = if target.doubtful { None } else { choose(serving.routes, &target, out)? };
+        // A doubtful target counts on each rule to which it may lead.
+        let found = if target.doubtful { may_serve(serving.routes, text, &target) } else { route.into_iter().collect() };
         for limit in &serving.limits {
-            if limit.counts_on(route.map(|route| route.name.as_str())) {
+            let on_one = found.iter().any(|route| limit.counts_on(Some(&route.name)));
+            if on_one || (found.is_empty() && limit.counts_on(None)) {
                 writeln!(out, "limited    {limit}")?;
             }
         }
@@ -157,11 +160,11 @@ impl Explainer {
         write!(out, "canonical  {}", without_secrets(&target.path))?;
         // Values that may be secret, as keys and tags hold them.
         let mut hidden: Vec<String> = Vec::new();
-        let keyed = |name: &[u8]| route.query.as_ref().is_none_or(|names| names.iter().any(|known| known.as_bytes() == name));
+        let keyed = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| names.iter().any(|known| parameter.is(known)));
         let mut parameters: Vec<_> = target.parameters.iter().collect();
         parameters.sort_by(|a, b| a.name().cmp(b.name()));
-        for parameter in parameters.iter().filter(|parameter| keyed(parameter.name())) {
-            let name = String::from_utf8_lossy(parameter.name()).into_owned();
+        for parameter in parameters.iter().filter(|parameter| keyed(parameter)) {
+            let name = parameter.name_text().into_owned();
             let value = parameter.text();
             let folded = route.fold_case.contains(&name);
             let value = if folded { value.to_ascii_uppercase() } else { value.into_owned() };
@@ -178,9 +181,8 @@ impl Explainer {
             write!(out, "  Origin: {:?}", text_without_secrets(&origin))?;
         }
         writeln!(out)?;
-        for parameter in parameters.iter().filter(|parameter| !keyed(parameter.name())) {
-            let name = String::from_utf8_lossy(parameter.name());
-            writeln!(out, "ignored    {} (not in the rule's query)", text_without_secrets(&name))?;
+        for parameter in parameters.iter().filter(|parameter| !keyed(parameter)) {
+            writeln!(out, "ignored    {} (not in the rule's query)", text_without_secrets(&parameter.name_text()))?;
         }
         for name in route.request_fields.listed() {
             for value in headers.get_all(name) {

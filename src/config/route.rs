@@ -14,6 +14,7 @@ use super::units::share;
 use crate::clock::{Wall, millis};
 use crate::http::freshness::FreshnessPolicy;
 use crate::request::fields::API_KEY;
+use crate::request::readings;
 use crate::request::target::Target;
 use crate::request::timestamp;
 
@@ -226,9 +227,12 @@ impl Route {
     /// Whether this rule serves the target.
     #[must_use]
     pub fn matches(&self, target: &Target<'_>) -> bool {
-        self.path.matches(&target.path)
-            && self.with.iter().all(|name| target.has(name))
-            && !self.without.iter().any(|name| target.has(name))
+        self.path.matches(&target.path) && self.has_parameters(target)
+    }
+
+    /// Whether the target has the parameters that the rule wants, and none that it does not.
+    fn has_parameters(&self, target: &Target<'_>) -> bool {
+        self.with.iter().all(|name| target.has(name)) && !self.without.iter().any(|name| target.has(name))
     }
 
     /// Whether the rule caches responses to a method. HEAD is answered from what is stored for GET if `head_as_get`.
@@ -292,9 +296,62 @@ pub fn select<'r>(routes: &'r [Route], target: &Target<'_>) -> Option<&'r Route>
     routes.iter().find(|route| route.matches(target))
 }
 
+/// The rules to which a doubtful target may lead, by whatever program reads it ([`readings`]): those whose limits count its
+/// requests.
+#[must_use]
+pub fn may_serve<'r>(routes: &'r [Route], text: &str, target: &Target<'_>) -> Vec<&'r Route> {
+    let query = text.split_once('?').map_or("", |(_, query)| query);
+    // Programs that separate parameters elsewhere find others than those that were read.
+    let is_certain = !query.bytes().any(|byte| matches!(byte, b';' | b'%') || !byte.is_ascii_graphic());
+    let mut found: Vec<&Route> = Vec::new();
+    for path in readings::paths(text) {
+        for route in routes.iter().filter(|route| route.path.matches(&path)) {
+            let for_all = route.with.is_empty() && route.without.is_empty();
+            let matches = for_all || route.has_parameters(target);
+            if (matches || !is_certain) && !found.iter().any(|known| known.index == route.index) {
+                found.push(route);
+            }
+            if for_all || (matches && is_certain) {
+                break;
+            }
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_doubtful_target_leads_to_each_rule_that_a_reading_of_it_does() {
+        let rule = |name: &str, path: &str, lines: &str| format!("[[route]]\nname='{name}'\npath='{path}'\n{lines}\n");
+        let routes = crate::config::tests::routes(
+            &[
+                rule("orders", "/api/orders", ""),
+                rule("day", "/api/x", "with=['day']"),
+                rule("x", "/api/x", ""),
+                rule("api", "/api/*", ""),
+                rule("rest", "/*", ""),
+            ]
+            .concat(),
+        );
+        for (text, names) in [
+            ("/api/./orders", "api orders"),
+            ("/api/orders?a;b", "orders"),
+            ("/api//orders/x", "api"),
+            ("/api/z/..;/x?day=1&{}", "api day"),
+            ("/api/./x?a=1", "api x"),
+            ("/api/./x?a=1;day=2", "api day x"),
+            ("/other//x", "rest"),
+        ] {
+            let target = Target::parse(text).unwrap();
+            let mut found: Vec<&str> = may_serve(&routes, text, &target).iter().map(|route| route.name.as_str()).collect();
+            found.sort_unstable();
+            assert!(target.doubtful && names.split(' ').all(|name| found.contains(&name)), "{text}: {found:?}");
+            assert!(found.iter().all(|name| names.contains(name) || *name == "rest"), "{text}: {found:?}");
+        }
+    }
 
     #[test]
     fn patterns() {

@@ -80,7 +80,31 @@ impl Limits {
     /// What limits a client's request on the rule of a row. `route` is the rule's name.
     #[must_use]
     pub fn of<'a>(&'a self, row: usize, route: &'a str, address: IpAddr, headers: &'a HeaderMap) -> ClientLimits<'a> {
-        ClientLimits { limiters: self.of_row.get(row).map_or(&[], Vec::as_slice), route, address, headers, told: Mutex::default() }
+        let counting = Counting::Row(self.of_row.get(row).map_or(&[], Vec::as_slice), route);
+        ClientLimits { counting, address, headers, told: Mutex::default() }
+    }
+
+    /// What limits a request that may be on any of these rules, each with its row: all that limits requests on one of them.
+    #[must_use]
+    pub fn of_any<'a>(
+        &'a self,
+        rules: impl Iterator<Item = (usize, &'a str)>,
+        address: IpAddr,
+        headers: &'a HeaderMap,
+    ) -> ClientLimits<'a> {
+        let mut all: Vec<(&Arc<Limiter>, &str)> = Vec::new();
+        for (row, route) in rules {
+            for limiter in self.of_row.get(row).into_iter().flatten() {
+                // Each request counts once, but a limit by rule counts it for each of them.
+                let counts = |(known, name): &(&Arc<Limiter>, &str)| {
+                    Arc::ptr_eq(known, limiter) && (limiter.limit.by != LimitBy::Route || *name == route)
+                };
+                if !all.iter().any(counts) {
+                    all.push((limiter, route));
+                }
+            }
+        }
+        ClientLimits { counting: Counting::Any(all), address, headers, told: Mutex::default() }
     }
 }
 
@@ -111,12 +135,12 @@ impl Limiter {
         }
     }
 
-    fn bucket(&self, request: &ClientLimits<'_>) -> Bucket {
+    fn bucket(&self, request: &ClientLimits<'_>, route: &str) -> Bucket {
         let named = |name: &HeaderName| request.headers.get(name).map(|value| Bucket::of_secret(value.as_bytes()));
         match &self.limit.by {
             LimitBy::Address => Bucket::of_address(request.address),
             LimitBy::Field(name) => named(name).unwrap_or_else(|| Bucket::of_address(request.address)),
-            LimitBy::Route => Bucket::of_text(request.route.as_bytes()),
+            LimitBy::Route => Bucket::of_text(route.as_bytes()),
         }
     }
 }
@@ -140,10 +164,30 @@ impl Bucket {
     }
 }
 
+/// The limits that count a request, each on the rule of a name.
+enum Counting<'a> {
+    /// Those of one rule.
+    Row(&'a [Arc<Limiter>], &'a str),
+    /// Those of several, to any of which it may lead.
+    Any(Vec<(&'a Arc<Limiter>, &'a str)>),
+}
+
+impl<'a> Counting<'a> {
+    fn get(&self, place: usize) -> Option<(&'a Arc<Limiter>, &'a str)> {
+        match self {
+            Self::Row(limiters, route) => limiters.get(place).map(|limiter| (limiter, *route)),
+            Self::Any(limiters) => limiters.get(place).copied(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&'a Arc<Limiter>, &'a str)> + '_ {
+        (0..).map_while(|place| self.get(place))
+    }
+}
+
 /// What limits one request, and what was said of it so far.
 pub struct ClientLimits<'a> {
-    limiters: &'a [Arc<Limiter>],
-    route: &'a str,
+    counting: Counting<'a>,
     address: IpAddr,
     headers: &'a HeaderMap,
     /// What limits said, by their place among them.
@@ -154,19 +198,19 @@ impl ClientLimits<'_> {
     /// The same, or none at all.
     #[must_use]
     pub fn unless(self, unlimited: bool) -> Self {
-        if unlimited { Self { limiters: &[], ..self } } else { self }
+        if unlimited { Self { counting: Counting::Row(&[], ""), ..self } } else { self }
     }
 
     /// Whether any limit counts the request at this point of its way. For hits: no allocation.
     #[must_use]
     pub fn count(&self, counts: Counts) -> bool {
-        self.limiters.iter().any(|limiter| limiter.limit.counts == counts)
+        self.counting.iter().any(|(limiter, _)| limiter.limit.counts == counts)
     }
 
     /// Counts the request where limits say so. `false`: it is beyond one of them, and is to be refused.
     pub async fn take(&self, counts: Counts) -> bool {
-        for (place, limiter) in self.limiters.iter().enumerate().filter(|(_, limiter)| limiter.limit.counts == counts) {
-            let standing = limiter.take(&limiter.bucket(self)).await;
+        for (place, (limiter, route)) in self.counting.iter().enumerate().filter(|(_, (limiter, _))| limiter.limit.counts == counts) {
+            let standing = limiter.take(&limiter.bucket(self, route)).await;
             if standing.within {
                 limiter.allowed.inc();
             } else {
@@ -174,7 +218,7 @@ impl ClientLimits<'_> {
             }
             if limiter.limit.report_only {
                 if !standing.within && limiter.samples.take() {
-                    tracing::info!(limit = limiter.limit.name, client = %self.address, route = self.route, "beyond a limit that is only reported");
+                    tracing::info!(limit = limiter.limit.name, client = %self.address, route, "beyond a limit that is only reported");
                 }
                 continue;
             }
@@ -194,7 +238,8 @@ impl ClientLimits<'_> {
         }
         let (mut left, mut policy) = (String::new(), String::new());
         for (place, standing) in &told {
-            let limit = &self.limiters[*place].limit;
+            let Some((limiter, _)) = self.counting.get(*place) else { continue };
+            let limit = &limiter.limit;
             let comma = if left.is_empty() { "" } else { ", " };
             // How long until as much is left as there can be; of what is used up, until the next one.
             let used = limit.burst.get().saturating_sub(standing.left);

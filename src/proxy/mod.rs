@@ -43,6 +43,7 @@ pub mod timeline;
 pub mod traced;
 pub mod warm;
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,13 +61,15 @@ use crate::cache::Cache;
 use crate::cache::ready::CACHE_STATUS;
 use crate::config::Limits;
 use crate::config::rate_limit::Counts;
-use crate::config::route::select;
+use crate::config::route::{may_serve, select};
 use crate::fetch::Fetcher;
+use crate::limit::ClientLimits;
 use crate::limit::shared::SharedCounts;
 use crate::request::Arrival;
 use crate::request::client::{Client, PublicUrl};
 use crate::request::fields::REQUEST_ID;
 use crate::request::refusal::Refusal;
+use crate::request::target::Target;
 use crate::request::validate::validate;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::samples::Samples;
@@ -159,7 +162,11 @@ impl Proxy {
         let forwarding = exchange.forwarding(&client, self.public.as_ref(), arrival.interim.as_ref());
         let (row, name) = route.map_or((rules.rows.no_route(), "none"), |route| (route.index, route.name.as_str()));
         let own = arrival.own;
-        let limits = rules.limits.of(row, name, client.address, &parts.headers).unless(own);
+        let limits = match target.as_deref() {
+            Ok(target) if target.doubtful => doubtful_limits(&rules, &parts, target, client.address),
+            _ => rules.limits.of(row, name, client.address, &parts.headers),
+        };
+        let limits = limits.unless(own);
         let asked = |target| Asked { parts: &parts, target, route, forwarding, limits: &limits, spent: exchange.spent(), own };
         let mut answer = match &target {
             Err(refusal) => Answer::refused(*refusal),
@@ -253,5 +260,15 @@ impl Proxy {
         headers.insert(REQUEST_ID, exchange.take_id());
         self.metrics.record(&rules.rows, row, name, outcome.label(), response.status().as_u16(), exchange.elapsed());
         exchange.end(rules, name, parts, client.address, response, &outcome)
+    }
+}
+
+/// What limits a request whose target may mean different things: all that limits requests on a rule to which it may lead.
+fn doubtful_limits<'a>(rules: &'a Rules, parts: &'a request::Parts, target: &Target<'_>, address: IpAddr) -> ClientLimits<'a> {
+    let text = parts.uri.path_and_query().map_or("/", |text| text.as_str());
+    let found = if rules.limits.defined().next().is_some() { may_serve(&rules.routes, text, target) } else { Vec::new() };
+    match &found[..] {
+        [] => rules.limits.of(rules.rows.no_route(), "none", address, &parts.headers),
+        found => rules.limits.of_any(found.iter().map(|route| (route.index, route.name.as_str())), address, &parts.headers),
     }
 }

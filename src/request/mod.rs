@@ -6,6 +6,7 @@
 pub mod client;
 pub mod fields;
 pub mod interim;
+pub mod readings;
 pub mod refusal;
 mod secret_looks;
 pub mod secrets;

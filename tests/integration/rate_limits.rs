@@ -142,3 +142,50 @@ async fn two_instances_let_through_what_one_would_and_count_alone_without_redis(
     let allowed = 5.0 + 100.0 * began.elapsed().as_secs_f64();
     assert!(through > 0.8 * allowed && through < 1.1 * allowed, "{through} of {allowed}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_spelling_of_a_path_is_free_of_the_limit_of_its_rule() {
+    let backend = Backend::start(|asked| ok("", asked.target.as_bytes())).await;
+    let spellings = [
+        "/api/orders",
+        "/api/./orders",
+        "/api//orders",
+        "/api/x/../orders",
+        "/api/x/..;/orders",
+        "/api/orders?a;b",
+        "/api/orders;v=1",
+        "/api%2Forders",
+        "/api/%2e/orders",
+        "/api/x/%2e%2e/orders",
+        "/api%252Forders",
+        "/api\\orders",
+        "/api/orders%3Fx",
+        "/api/%6frders",
+        "/api/orders?x={1}",
+    ];
+    let rule = "[[route]]\nname='orders'\npath='/api/orders'\nttl='1h'\n";
+    for limit in [
+        "[[limit]]\nname='few'\nroutes=['orders']\nrate='1/h'\nburst=1\n",
+        "[[limit]]\nname='few'\nroutes=['orders']\nrate='1/h'\nburst=1\nby='route'\n",
+        "[route.limit]\nrate='1/h'\nburst=1\ncount='backend'\n",
+    ] {
+        for first in [spellings[0], spellings[1]] {
+            let text = if limit.starts_with("[route") { format!("{rule}{limit}{RULE}") } else { format!("{rule}{RULE}{limit}") };
+            let sluice = Sluice::with(&limited(&backend, "", &text), &[]);
+            assert_eq!(from(&sluice, "192.0.2.1", first).await.status, 200);
+            // What is stored is for those whom only the backend's requests count.
+            for spelling in &spellings[usize::from(limit.contains("backend"))..] {
+                let answer = from(&sluice, "192.0.2.1", spelling).await;
+                let is_stored = answer.cache_status().contains("hit");
+                assert!(answer.status == 429 || is_stored, "{limit} {first} {spelling}: {}", answer.cache_status());
+            }
+            // Paths of other rules do not count.
+            for other in ["/api/others", "/api//others", "/api/orders2/./x"] {
+                assert_eq!(from(&sluice, "192.0.2.1", other).await.status, 200, "{other}");
+            }
+        }
+    }
+    let sluice = Sluice::with(&limited(&backend, "", &format!("{rule}{RULE}[[limit]]\nname='few'\nroutes=['orders']\nrate='1/h'\n")), &[]);
+    let explained = get(sluice.admin, "/explain?target=/api/./orders", &[]).await.text();
+    assert!(explained.contains("limited    few: 1/h"), "{explained}");
+}
