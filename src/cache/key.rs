@@ -8,15 +8,16 @@ use std::cmp::Ordering;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use http::header::ORIGIN;
+use http::header::{AUTHORIZATION, ORIGIN};
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::route::Route;
 use crate::http::conditional::hex;
-use crate::http::vary;
+use crate::request::fields::API_KEY;
 use crate::request::target::{Parameter, Target, unmarked};
+use crate::upstream::selecting::Selecting;
 
 /// The longest key name in Redis, in bytes, namespace included. Longer readable parts are cut; the hash is not.
 pub const MAX_NAME: usize = 200;
@@ -30,8 +31,8 @@ impl Canonical {
     ///
     /// It holds the rule (its name and its shape), the decoded path, `Origin` (services answer it without saying `Vary`), and the
     /// parameters that matter: sorted by name, repeated and similar names in their order, case folded where the rule says so.
-    /// Fields that the rule lists in `request_headers` follow.
     /// Reserved characters that were percent-encoded are not those that were not (RFC 3986 §2.2); unreserved ones are.
+    /// Fields that the rule lists in `request_headers` follow.
     #[must_use]
     pub fn new(route: &Route, target: &Target<'_>, headers: &HeaderMap) -> Self {
         let matters = |parameter: &Parameter<'_>| route.query.as_ref().is_none_or(|names| !is_ignored(parameter, names));
@@ -73,10 +74,26 @@ impl Canonical {
 
     /// The canonical form of this request for requests with the same values in the fields that the response varies by.
     #[must_use]
-    pub fn variant(&self, fields: &[HeaderName], headers: &HeaderMap) -> Self {
+    pub fn variant(&self, fields: &[HeaderName], selecting: &Selecting) -> Self {
         let mut out = self.0.to_vec();
         out.push(4);
-        out.extend_from_slice(&vary::selection(fields, headers));
+        out.extend_from_slice(selecting.selected(fields).bytes());
+        Self(Bytes::from(out))
+    }
+
+    /// The canonical form of this request for those who have the same credentials.
+    #[must_use]
+    pub fn with_credentials(&self, headers: &HeaderMap) -> Self {
+        let mut credentials = Vec::new();
+        for name in [AUTHORIZATION, API_KEY] {
+            for value in headers.get_all(&name) {
+                field(&mut credentials, name.as_str().as_bytes());
+                field(&mut credentials, value.as_bytes());
+            }
+        }
+        let mut out = self.0.to_vec();
+        out.push(7);
+        out.extend_from_slice(&Sha256::digest(&credentials));
         Self(Bytes::from(out))
     }
 
@@ -246,10 +263,10 @@ impl Key {
         format!("{namespace}:{}#{marks}:{digest}", &self.readable[..end])
     }
 
-    /// The key of the variant that `headers` select.
+    /// The key of the variant that a request selects.
     #[must_use]
-    pub fn variant(&self, fields: &[HeaderName], headers: &HeaderMap) -> Self {
-        Self { canonical: self.canonical.variant(fields, headers), ..self.clone() }
+    pub fn variant(&self, fields: &[HeaderName], selecting: &Selecting) -> Self {
+        Self { canonical: self.canonical.variant(fields, selecting), ..self.clone() }
     }
 
     /// The key of this request for those who prefer a language to all others.
@@ -263,6 +280,7 @@ impl Key {
 pub(crate) mod tests {
     use super::*;
     use crate::config::tests::routes;
+    use crate::upstream::selecting::tests::selecting;
     use http::HeaderValue;
     use proptest::prelude::*;
 
@@ -289,6 +307,11 @@ pub(crate) mod tests {
         assert!(!same("/x?a", "/x?a="));
         assert!(!same("/x?a=1%26b=2", "/x?a=1&b=2"));
         assert!(!same("/x?a%3D1", "/x?a=1"));
+        assert!(same("/%7Ex?a=%2D%2e", "/~x?a=-."));
+        for (one, two) in [("/a,b", "/a%2Cb"), ("/x?a=b:c", "/x?a=b%3Ac"), ("/x?a[]=1", "/x?a%5B%5D=1"), ("/x?a=b/c", "/x?a=b%2fc")] {
+            assert!(!same(one, two), "{one} {two}");
+        }
+        assert!(same("/x?a=b%2fc", "/x?a=b%2Fc"));
     }
 
     #[test]
@@ -307,11 +330,6 @@ pub(crate) mod tests {
         for harmless in ["&utm_source=a-b.c", "&start=2", "&t=10:30", "&_", "&start_times=2"] {
             assert_eq!(clean, key(&route, &format!("/x?start_time=1{harmless}")).canonical, "{harmless}");
         }
-        assert!(same("/%7Ex?a=%2D%2e", "/~x?a=-."));
-        for (one, two) in [("/a,b", "/a%2Cb"), ("/x?a=b:c", "/x?a=b%3Ac"), ("/x?a[]=1", "/x?a%5B%5D=1"), ("/x?a=b/c", "/x?a=b%2fc")] {
-            assert!(!same(one, two), "{one} {two}");
-        }
-        assert!(same("/x?a=b%2fc", "/x?a=b%2Fc"));
         for cloaked in [
             "&utm=1;start_time=2",
             "&utm=1%26start_time=2",
@@ -393,10 +411,48 @@ pub(crate) mod tests {
         let plain = Canonical::new(&route, &target, &HeaderMap::new());
         assert_ne!(plain, Canonical::new(&route, &target, &with("a")));
         assert_ne!(Canonical::new(&route, &target, &with("b")), Canonical::new(&route, &target, &with("a")));
-        assert_ne!(plain.variant(&[ORIGIN], &with("a")), plain.variant(&[ORIGIN], &with("b")));
+        let by = |value: &'static str| plain.variant(&[ORIGIN], &selecting(&[("origin", value)]));
+        assert_ne!(by("a"), by("b"));
+        let of = |name, value| plain.with_credentials(&HeaderMap::from_iter([(name, HeaderValue::from_static(value))]));
+        assert_eq!(of(AUTHORIZATION, "a"), of(AUTHORIZATION, "a"));
+        assert!(of(AUTHORIZATION, "a") != of(AUTHORIZATION, "b") && of(AUTHORIZATION, "a") != of(API_KEY, "a"));
     }
 
+    /// A target as RFC 3986 §6.2.2 normalises it: unreserved characters decoded, digits of escapes upper-case.
+    fn normalised(text: &str) -> String {
+        let (mut out, mut rest) = (String::new(), text);
+        while let Some(first) = rest.chars().next() {
+            let length = if first == '%' { 3 } else { first.len_utf8() };
+            let (one, after) = rest.split_at(length);
+            let decoded = one.strip_prefix('%').map(|hex| char::from(u8::from_str_radix(hex, 16).unwrap()));
+            match decoded.filter(|byte| byte.is_ascii_alphanumeric() || "-._~".contains(*byte)) {
+                Some(unreserved) => out.push(unreserved),
+                None if first == '%' => out.push_str(&one.to_ascii_uppercase()),
+                None => out.push_str(one),
+            }
+            rest = after;
+        }
+        out
+    }
+
+    const PIECES: &str =
+        "a|%61|b|~|%7e|%7E|.|%2E|:|%3a|%3A|,|%2C|@|%40|!|%21|$|%24|'|%27|(|%28|)|%29|*|%2a|+|%2B|%20|%C3%A9|%22|[|%5B|]|%5D";
+
     proptest! {
+        /// Of two spellings of a target, those share a key that RFC 3986 says are one.
+        #[test]
+        fn spellings_share_a_key_only_if_they_are_the_same_target(
+            one in (proptest::collection::vec(0_usize..40, 0..3), proptest::collection::vec(0_usize..40, 0..3)),
+            two in (proptest::collection::vec(0_usize..40, 0..3), proptest::collection::vec(0_usize..40, 0..3)),
+        ) {
+            let (route, pieces): (_, Vec<&str>) = (all(), PIECES.split('|').chain(["%3D", "=", "%26", "/", "%2F", "?", "%3f"]).collect());
+            let text = |numbers: &[usize], most: usize| numbers.iter().map(|number| pieces[number % most]).collect::<String>();
+            let target = |(path, value): &(Vec<usize>, Vec<usize>)| format!("/p{}?a={}", text(path, 35), text(value, pieces.len()));
+            let (one, two) = (target(&one), target(&two));
+            let equal = key(&route, &one).canonical == key(&route, &two).canonical;
+            prop_assert_eq!(equal, normalised(&one) == normalised(&two), "{} {}", one, two);
+        }
+
         /// Two parameter lists share a key only if they are equal up to the order of different names.
         #[test]
         fn distinct_requests_never_share_a_key(
@@ -418,38 +474,4 @@ pub(crate) mod tests {
             prop_assert_eq!(equal, sorted(&one) == sorted(&two));
         }
     }
-    /// A target as RFC 3986 §6.2.2 normalises it: unreserved characters decoded, digits of escapes upper-case.
-    fn normalised(text: &str) -> String {
-        let (mut out, mut rest) = (String::new(), text);
-        while let Some(first) = rest.chars().next() {
-            let length = if first == '%' { 3 } else { first.len_utf8() };
-            let (one, after) = rest.split_at(length);
-            let decoded = one.strip_prefix('%').map(|hex| char::from(u8::from_str_radix(hex, 16).unwrap()));
-            match decoded.filter(|byte| byte.is_ascii_alphanumeric() || "-._~".contains(*byte)) {
-                Some(unreserved) => out.push(unreserved),
-                None if first == '%' => out.push_str(&one.to_ascii_uppercase()),
-                None => out.push_str(one),
-            }
-            rest = after;
-        }
-        out
-    }
-
-    const PIECES: &str =
-        "a|%61|b|~|%7e|%7E|.|%2E|:|%3a|%3A|,|%2C|@|%40|!|%21|$|%24|'|%27|(|%28|)|%29|*|%2a|+|%2B|%20|%C3%A9|%22|[|%5B|]|%5D";
-
 }
-        /// Of two spellings of a target, those share a key that RFC 3986 says are one.
-        #[test]
-        fn spellings_share_a_key_only_if_they_are_the_same_target(
-            one in (proptest::collection::vec(0_usize..40, 0..3), proptest::collection::vec(0_usize..40, 0..3)),
-            two in (proptest::collection::vec(0_usize..40, 0..3), proptest::collection::vec(0_usize..40, 0..3)),
-        ) {
-            let (route, pieces): (_, Vec<&str>) = (all(), PIECES.split('|').chain(["%3D", "=", "%26", "/", "%2F", "?", "%3f"]).collect());
-            let text = |numbers: &[usize], most: usize| numbers.iter().map(|number| pieces[number % most]).collect::<String>();
-            let target = |(path, value): &(Vec<usize>, Vec<usize>)| format!("/p{}?a={}", text(path, 35), text(value, pieces.len()));
-            let (one, two) = (target(&one), target(&two));
-            let equal = key(&route, &one).canonical == key(&route, &two).canonical;
-            prop_assert_eq!(equal, normalised(&one) == normalised(&two), "{} {}", one, two);
-        }
-

@@ -22,6 +22,7 @@ use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
 
 use crate::upstream::failure::{BrokenBody, Failure};
+use crate::upstream::selecting::Selected;
 
 /// How long a body that cannot be stored waits for its first reader.
 const FIRST_READER: Duration = Duration::from_secs(2);
@@ -42,7 +43,7 @@ pub struct Head {
     /// Whether it is meant to be stored.
     pub stored: bool,
     /// The request fields it varies by, and what the request that fetched it said in them.
-    pub vary: (Vec<HeaderName>, [u8; 32]),
+    pub vary: (Vec<HeaderName>, Selected),
 }
 
 impl Head {
@@ -363,7 +364,7 @@ mod tests {
             coding: Coding::Identity,
             length: None,
             stored: true,
-            vary: (Vec::new(), [0; 32]),
+            vary: (Vec::new(), Selected::NOTHING),
         };
         let (fill, writer) = Fill::start(head, max_object, Arc::clone(&budget));
         (fill, writer, budget)
@@ -438,7 +439,7 @@ mod tests {
                 coding: Coding::Identity,
                 length: None,
                 stored: true,
-                vary: (Vec::new(), [0; 32]),
+                vary: (Vec::new(), Selected::NOTHING),
             },
             1000,
             Arc::clone(&budget),

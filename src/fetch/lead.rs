@@ -16,8 +16,10 @@ use super::{Fetcher, Job, Private};
 use crate::body::{self, Stream};
 use crate::clock::Wall;
 use crate::http::encoding::Coding;
+use crate::http::cache_control::CacheControl;
 use crate::http::freshness::{Lifetimes, Unstorable, Verdict, is_failure, verdict};
-use crate::http::vary::{Vary, selection};
+use crate::http::taken_back::takes_back;
+use crate::http::vary::{Vary, content_language};
 use crate::upstream::failure::{BrokenBody, Failure};
 use crate::upstream::response_fields;
 
@@ -48,6 +50,8 @@ impl Fetcher {
         }
         let Vary::Fields(names) = Vary::of(response.headers()) else {
             return self.deliver_privately(&job, leader, private, response);
+        self.note_whether_shared(&job, &response);
+        let status = response.status();
         };
         let verdict = self.judge(&job, &response);
         let lifetimes = match verdict {
@@ -143,6 +147,16 @@ impl Fetcher {
             return Verdict::Private(Unstorable::Reflection);
         }
         verdict(&job.policy, status, fields, Wall::now())
+    /// Notes whether all who have credentials may wait for one fetch of this request. What failed says nothing of that.
+    fn note_whether_shared(&self, job: &Job, response: &Response<Stream>) {
+        let (key, control) = (&job.key.canonical.0, CacheControl::of(response.headers()));
+        if control.shares_authorized() && !control.private && !control.no_store {
+            self.shared.insert(key.clone(), ());
+        } else if !response.status().is_server_error() {
+            self.shared.remove(key);
+        }
+    }
+
     }
 
     /// A fill for the body of a response that varies by `names`.
@@ -156,7 +170,7 @@ impl Fetcher {
     ) -> (Arc<Fill>, Writer) {
         let (coding, mut fields) = (Coding::of(&head.headers), head.headers);
         fields.remove(CONTENT_LENGTH);
-        let selected = selection(&names, &job.selecting);
+        let selected = job.selecting.selected(&names);
         let head = Head { status: head.status, fields, coding, length, stored, vary: (names, selected) };
         Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
     }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, request};
+use http::{HeaderName, HeaderValue, Response, request};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout};
@@ -43,6 +43,7 @@ use crate::telemetry::trace::carry;
 use crate::upstream::Upstream;
 use crate::upstream::failure::Failure;
 use crate::upstream::request_fields::Negotiable;
+use crate::upstream::selecting::Selecting;
 use budget::Budget;
 use collapse::{Collapse, Join, Progress};
 use failing::Failing;
@@ -55,6 +56,8 @@ const UNCACHEABLE_KEYS: usize = 16_384;
 const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
 /// Requests of which it is remembered what their responses vary by: the upstream need not be asked twice for them.
 const VARYING_KEYS: usize = 16_384;
+/// Requests whose responses are known to be for all who have credentials.
+const SHARED_KEYS: usize = 16_384;
 /// Requests at a time that are passed by themselves because the fetch that they waited for takes too long.
 const IMPATIENT: usize = 8;
 
@@ -68,10 +71,11 @@ pub struct Job {
     /// What the upstream is told of the client's fields once it names them in `Vary`.
     pub negotiable: Negotiable,
     /// The request's fields as `Vary` selects by them (RFC 9111 §4.1).
-    pub selecting: HeaderMap,
+    pub selecting: Selecting,
     /// The key under which the response is stored.
     pub key: Key,
-    /// What is fetched once at a time: the key, or its variant where it is known that the response varies.
+    /// What is fetched once at a time: the key, or its variant where it is known that the response varies; with the credentials
+    /// of the request, unless it is known that the response is for all who have some.
     pub collapse_key: Canonical,
     /// The rule's name.
     pub route: String,
@@ -155,6 +159,8 @@ pub struct Fetcher {
     varying: Remembered<Arc<[HeaderName]>>,
     impatient: Semaphore,
     early: Arc<Semaphore>,
+    /// Canonical requests whose last response said that it is for all who have credentials too (RFC 9111 §3.5).
+    shared: Remembered<()>,
     beginnings: Beginnings,
     settings: Settings,
     /// The names by which the upstream may call itself.
@@ -184,6 +190,7 @@ impl Fetcher {
             varying: remembered(VARYING_KEYS),
             impatient: Semaphore::new(IMPATIENT),
             early: Arc::new(Semaphore::new(EARLY)),
+            shared: remembered(SHARED_KEYS),
             beginnings: Beginnings::default(),
             settings,
             authorities,
@@ -216,6 +223,12 @@ impl Fetcher {
 
     /// The beginnings of responses that are known.
     #[must_use]
+    /// Whether the last response to this request was for all who have credentials, so that they may wait for one fetch.
+    #[must_use]
+    pub fn is_shared(&self, request: &Canonical) -> bool {
+        self.shared.get(&request.0).is_some()
+    }
+
     pub const fn beginnings(&self) -> &Beginnings {
         &self.beginnings
     }

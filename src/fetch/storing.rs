@@ -45,7 +45,7 @@ impl Fetcher {
             Arc::new(Entry { cost, ..Entry::new(key, job.asked_at, now, age_when_stored, lifetimes, content) })
         };
         let (names, _) = &head.vary;
-        let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.request.headers) };
+        let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.selecting) };
         let stored = entry(&key, Content::Response(response));
         // Those who prefer this language to all others get the response too.
         let language = content_language(&head.fields).filter(|_| job.match_language && names[..] == [ACCEPT_LANGUAGE]);

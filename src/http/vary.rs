@@ -1,17 +1,20 @@
-//! `Vary` (RFC 9110 §12.5.5, RFC 9111 §4.1): which request fields chose the representation.
+//! `Vary` (RFC 9110 §12.5.5, RFC 9111 §4.1): which request fields chose the representation. What a request says in them is for
+//! [`Selecting`](crate::upstream::selecting::Selecting) to tell.
 
 use http::header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_LANGUAGE, VARY};
 use http::{HeaderMap, HeaderName};
-use sha2::{Digest, Sha256};
 
 /// What a response says about the request fields it depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Vary {
-    /// `*`, or a name that cannot be one: no later request is known to match.
+    /// `*`, a name that cannot be one, or a field that is another one in each request: no later request is known to match.
     Any,
     /// These fields, lower-case, sorted, without `Accept-Encoding` (which Sluice settles itself). Often empty.
     Fields(Vec<HeaderName>),
 }
+
+/// Fields that Sluice sets anew for each request: the id, and the place in a trace.
+const ALWAYS_ANOTHER: [&str; 3] = ["x-request-id", "traceparent", "tracestate"];
 
 impl Vary {
     /// Reads every `Vary` field of a response.
@@ -24,6 +27,7 @@ impl Vary {
                     _ if name.is_empty() => {}
                     _ if name == b"*" => return Self::Any,
                     Ok(name) if name == ACCEPT_ENCODING => {}
+                    Ok(name) if ALWAYS_ANOTHER.contains(&name.as_str()) => return Self::Any,
                     Ok(name) => fields.push(name),
                     Err(_) => return Self::Any,
                 }
@@ -35,33 +39,6 @@ impl Vary {
     }
 }
 
-/// The secondary key: a digest of what `request` says in `fields`, white space around members aside.
-///
-/// Values are length-prefixed and absent fields differ from empty ones, so that no two selections run together.
-#[must_use]
-pub fn selection(fields: &[HeaderName], request: &HeaderMap) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        digest.update((bytes.len() as u64).to_le_bytes());
-        digest.update(bytes);
-    };
-    for name in fields {
-        part(name.as_str().as_bytes());
-        // Some programs read only the first of several lines, so their order may matter.
-        if name == ACCEPT_LANGUAGE && request.get_all(name).iter().nth(1).is_none() {
-            languages(request).iter().for_each(|language| part(language.as_bytes()));
-            continue;
-        }
-        for value in request.get_all(name) {
-            for member in value.as_bytes().split(|&byte| byte == b',') {
-                part(b",");
-                part(member.trim_ascii());
-            }
-        }
-    }
-    digest.finalize().into()
-}
-
 /// The language of an answer, if it is one (RFC 9110 §8.5), in lower case.
 #[must_use]
 pub fn content_language(answer: &HeaderMap) -> Option<String> {
@@ -71,28 +48,10 @@ pub fn content_language(answer: &HeaderMap) -> Option<String> {
     fine.then(|| only.to_ascii_lowercase())
 }
 
-/// The language that a request prefers to all others, in lower case: the only one with the greatest weight.
-#[must_use]
-pub fn preferred_language(request: &HeaderMap) -> Option<String> {
-    if request.get_all(ACCEPT_LANGUAGE).iter().nth(1).is_some() {
-        return None;
-    }
-    let mut weighted: Vec<(f32, String)> = Vec::new();
-    for language in languages(request) {
-        let (tag, weight) = language.split_once(";q=")?;
-        weighted.push((weight.parse().ok()?, tag.to_owned()));
-    }
-    weighted.sort_by(|a, b| b.0.total_cmp(&a.0));
-    match &weighted[..] {
-        [(first, _), (second, _), ..] if first <= second => None,
-        [(weight, tag), ..] if *weight > 0.0 && tag != "*" => Some(tag.clone()),
-        _ => None,
-    }
-}
-
 /// `Accept-Language` (RFC 9110 §12.5.4) in one spelling: tags are blind to case, their weights and not their order say
 /// which is preferred. What has no sense is kept as it is.
-fn languages(request: &HeaderMap) -> Vec<String> {
+#[must_use]
+pub fn languages(request: &HeaderMap) -> Vec<String> {
     let mut languages = Vec::new();
     for value in request.get_all(ACCEPT_LANGUAGE) {
         for member in value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()) {
@@ -143,48 +102,14 @@ mod tests {
     fn a_star_or_nonsense_anywhere_matches_no_request() {
         assert_eq!(Vary::of(&headers(&[("vary", "origin, *")])), Vary::Any);
         assert_eq!(Vary::of(&headers(&[("vary", "a b")])), Vary::Any);
+        for name in ["X-Request-Id", "traceparent", "accept, Tracestate"] {
+            assert_eq!(Vary::of(&headers(&[("vary", name)])), Vary::Any, "{name}");
+        }
     }
 
     #[test]
-    fn languages_differ_by_weight_and_not_by_order_or_case() {
-        let of = |value: &str| selection(&[ACCEPT_LANGUAGE], &headers(&[("accept-language", value)]));
-        for same in ["de, en", "EN,De", " en ;q=1.0,  de;q=1"] {
-            assert_eq!(of("en, de"), of(same), "{same}");
-        }
-        for other in ["en", "en;q=0.9, de", "en, de, fr", "", "en;x=1, de", "en;q=1.5, de", "en;q=+1, de", "en;q=1e0, de"] {
-            assert_ne!(of("en, de"), of(other), "{other}");
-        }
-        let lines = |one, two| selection(&[ACCEPT_LANGUAGE], &headers(&[("accept-language", one), ("accept-language", two)]));
-        assert_ne!(lines("de, en;q=0.5", "de"), lines("de", "de, en;q=0.5"));
-    }
-
-    #[test]
-    fn one_language_is_preferred_or_none() {
-        let of = |value: &str| preferred_language(&headers(&[("accept-language", value)]));
-        for (value, preferred) in [
-            ("fr;q=0.5, DE;q=1.0", Some("de")),
-            ("de", Some("de")),
-            ("de-AT, de;q=0.9", Some("de-at")),
-            ("de, en", None),
-            ("*, de;q=0.5", None),
-            ("de;q=0", None),
-            ("de;x=1", None),
-            ("", None),
-        ] {
-            assert_eq!(of(value).as_deref(), preferred, "{value}");
-        }
+    fn one_language_is_that_of_an_answer_or_none() {
         let of = |value: &str| content_language(&headers(&[("content-language", value)]));
         assert_eq!((of("DE").as_deref(), of("de, en"), of("")), (Some("de"), None, None));
-    }
-
-    #[test]
-    fn selections_differ_where_the_values_do() {
-        let fields = [HeaderName::from_static("a"), HeaderName::from_static("b")];
-        let of = |pairs: &[(&'static str, &str)]| selection(&fields, &headers(pairs));
-        assert_eq!(of(&[("a", "x, y")]), of(&[("a", "x"), ("a", " y")]));
-        assert_ne!(of(&[("a", "x")]), of(&[("b", "x")]));
-        assert_ne!(of(&[("a", "")]), of(&[]));
-        assert_ne!(of(&[("a", "xy")]), of(&[("a", "x,y")]));
-        assert_eq!(of(&[("c", "1")]), of(&[]));
     }
 }

@@ -1,6 +1,7 @@
 //! A request as the steps of its way read it: first as any request, then as one that the cache may answer.
 
-use http::header::AUTHORIZATION;
+use std::sync::OnceLock;
+
 use http::request;
 
 use super::spent::Spent;
@@ -8,10 +9,10 @@ use crate::cache::key::Canonical;
 use crate::clock::Wall;
 use crate::config::route::Route;
 use crate::limit::ClientLimits;
-use crate::request::fields::API_KEY;
 use crate::request::target::Target;
 use crate::timeline::OrdersRequest;
 use crate::upstream::request_fields::Forwarding;
+use crate::upstream::selecting::Selecting;
 
 /// A request that was not refused, as every step reads it.
 #[derive(Clone, Copy)]
@@ -50,8 +51,12 @@ pub struct CacheableRequest<'a> {
     pub canonical: Canonical,
     /// The variant under which the response was looked for, where it is known that it varies.
     pub variant: Option<Canonical>,
-    /// The canonical form with its credentials, for a request with credentials.
-    pub authorized: Option<Canonical>,
+    /// Whether it has credentials that are not part of its canonical form.
+    pub authorized: bool,
+    /// Whether the response is known to be for all who have credentials too (RFC 9111 §3.5).
+    pub shared: bool,
+    /// By what it selects a variant, made when that is first asked for.
+    selecting: OnceLock<Box<Selecting>>,
     /// When it came.
     pub now: Wall,
 }
@@ -62,8 +67,9 @@ impl<'a> CacheableRequest<'a> {
     pub fn new(route: &'a Route, asked: Asked<'a>) -> Self {
         let Asked { parts, target, forwarding, limits, spent, route: _, own: _ } = asked;
         let canonical = Canonical::new(route, target, &parts.headers);
-        let authorized = route.sees_credentials(&parts.headers).then(|| canonical.variant(&[AUTHORIZATION, API_KEY], &parts.headers));
-        Self { route, target, parts, forwarding, limits, spent, canonical, variant: None, authorized, now: Wall::now() }
+        let (authorized, now) = (route.sees_credentials(&parts.headers), Wall::now());
+        let (variant, shared, selecting) = (None, false, OnceLock::new());
+        Self { route, target, parts, forwarding, limits, spent, canonical, variant, authorized, shared, selecting, now }
     }
 
     /// Path and query, as they were sent.
@@ -81,10 +87,18 @@ impl<'a> CacheableRequest<'a> {
         OrdersRequest { route: self.route, text: self.text(), target: self.target, headers: &self.parts.headers, canonical }
     }
 
-    /// What is fetched once at a time: the request or its variant. Of requests with `Authorization` only those with the same
-    /// credentials wait for one another, until the response says that it is for all.
+    /// By what it selects a variant.
     #[must_use]
-    pub fn collapse_key(&self) -> &Canonical {
-        self.authorized.as_ref().or(self.variant.as_ref()).unwrap_or(&self.canonical)
+    pub fn selecting(&self) -> &Selecting {
+        let make = || Selecting::of(self.parts, self.forwarding, &self.route.request_fields, self.authorized);
+        self.selecting.get_or_init(|| Box::new(make()))
+    }
+
+    /// What is fetched once at a time: the request or its variant. Of requests with credentials only those with the same ones
+    /// wait for one another, unless the response is known to be for all.
+    #[must_use]
+    pub fn collapse_key(&self) -> Canonical {
+        let key = self.variant.as_ref().unwrap_or(&self.canonical);
+        if self.authorized && !self.shared { key.with_credentials(&self.parts.headers) } else { key.clone() }
     }
 }

@@ -49,7 +49,7 @@ impl Proxy {
     /// # Errors
     /// Why there is no answer.
     pub(super) async fn change(self: &Arc<Self>, asked: Asked<'_>, body: Stream, storable: bool) -> Result<Changed, BackendError> {
-        let (request, conditional) = self.to_upstream(asked.parts, body, asked.forwarding, storable).await;
+        let (request, conditional) = self.to_upstream(asked.route, asked.parts, body, asked.forwarding, storable).await;
         let name = asked.route.map_or("none", |route| route.name.as_str()).to_owned();
         let admitted = self.upstream.admit().await;
         let mut change = Change::begin(self, asked);

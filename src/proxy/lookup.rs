@@ -15,7 +15,6 @@ use crate::cache::entry::{Content, Entry};
 use crate::cache::key::{Canonical, Key};
 use crate::http::cache_control::CacheControl;
 use crate::http::request_directives::RequestDirectives;
-use crate::http::vary::preferred_language;
 
 impl Proxy {
     /// The stored response for a request: directly, or through the marker that says what the response varies by.
@@ -23,10 +22,13 @@ impl Proxy {
     /// # Errors
     /// Why there is none.
     pub(super) async fn look_up(&self, request: &mut CacheableRequest<'_>) -> Result<Arc<Entry>, FetchWhy> {
+        // Until what is found says otherwise, what was answered the last time counts.
+        request.shared = request.authorized && self.fetcher.is_shared(&request.canonical);
         let entry = self.find(request, &request.canonical).await.ok_or(FetchWhy::UriMiss)?;
         let entry = match &entry.content {
             Content::Varies(fields) => {
-                let variant = request.variant.insert(request.canonical.variant(fields, &request.parts.headers)).clone();
+                let variant = request.canonical.variant(fields, request.selecting());
+                request.variant = Some(variant.clone());
                 match self.find(request, &variant).await {
                     Some(entry) => Some(entry),
                     None if request.route.match_language && fields[..] == [ACCEPT_LANGUAGE] => self.find_by_language(request).await,
@@ -36,17 +38,19 @@ impl Proxy {
             Content::Response(_) => Some(entry),
         };
         let why = if request.variant.is_some() { FetchWhy::VaryMiss } else { FetchWhy::UriMiss };
-        entry.filter(|entry| is_for(request, entry)).ok_or(why)
+        let entry = entry.filter(|entry| is_for(request, entry)).ok_or(why)?;
+        request.shared = request.authorized;
+        Ok(entry)
     }
 
     /// The stored response in the language that the client prefers to all others.
     async fn find_by_language(&self, request: &CacheableRequest<'_>) -> Option<Arc<Entry>> {
-        let language = preferred_language(&request.parts.headers)?;
+        let language = request.selecting().preferred_language()?;
         self.find(request, &request.canonical.language(&language)).await
     }
 
     /// The entry under one canonical request: in memory, or else in Redis, unless the short way has just looked there.
-    async fn find(&self, request: &CacheableRequest<'_>, canonical: &Canonical) -> Option<Arc<Entry>> {
+    pub(super) async fn find(&self, request: &CacheableRequest<'_>, canonical: &Canonical) -> Option<Arc<Entry>> {
         if let Some(entry) = self.cache.peek(canonical) {
             return Some(entry);
         }
@@ -61,7 +65,7 @@ impl Proxy {
     /// What to do with a request, given what was found.
     pub(super) fn decide(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) -> Decision {
         let life = found.as_ref().map(|entry| (entry.stored_at, entry.lifetimes)).map_err(|why| *why);
-        let decision = decide(life, request.now, || self.fetcher.failing().key(request.collapse_key()));
+        let decision = decide(life, request.now, || self.fetcher.failing().key(&request.collapse_key()));
         if !request.route.client_directives {
             return decision;
         }
@@ -80,9 +84,9 @@ impl Proxy {
 
 /// Whether what was found is a response that this request may get: one with `Authorization` only gets what says that all may
 /// have it (RFC 9111 §3.5).
-fn is_for(request: &CacheableRequest<'_>, entry: &Entry) -> bool {
+pub(super) fn is_for(request: &CacheableRequest<'_>, entry: &Entry) -> bool {
     match &entry.content {
-        Content::Response(stored) => request.authorized.is_none() || CacheControl::of(&stored.fields).shares_authorized(),
+        Content::Response(stored) => !request.authorized || CacheControl::of(&stored.fields).shares_authorized(),
         Content::Varies(_) => false,
     }
 }

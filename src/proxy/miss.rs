@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
 use http::{Method, Request, Response};
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
 use super::asked::CacheableRequest;
-use super::decide::is_early;
+use super::decide::{Decision, is_early};
+use super::lookup::is_for;
 use super::outcome::{FetchWhy, Fetched as FetchedOutcome, Outcome, PassWhy, StaleWhy};
 use super::pass::deliver;
 use super::spent::Step;
@@ -18,13 +18,12 @@ use crate::body::{self, Reply};
 use crate::cache::entry::Entry;
 use crate::cache::key::Key;
 use crate::config::rate_limit::Counts;
-use crate::config::route::RequestFields;
 use crate::fetch::fill::{End, Fill};
 use crate::fetch::{Fetched, Job};
+use crate::http::cache_control::CacheControl;
+use crate::http::endless::asks_for_events;
 use crate::http::freshness::{FreshnessPolicy, is_failure};
-use crate::http::vary::selection;
 use crate::request::client::request_authority;
-use crate::request::fields::API_KEY;
 use crate::request::refusal::Refusal;
 use crate::upstream::failure::Failure;
 use crate::upstream::request_fields::{self, Negotiable, is_keyed_range};
@@ -33,6 +32,8 @@ use crate::upstream::request_fields::{self, Negotiable, is_keyed_range};
 const SETTLE: Duration = Duration::from_millis(20);
 /// Responses of up to so many bytes count as small.
 const SMALL: u64 = 64 << 10;
+/// So many fetches may bring what is for others before a request is passed.
+const MOST_TURNS: usize = 3;
 
 impl Proxy {
     /// Answers from the upstream, through a fetch that others may share.
@@ -41,7 +42,7 @@ impl Proxy {
     /// served should the upstream fail.
     pub(super) async fn fetch(
         &self,
-        request: &CacheableRequest<'_>,
+        request: &mut CacheableRequest<'_>,
         why: FetchWhy,
         stored: Option<Arc<Entry>>,
         fallback: Option<Duration>,
@@ -75,12 +76,38 @@ impl Proxy {
     /// an error response of the upstream's counts as its failure.
     async fn fetch_or_pass(
         &self,
-        request: &CacheableRequest<'_>,
+        request: &mut CacheableRequest<'_>,
         why: FetchWhy,
         stored: Option<&Arc<Entry>>,
         has_fallback: bool,
     ) -> Result<Answer, Failure> {
-        let fetched = if self.fetcher.is_uncacheable(request.collapse_key()) {
+        let mut stored = stored.cloned();
+        for _ in 0..MOST_TURNS {
+            if let Some(answer) = self.fetch_with_others(request, why, stored.as_ref(), has_fallback).await? {
+                return Ok(answer);
+            }
+            // What came is for others. What this request selects may be stored by now; if not, it is fetched under its own key.
+            let key = request.variant.clone().unwrap_or_else(|| request.canonical.clone());
+            let found = self.find(request, &key).await.filter(|entry| is_for(request, entry)).ok_or(FetchWhy::VaryMiss);
+            if let Decision::Hit(left) = self.decide(request, &found)
+                && let Some(response) = self.respond(request, found.as_ref().ok()).await
+            {
+                return Ok(Answer { response, outcome: Outcome::Hit(left) });
+            }
+            stored = found.ok();
+        }
+        self.pass_because(request, PassWhy::Uncacheable, has_fallback).await
+    }
+
+    /// One fetch, that others may share. `None`: what came is not for this request, whose key says now what it is to ask for.
+    async fn fetch_with_others(
+        &self,
+        request: &mut CacheableRequest<'_>,
+        why: FetchWhy,
+        stored: Option<&Arc<Entry>>,
+        has_fallback: bool,
+    ) -> Result<Option<Answer>, Failure> {
+        let fetched = if self.fetcher.is_uncacheable(&request.collapse_key()) || asks_for_events(&request.parts.headers) {
             Fetched::NotShared
         } else {
             let mut job = self.job(request, stored);
@@ -89,54 +116,43 @@ impl Proxy {
             }
             request.spent.on(Step::Fetch, self.fetcher.fetch(job)).await
         };
-        let accept = |response: Response<Reply>| match is_failure(response.status()) && has_fallback {
-            true => Err(Failure::Status(response.status().as_u16())),
-            false => Ok(response),
-        };
+        let fetched_as = |stored, collapsed| Outcome::Fetched(FetchedOutcome { why, stored, collapsed });
         match fetched {
+            Fetched::Shared { fill, .. } if !is_selected_by(request, &fill) => Ok(None),
+            Fetched::Stored(entry) if !is_for(request, &entry) => {
+                request.shared = false;
+                Ok(None)
+            }
             Fetched::Shared { fill, collapsed } => {
                 match request.spent.on(Step::Fetch, self.respond_from_fill(request, &fill, has_fallback)).await? {
-                    Some(response) => {
-                        let fetched = FetchedOutcome { why, stored: fill.head.stored, collapsed };
-                        Ok(Answer { response, outcome: Outcome::Fetched(fetched) })
-                    }
-                    // What came is not for this request, or its beginning is gone.
-                    None => {
-                        let response = self.pass_alone(request).await?;
-                        Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
-                    }
+                    Some(response) => Ok(Some(Answer { response, outcome: fetched_as(fill.head.stored, collapsed) })),
+                    // Its beginning is gone.
+                    None => self.pass_because(request, PassWhy::Uncacheable, false).await.map(Some),
                 }
             }
             Fetched::Stored(entry) => match self.respond(request, Some(&entry)).await {
-                Some(response) => Ok(Answer { response, outcome: Outcome::Fetched(FetchedOutcome { why, stored: true, collapsed: true }) }),
-                None => {
-                    let response = accept(self.pass_alone(request).await?)?;
-                    Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
-                }
+                Some(response) => Ok(Some(Answer { response, outcome: fetched_as(true, true) })),
+                None => self.pass_because(request, PassWhy::Uncacheable, has_fallback).await.map(Some),
             },
             Fetched::Private(response) => {
-                let response = accept(deliver(respond::recode(response, &request.parts.headers)))?;
-                Ok(Answer { response, outcome: Outcome::Fetched(FetchedOutcome { why, stored: false, collapsed: false }) })
+                let response = not_failed(deliver(respond::recode(response, &request.parts.headers)), has_fallback)?;
+                Ok(Some(Answer { response, outcome: fetched_as(false, false) }))
             }
-            Fetched::NotShared => {
-                let response = accept(self.pass_alone(request).await?)?;
-                Ok(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) })
-            }
+            Fetched::NotShared => self.pass_because(request, PassWhy::Uncacheable, has_fallback).await.map(Some),
             Fetched::TooSlow => {
                 let _permit = self.fetcher.impatient().await?;
-                let response = accept(self.pass_alone(request).await?)?;
-                Ok(Answer { response, outcome: Outcome::Pass(PassWhy::WaitedTooLong) })
+                self.pass_because(request, PassWhy::WaitedTooLong, has_fallback).await.map(Some)
             }
             Fetched::Failed(failure) => Err(failure),
             Fetched::Full if has_fallback => Err(Failure::Overloaded),
             Fetched::Full => {
                 self.metrics.rate_limited.with_label_values(&[&request.route.name]).inc();
-                Ok(Answer::refused(Refusal::Overloaded))
+                Ok(Some(Answer::refused(Refusal::Overloaded)))
             }
         }
     }
 
-    /// The response that a fetch shares, for this client. `None`: it is not for this request, or its beginning is gone.
+    /// The response that a fetch shares, for this client, whom it is for. `None`: its beginning is gone.
     async fn respond_from_fill(
         &self,
         request: &CacheableRequest<'_>,
@@ -144,10 +160,6 @@ impl Proxy {
         has_fallback: bool,
     ) -> Result<Option<Response<Reply>>, Failure> {
         let head = &fill.head;
-        let (fields, selected) = &head.vary;
-        if !fields.is_empty() && selection(fields, &request.parts.headers) != *selected {
-            return Ok(None);
-        }
         if has_fallback {
             if is_failure(head.status) {
                 return Err(Failure::Status(head.status.as_u16()));
@@ -200,6 +212,12 @@ impl Proxy {
         }
     }
 
+    /// Asks for this client alone, and says why. With a fallback an error response counts as a failure.
+    async fn pass_because(&self, request: &CacheableRequest<'_>, why: PassWhy, has_fallback: bool) -> Result<Answer, Failure> {
+        let response = not_failed(self.pass_alone(request).await?, has_fallback)?;
+        Ok(Answer { response, outcome: Outcome::Pass(why) })
+    }
+
     /// Asks for this client alone, though the rule caches.
     async fn pass_alone(&self, request: &CacheableRequest<'_>) -> Result<Response<Reply>, Failure> {
         let sent = self.send(Some(request.route), request.parts, body::empty(), request.forwarding, false);
@@ -222,7 +240,7 @@ impl Proxy {
 
     /// The same where the upstream fails: only if it was spared for long enough.
     pub(super) fn revalidate_if_due(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) {
-        if self.fetcher.failing().may_try(request.collapse_key()) {
+        if self.fetcher.failing().may_try(&request.collapse_key()) {
             self.revalidate(request, found);
         }
     }
@@ -239,24 +257,18 @@ impl Proxy {
         let conditions = stored.map(|entry| entry.conditions()).unwrap_or_default();
         let validated = stored.filter(|_| !conditions.is_empty()).cloned();
         to_upstream.headers_mut().extend(conditions);
-        for name in [AUTHORIZATION, API_KEY] {
-            if let Some(credentials) = request.parts.headers.get(&name).filter(|_| request.authorized.is_some()) {
-                to_upstream.headers_mut().insert(name, credentials.clone());
-            }
+        if request.authorized {
+            request_fields::insert_credentials(to_upstream.headers_mut(), request.parts);
         }
         let policy = request.route.policy_for(request.target, request.now);
-        let selecting = match rule {
-            RequestFields::Listed(_) => request.parts.headers.clone(),
-            RequestFields::All => to_upstream.headers().clone(),
-        };
         Job {
             request: to_upstream.into_parts().0,
-            selecting,
+            selecting: request.selecting().clone(),
             negotiable,
             key: Key::new(request.route, request.target, request.canonical.clone()),
-            collapse_key: request.collapse_key().clone(),
+            collapse_key: request.collapse_key(),
             route: request.route.name.clone(),
-            policy: FreshnessPolicy { authorized: request.authorized.is_some(), ..policy },
+            policy: FreshnessPolicy { authorized: request.authorized, ..policy },
             match_language: request.route.match_language,
             complete_ranges: request.route.complete_ranges,
             requested_host: request_authority(request.parts),
@@ -266,5 +278,27 @@ impl Proxy {
             validated,
             replaces_errors: stored.is_some_and(|entry| entry.may_replace_errors(request.now)),
         }
+    }
+}
+
+/// Whether a response that is being fetched is for this request. If not, its key is from now on that of what is.
+fn is_selected_by(request: &mut CacheableRequest<'_>, fill: &Fill) -> bool {
+    let (fields, selected) = &fill.head.vary;
+    if request.authorized && request.shared && !CacheControl::of(&fill.head.fields).shares_authorized() {
+        request.shared = false;
+        return false;
+    }
+    if !fields.is_empty() && request.selecting().selected(fields) != *selected {
+        request.variant = Some(request.canonical.variant(fields, request.selecting()));
+        return false;
+    }
+    true
+}
+
+/// A response, unless it says that the upstream failed and there is something to fall back on.
+fn not_failed(response: Response<Reply>, has_fallback: bool) -> Result<Response<Reply>, Failure> {
+    match has_fallback && is_failure(response.status()) {
+        true => Err(Failure::Status(response.status().as_u16())),
+        false => Ok(response),
     }
 }

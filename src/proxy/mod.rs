@@ -222,7 +222,7 @@ impl Proxy {
             }
             Decision::OnlyIfCached => return Answer::refused(Refusal::OnlyIfCached),
             Decision::FetchUnstored => return Box::pin(self.fetch_unstored(&request)).await,
-            Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&request, why, found.ok(), fallback)).await,
+            Decision::Fetch { why, fallback } => return Box::pin(self.fetch(&mut request, why, found.ok(), fallback)).await,
         };
         self.hottest.note(request.text());
         match self.respond(&request, found.as_ref().ok()).await {
@@ -232,7 +232,7 @@ impl Proxy {
                 if let Ok(damaged) = &found {
                     self.cache.store().replace(damaged, None);
                 }
-                Box::pin(self.fetch(&request, FetchWhy::UriMiss, None, None)).await
+                Box::pin(self.fetch(&mut request, FetchWhy::UriMiss, None, None)).await
             }
         }
     }

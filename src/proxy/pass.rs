@@ -68,7 +68,7 @@ impl Proxy {
         forwarding: Forwarding<'_>,
         storable: bool,
     ) -> Result<Response<Stream>, BackendError> {
-        let (request, conditional) = self.to_upstream(parts, body, forwarding, storable).await;
+        let (request, conditional) = self.to_upstream(route, parts, body, forwarding, storable).await;
         let name = route.map_or("none", |route| route.name.as_str());
         Self::understood(self.upstream.call(name, request, self.body_timeout).await, conditional)
     }
@@ -76,16 +76,19 @@ impl Proxy {
     /// A client's own request as the upstream gets it, and whether it is conditional. To be called within the connection's own task.
     pub(super) async fn to_upstream(
         &self,
+        route: Option<&Route>,
         parts: &request::Parts,
         body: Stream,
         forwarding: Forwarding<'_>,
         storable: bool,
     ) -> (Request<Stream>, bool) {
-        let fields = if storable { request_fields::for_storable_pass } else { request_fields::for_pass };
         let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
         *request.uri_mut() = parts.uri.clone();
-        *request.headers_mut() = fields(parts, forwarding);
+        *request.headers_mut() = match route.filter(|_| storable) {
+            Some(route) => request_fields::for_storable_pass(parts, forwarding, &route.request_fields),
+            None => request_fields::for_pass(parts, forwarding),
+        };
         if !(request.body().is_end_stream() || matches!(parts.method, Method::POST | Method::PUT | Method::PATCH)) {
             // An upstream that expects no body there may take it for the next request on that connection.
             request.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));

@@ -70,7 +70,7 @@ impl Proxy {
         let parts = asked.parts;
         let canonical = request.canonical.clone();
         let orders = request.for_timeline(&canonical);
-        let timeline = self.timeline.as_deref().filter(|_| request.route.timeline && request.authorized.is_none());
+        let timeline = self.timeline.as_deref().filter(|_| request.route.timeline && !request.authorized);
         let computed = match timeline {
             Some(timeline) => request.spent.on(Step::Timeline, timeline.answer(orders)).await.map(|answered| answered.entry),
             None => None,

@@ -14,7 +14,7 @@ impl Proxy {
     /// Answers from the timeline, else as if there was none.
     pub(super) async fn answer_from_timeline(&self, timeline: &dyn Timeline, request: CacheableRequest<'_>) -> Answer {
         // Whether a response is for those with credentials, only the backend's own says.
-        if request.authorized.is_some() {
+        if request.authorized {
             return self.answer_from_stored(request).await;
         }
         let canonical = request.canonical.clone();

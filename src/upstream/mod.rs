@@ -1,5 +1,6 @@
 //! Whatever answers when the cache cannot: the trait ([`Backend`]), its implementation over HTTP ([`http`]), the bounds around
 //! either ([`Upstream`]), and the fields of requests and responses on their way ([`request_fields`], [`response_fields`], [`locations`]).
+//! By which of them a response is chosen says [`selecting`].
 //!
 //! Knows requests and responses. Knows neither routes nor the cache: whether an answer may be kept is not asked here.
 
@@ -9,6 +10,7 @@ pub mod http;
 pub mod locations;
 pub mod request_fields;
 pub mod response_fields;
+pub mod selecting;
 
 use std::fmt;
 use std::future::ready;

@@ -1,8 +1,8 @@
 //! The fields of a request on its way to the upstream (RFC 9110 §7.6): what goes on, what is taken away, what is added.
 
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, ORIGIN, PRAGMA, RANGE, TE, USER_AGENT,
-    VIA,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, ORIGIN, PRAGMA,
+    RANGE, TE, USER_AGENT, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version, request};
 
@@ -46,10 +46,15 @@ pub fn for_pass(request: &request::Parts, forwarding: Forwarding<'_>) -> HeaderM
 }
 
 /// The fields of a request that is passed on, but whose response may be stored or update what is stored: nothing in them
-/// depends on what the cache key does not hold.
+/// depends on what the cache key does not hold, and what the client leaves out is said as [`for_fetch`] says it.
 #[must_use]
-pub fn for_storable_pass(request: &request::Parts, forwarding: Forwarding<'_>) -> HeaderMap {
-    end_to_end(request, forwarding)
+pub fn for_storable_pass(request: &request::Parts, forwarding: Forwarding<'_>, rule: &RequestFields) -> HeaderMap {
+    let mut headers = end_to_end(request, forwarding);
+    if matches!(rule, RequestFields::Listed(_)) {
+        headers.insert(VIA, HeaderValue::from_static(via(request.version)));
+        insert_uniform(&mut headers);
+    }
+    headers
 }
 
 /// The fields of a request whose response others get too: nothing that the cache key does not hold.
@@ -65,9 +70,7 @@ pub fn for_fetch(request: &request::Parts, forwarding: Forwarding<'_>, rule: &Re
             headers.remove(name);
         }
         headers.insert(VIA, HeaderValue::from_static(via(request.version)));
-        for (name, value) in UNIFORM {
-            headers.entry(name).or_insert(HeaderValue::from_static(value));
-        }
+        insert_uniform(&mut headers);
     }
     remove_where(&mut headers, is_override);
     // Trailers are not stored, so none are asked for.
@@ -81,6 +84,21 @@ pub fn for_fetch(request: &request::Parts, forwarding: Forwarding<'_>, rule: &Re
     headers
 }
 
+/// Adds a client's credentials, for a rule that shares what says that it may be shared (RFC 9111 §3.5).
+pub fn insert_credentials(headers: &mut HeaderMap, request: &request::Parts) {
+    for name in [AUTHORIZATION, API_KEY] {
+        if let Some(credentials) = request.headers.get(&name) {
+            headers.insert(name, credentials.clone());
+        }
+    }
+}
+
+fn insert_uniform(headers: &mut HeaderMap) {
+    for (name, value) in UNIFORM {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+}
+
 /// What is said in these fields where nothing of the client's own is: some upstreams refuse requests without them.
 const UNIFORM: [(HeaderName, &str); 2] = [(ACCEPT, "*/*"), (USER_AGENT, concat!("sluice/", env!("CARGO_PKG_VERSION")))];
 
@@ -89,20 +107,34 @@ const UNIFORM: [(HeaderName, &str); 2] = [(ACCEPT, "*/*"), (USER_AGENT, concat!(
 #[derive(Clone, Debug, Default)]
 pub struct Negotiable {
     fields: HeaderMap,
+    /// Whether something is said where the client says nothing ([`UNIFORM`]).
+    uniform: bool,
     told: Vec<HeaderName>,
 }
 
 impl Negotiable {
-    /// Those of a request under a rule, none of which was told yet.
+    /// Those of a request under a rule, none of which was told yet. Under a rule that lets all go on, that is `Cookie`.
     #[must_use]
     pub fn of(request: &request::Parts, rule: &RequestFields) -> Self {
-        let mut fields = HeaderMap::new();
-        if matches!(rule, RequestFields::Listed(_)) {
-            for (name, value) in request.headers.iter().filter(|(name, _)| may_go_on(name) && !is_keyed(name, rule)) {
-                fields.append(name, value.clone());
-            }
+        let mut fields = request.headers.clone();
+        // What `Connection` names is told all the same: a response that varies by it must not be that of another value.
+        fields.remove(CONNECTION);
+        strip_hop_by_hop(&mut fields);
+        let goes_on = |name: &HeaderName| match rule {
+            RequestFields::Listed(_) => may_go_on(name) && !is_keyed(name, rule),
+            RequestFields::All => *name == COOKIE,
+        };
+        let others: Vec<HeaderName> = fields.keys().filter(|name| !goes_on(name)).cloned().collect();
+        for name in others {
+            fields.remove(name);
         }
-        Self { fields, told: Vec::new() }
+        Self { fields, uniform: matches!(rule, RequestFields::Listed(_)), told: Vec::new() }
+    }
+
+    /// Has a request say all of those fields.
+    pub fn tell_all(&mut self, request: &mut HeaderMap) {
+        let names: Vec<HeaderName> = self.fields.keys().cloned().collect();
+        self.tell(&names, request);
     }
 
     /// Has a request say exactly those fields of the client's that are `named` in `Vary`. Whether that changes the request.
@@ -120,8 +152,8 @@ impl Negotiable {
                 request.append(name, value.clone());
             }
         }
-        for (name, value) in UNIFORM {
-            request.entry(name).or_insert(HeaderValue::from_static(value));
+        if self.uniform {
+            insert_uniform(request);
         }
         self.told = wanted;
         true
@@ -309,7 +341,11 @@ mod tests {
         assert_eq!((headers["user-agent"].as_bytes(), headers["cookie"].as_bytes()), (&b"evil"[..], &b"a=b"[..]));
         assert!(negotiable.tell(&[], &mut headers));
         assert_eq!(said(&headers), before);
-        assert!(!Negotiable::of(&request, &RequestFields::All).withholds());
+        let mut negotiable = Negotiable::of(&request, &RequestFields::All);
+        let mut headers = for_fetch(&request, forwarding(&id), &RequestFields::All);
+        assert!(negotiable.withholds() && !headers.contains_key("cookie"));
+        assert!(negotiable.tell(&[http::header::COOKIE, ACCEPT], &mut headers) && !negotiable.withholds());
+        assert_eq!((headers["cookie"].as_bytes(), headers.contains_key("accept")), (&b"a=b"[..], false));
     }
 
     #[test]
