@@ -1,12 +1,13 @@
 //! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`], as they are sent: [`ready`]), what is void of them ([`void`], with other
-//! instances through [`void_log`], worked off by [`void_worker`]), and the stores ([`store`]): [`memory`], [`redis`] (bytes by
-//! [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a restart in a [`hot_file`];
-//! what is voided while one process takes over from another goes by [`handover`] to its [`peers`].
+//! instances through [`void_log`], which [`void_worker`] sweeps), what the upstream has taken back ([`ended`]), and the stores ([`store`]):
+//! [`memory`], [`redis`] (bytes by [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a
+//! restart in a [`hot_file`]; what is voided while one process takes over from another goes by [`handover`] to its [`peers`].
 //!
 //! Knows rules only to make keys from them. A store knows keys and entries, never requests or freshness decisions, and it
 //! never fails: what cannot be read is a miss, what cannot be written is not stored, and both are counted.
 
 pub mod codec;
+pub mod ended;
 pub mod entry;
 pub mod handover;
 pub mod hot_file;
@@ -34,6 +35,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
+use ended::Ended;
 use entry::Entry;
 use key::{Canonical, Key};
 use peers::Peers;
@@ -53,6 +55,8 @@ const PATIENCE: Duration = Duration::from_millis(800);
 pub struct Cache {
     store: Arc<dyn Store>,
     voids: Arc<Voids>,
+    /// What the upstream has taken back.
+    ended: Ended,
     /// The voids of all instances, if Redis is configured.
     log: Option<Arc<VoidLog>>,
     /// Processes at the same address that take over from this one, or the other way around.
@@ -101,7 +105,8 @@ impl Cache {
     /// The cache over a store, with the voids that hold for it. What need not be waited for is done on `runtime`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, voids: Arc<Voids>, log: Option<Arc<VoidLog>>, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { store, voids, log, peers: Peers::default(), counts: tokio::sync::Mutex::default(), runtime, metrics })
+        let (ended, peers, counts) = Default::default();
+        Arc::new(Self { store, voids, ended, log, peers, counts, runtime, metrics })
     }
 
     /// The store, for what voids do not bear upon: reports, and other forms of an entry.
@@ -146,6 +151,10 @@ impl Cache {
     /// The entry under a key, whatever its age.
     pub async fn get(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.store.get(key).await?;
+        if self.ended.is_over(&entry) {
+            self.store.replace(&entry, None);
+            return None;
+        }
         self.valid(entry)
     }
 
@@ -186,9 +195,13 @@ impl Cache {
     ///
     /// What was voided meanwhile is removed at once. It would not be used either: each use checks it.
     pub fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> impl Future<Output = ()> + Send + 'a {
-        let writing = self.store.put(key, Arc::clone(&entry));
+        let writing = (!self.ended.refuses(&entry)).then(|| self.store.put(key, Arc::clone(&entry)));
         async move {
+            let Some(writing) = writing else { return };
             writing.await;
+            if self.ended.refuses(&entry) {
+                return self.store.remove(key).await;
+            }
             match self.voids.check(&entry) {
                 Validity::Valid => {}
                 Validity::Expired(left) => self.store.put(key, left.into()).await,
@@ -282,6 +295,12 @@ impl Cache {
                 cache.sweep(newest).await;
             }
         })
+    }
+
+    /// The upstream has taken back what is stored under a key. It is removed, and what was asked for before does not take its place.
+    pub async fn end(&self, key: &Key) {
+        self.ended.note(&key.canonical, self.ask(), Wall::now());
+        self.store.remove(key).await;
     }
 
     /// The moment of something that is asked of the upstream now.

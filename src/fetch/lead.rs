@@ -14,9 +14,11 @@ use super::fill::{Fill, Head, Writer};
 use super::partial::Beginning;
 use super::{Fetcher, Job, Private};
 use crate::body::{self, Stream};
+use crate::cache::entry::Content;
 use crate::clock::Wall;
-use crate::http::encoding::Coding;
 use crate::http::cache_control::CacheControl;
+use crate::http::encoding::Coding;
+use crate::http::endless::is_endless;
 use crate::http::freshness::{Lifetimes, Unstorable, Verdict, is_failure, verdict};
 use crate::http::taken_back::takes_back;
 use crate::http::vary::{Vary, content_language};
@@ -48,10 +50,11 @@ impl Fetcher {
             true => self.failing.failed(&job.collapse_key, Failure::Status(response.status().as_u16())),
             false => self.failing.answered(),
         }
-        let Vary::Fields(names) = Vary::of(response.headers()) else {
-            return self.deliver_privately(&job, leader, private, response);
         self.note_whether_shared(&job, &response);
         let status = response.status();
+        let Vary::Fields(names) = Vary::of(response.headers()) else {
+            self.end_replaced(&job, status).await;
+            return self.deliver_privately(&job, leader, private, response);
         };
         let verdict = self.judge(&job, &response);
         let lifetimes = match verdict {
@@ -59,7 +62,10 @@ impl Fetcher {
             Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
             Verdict::Store(lifetimes) | Verdict::StoreForValidation(lifetimes) => Some(lifetimes),
             Verdict::Share(_) => None,
-            Verdict::Private(_) => return self.deliver_privately(&job, leader, private, response),
+            Verdict::Private(_) => {
+                self.end_replaced(&job, status).await;
+                return self.deliver_privately(&job, leader, private, response);
+            }
         };
         let (head, body) = response.into_parts();
         let length = body.size_hint().exact();
@@ -67,6 +73,7 @@ impl Fetcher {
         let stored = lifetimes.is_some() && fits;
         let (fill, writer) = self.start_fill(&job, head, names, length, stored);
         if !stored {
+            self.end_replaced(&job, status).await;
             fill.settle(None);
         }
         if matches!(verdict, Verdict::StoreForValidation(_)) {
@@ -140,13 +147,6 @@ impl Fetcher {
         self.freshen(job.validated.as_deref()?, response.headers()).await
     }
 
-    /// What may be done with a response (RFC 9111 §3).
-    fn judge(&self, job: &Job, response: &Response<Stream>) -> Verdict {
-        let (status, fields) = (response.status(), response.headers());
-        if status.is_redirection() && response_fields::reflects_host(fields, job.requested_host.as_ref(), &self.authorities) {
-            return Verdict::Private(Unstorable::Reflection);
-        }
-        verdict(&job.policy, status, fields, Wall::now())
     /// Notes whether all who have credentials may wait for one fetch of this request. What failed says nothing of that.
     fn note_whether_shared(&self, job: &Job, response: &Response<Stream>) {
         let (key, control) = (&job.key.canonical.0, CacheControl::of(response.headers()));
@@ -157,6 +157,28 @@ impl Fetcher {
         }
     }
 
+    /// What may be done with a response (RFC 9111 §3).
+    fn judge(&self, job: &Job, response: &Response<Stream>) -> Verdict {
+        let (status, fields) = (response.status(), response.headers());
+        if status.is_redirection() && response_fields::reflects_host(fields, job.requested_host.as_ref(), &self.authorities) {
+            return Verdict::Private(Unstorable::Reflection);
+        }
+        if is_endless(fields, response.body().size_hint().exact()) {
+            return Verdict::Private(Unstorable::Endless);
+        }
+        verdict(&job.policy, status, fields, Wall::now())
+    }
+
+    /// Ends what is stored for the request, if the answer does not allow it to be kept.
+    async fn end_replaced(&self, job: &Job, status: StatusCode) {
+        let Some(entry) = job.replaced.as_ref().filter(|_| takes_back(status, job.policy.authorized)) else { return };
+        self.cache.end(&entry.key()).await;
+        // Those who prefer its language find it under another key.
+        if let Content::Response(stored) = &entry.content
+            && let Some(language) = content_language(&stored.fields).filter(|_| job.match_language)
+        {
+            self.cache.end(&job.key.language(&language)).await;
+        }
     }
 
     /// A fill for the body of a response that varies by `names`.
@@ -227,7 +249,7 @@ impl Fetcher {
             left = left.map(|left| left.saturating_sub(chunk.len() as u64));
             leader = keep(leader, left);
             if writer.push(chunk).await.is_err() {
-                return;
+                return self.end_replaced(job, fill.head.status).await;
             }
         }
         let leader = leader.filter(|_| lifetimes.is_some());
@@ -236,7 +258,10 @@ impl Fetcher {
             (Some(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
             (Some(_), None) => {}
             // Too large to be stored: requests to come need not wait for each other.
-            (None, _) => self.note_uncacheable(&job.collapse_key),
+            (None, _) => {
+                self.note_uncacheable(&job.collapse_key);
+                self.end_replaced(job, fill.head.status).await;
+            }
         }
         drop(leader);
     }

@@ -93,7 +93,9 @@ pub struct Job {
     pub asked_at: Moment,
     /// The same by the runtime's clock, for what it costs.
     pub began: Instant,
-    /// What is stored and stale, if the request is conditional on its validators.
+    /// What is stored and does not do as it is: an answer that is not stored may end it.
+    pub replaced: Option<Arc<Entry>>,
+    /// The same, if the request is conditional on its validators.
     pub validated: Option<Arc<Entry>>,
     /// Whether what is stored may be served if the upstream fails, so that an error must not take its place.
     pub replaces_errors: bool,
@@ -157,10 +159,10 @@ pub struct Fetcher {
     uncacheable: Remembered<Instant>,
     /// By canonical request: what its responses vary by.
     varying: Remembered<Arc<[HeaderName]>>,
-    impatient: Semaphore,
-    early: Arc<Semaphore>,
     /// Canonical requests whose last response said that it is for all who have credentials too (RFC 9111 §3.5).
     shared: Remembered<()>,
+    impatient: Semaphore,
+    early: Arc<Semaphore>,
     beginnings: Beginnings,
     settings: Settings,
     /// The names by which the upstream may call itself.
@@ -188,9 +190,9 @@ impl Fetcher {
             failing: Failing::new(Arc::clone(&metrics)),
             uncacheable: remembered(UNCACHEABLE_KEYS),
             varying: remembered(VARYING_KEYS),
+            shared: remembered(SHARED_KEYS),
             impatient: Semaphore::new(IMPATIENT),
             early: Arc::new(Semaphore::new(EARLY)),
-            shared: remembered(SHARED_KEYS),
             beginnings: Beginnings::default(),
             settings,
             authorities,
@@ -221,14 +223,14 @@ impl Fetcher {
         self.varying.get(&request.0).unwrap_or_default()
     }
 
-    /// The beginnings of responses that are known.
-    #[must_use]
     /// Whether the last response to this request was for all who have credentials, so that they may wait for one fetch.
     #[must_use]
     pub fn is_shared(&self, request: &Canonical) -> bool {
         self.shared.get(&request.0).is_some()
     }
 
+    /// The beginnings of responses that are known.
+    #[must_use]
     pub const fn beginnings(&self) -> &Beginnings {
         &self.beginnings
     }

@@ -18,6 +18,7 @@ use crate::cache::void::Effect;
 use crate::clock::Wall;
 use crate::http::conditional::validates;
 use crate::http::encoding::Coding;
+use crate::http::endless::is_endless;
 use crate::http::freshness::{Verdict, verdict};
 use crate::http::vary::Vary;
 use crate::upstream::response_fields;
@@ -35,6 +36,9 @@ impl Fetcher {
     #[must_use]
     pub fn store_passing(self: &Arc<Self>, job: Job, mut response: Response<Stream>) -> Response<Stream> {
         response_fields::clean(response.headers_mut());
+        if is_endless(response.headers(), response.body().size_hint().exact()) {
+            return response;
+        }
         let (Vary::Fields(names), Verdict::Store(lifetimes), Coding::Identity | Coding::Gzip) = (
             Vary::of(response.headers()),
             verdict(&job.policy, response.status(), response.headers(), Wall::now()),
@@ -59,8 +63,10 @@ impl Fetcher {
             let stale = Arc::new(entry.expired(Wall::now(), job.asked_at, Effect::Expire));
             return self.cache.put(&entry.key(), stale).await;
         }
-        if let Some(fresh) = self.freshen(&entry, &head).await {
-            drop(self.store_passing(job, fresh));
+        let Some(fresh) = self.freshen(&entry, &head).await else { return };
+        match verdict(&job.policy, fresh.status(), fresh.headers(), Wall::now()) {
+            Verdict::Private(_) => self.cache.end(&entry.key()).await,
+            _ => drop(self.store_passing(job, fresh)),
         }
     }
 }

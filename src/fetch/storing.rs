@@ -59,6 +59,13 @@ impl Fetcher {
         let marker = (!names.is_empty()).then(|| entry(&job.key, Content::Varies(names.clone())));
         let marking = marker.map(|marker| self.cache.put(&job.key, marker));
         fill.settle(Some(Arc::clone(&stored)));
+        // What it replaces may stand under another key: the upstream names other fields in `Vary` now, or none.
+        let others = |entry: &&Arc<Entry>| {
+            [Some(&key), also.as_ref(), Some(&job.key)].iter().flatten().all(|key| key.canonical.0 != entry.canonical)
+        };
+        if let Some(replaced) = job.replaced.as_ref().filter(others) {
+            self.cache.end(&replaced.key()).await;
+        }
         writing.await;
         if let Some(writing) = also_writing {
             writing.await;

@@ -99,6 +99,8 @@ pub enum Unstorable {
     NoFreshness,
     /// A status that is about one request: 206, 304, 401, 407, 429 and the like.
     Status,
+    /// A stream without a known end ([`is_endless`](super::endless::is_endless)).
+    Endless,
     /// A redirect to the host that the request named: who names another is sent there.
     Reflection,
     /// An answer that is an error and is therefore not stored, though it may be shared by those who wait for it.

@@ -7,9 +7,11 @@
 pub mod cache_control;
 pub mod conditional;
 pub mod encoding;
+pub mod endless;
 pub mod freshness;
 pub mod headers;
 pub mod invalidation;
 pub mod range;
 pub mod request_directives;
+pub mod taken_back;
 pub mod vary;

@@ -275,6 +275,7 @@ impl Proxy {
             found: stored.map(|entry| entry.asked_at),
             asked_at: self.cache.ask(),
             began: Instant::now(),
+            replaced: stored.cloned(),
             validated,
             replaces_errors: stored.is_some_and(|entry| entry.may_replace_errors(request.now)),
         }

@@ -1,6 +1,7 @@
 //! A backend that does what it is told, and remembers what it was asked.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -55,6 +56,7 @@ type Script = dyn Fn(&Asked) -> Vec<Step> + Send + Sync;
 pub struct Backend {
     pub address: SocketAddr,
     pub asked: Arc<Mutex<Vec<Asked>>>,
+    answering: Arc<AtomicUsize>,
     script: Arc<Script>,
     serving: Option<tokio::task::JoinHandle<()>>,
 }
@@ -62,7 +64,13 @@ pub struct Backend {
 impl Backend {
     pub async fn start(script: impl Fn(&Asked) -> Vec<Step> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut backend = Self { address: listener.local_addr().unwrap(), asked: Arc::default(), script: Arc::new(script), serving: None };
+        let mut backend = Self {
+            address: listener.local_addr().unwrap(),
+            asked: Arc::default(),
+            answering: Arc::default(),
+            script: Arc::new(script),
+            serving: None,
+        };
         backend.serve(listener);
         backend
     }
@@ -78,11 +86,11 @@ impl Backend {
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let (asked, script) = (Arc::clone(&self.asked), Arc::clone(&self.script));
+        let (asked, answering, script) = (Arc::clone(&self.asked), Arc::clone(&self.answering), Arc::clone(&self.script));
         self.serving = Some(tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(converse(stream, Arc::clone(&asked), Arc::clone(&script)));
+                connections.spawn(converse(stream, Arc::clone(&asked), Arc::clone(&answering), Arc::clone(&script)));
             }
         }));
     }
@@ -111,14 +119,36 @@ impl Backend {
         self.asked.lock().unwrap().iter().filter(|asked| asked.target == target).count()
     }
 
+    /// Requests that it answers right now.
+    pub fn answering(&self) -> usize {
+        self.answering.load(Ordering::Relaxed)
+    }
+
     pub fn last(&self) -> Asked {
         self.asked.lock().unwrap().last().expect("a request").clone()
     }
 }
 
-async fn converse(stream: TcpStream, asked: Arc<Mutex<Vec<Asked>>>, script: Arc<Script>) {
+/// One request that is being answered.
+struct Answering(Arc<AtomicUsize>);
+
+impl Answering {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn converse(stream: TcpStream, asked: Arc<Mutex<Vec<Asked>>>, answering: Arc<AtomicUsize>, script: Arc<Script>) {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read_request(&mut stream).await {
+        let _answering = Answering::new(&answering);
         let steps = script(&request);
         asked.lock().unwrap().push(request);
         for step in steps {

@@ -1,0 +1,164 @@
+//! What the backend takes back must end: an answer that is not stored ends what is, unless it says that the backend failed.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support::{Answer, Backend, Connection, Redis, Sluice, Step, get, ok, reply, until};
+
+/// What the backend says next, whatever it is asked.
+type Says = Arc<Mutex<(&'static str, &'static str, &'static [u8])>>;
+
+async fn backend() -> (Backend, Says) {
+    let says: Says = Arc::new(Mutex::new(("200 OK", "ETag: \"old\"\r\n", b"old")));
+    let told = Arc::clone(&says);
+    let backend = Backend::start(move |_| {
+        let (status, fields, body) = *told.lock().unwrap();
+        reply(status, fields, body)
+    })
+    .await;
+    (backend, says)
+}
+
+fn rule(more: &str) -> String {
+    format!(
+        "[[route]]\nname='all'\npath='/*'\nkey='all'\nttl='1h'\nstale_while_revalidate='1h'\nstale_if_error='1h'\nnegative_ttl='0s'\n{more}\n"
+    )
+}
+
+async fn make_stale(sluice: &Sluice) {
+    assert_eq!(sluice.manage("/purge?pattern=*&soft=true").await.status, 200);
+}
+
+/// Asks until the old answer is not served any more.
+async fn until_it_ended(sluice: &Sluice, fields: &[(&str, &str)]) -> Answer {
+    let last = Mutex::new(None);
+    until("the old answer ends", || async {
+        let answer = get(sluice.address, "/x", fields).await;
+        let ended = answer.text() != "old";
+        *last.lock().unwrap() = Some(answer);
+        ended
+    })
+    .await;
+    last.into_inner().unwrap().unwrap()
+}
+
+const TAKING_BACK: [(&str, &str); 9] = [
+    ("404 Not Found", ""),
+    ("410 Gone", ""),
+    ("200 OK", "Cache-Control: no-store\r\n"),
+    ("200 OK", "Cache-Control: private\r\n"),
+    ("200 OK", "Set-Cookie: a=b\r\n"),
+    ("200 OK", "Vary: *\r\n"),
+    ("302 Found", "Location: /y\r\n"),
+    ("301 Moved Permanently", "Location: /y\r\n"),
+    ("403 Forbidden", ""),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_backend_takes_back_is_served_no_more_not_even_in_an_outage() {
+    let redis = Redis::start(&[]).await;
+    for (number, (status, fields)) in TAKING_BACK.into_iter().enumerate() {
+        for revalidates in [true, false] {
+            let (mut backend, says) = backend().await;
+            if !revalidates {
+                *says.lock().unwrap() = ("200 OK", "", b"old");
+            }
+            let namespace = format!("namespace='n{number}{revalidates}'\n");
+            let text = format!("{namespace}{}", rule(""));
+            let (one, two) =
+                (Sluice::ruled(backend.address, &redis.url(), &text).await, Sluice::ruled(backend.address, &redis.url(), &text).await);
+            for sluice in [&one, &two] {
+                until("it is stored", || async { get(sluice.address, "/x", &[]).await.cache_status().contains("hit") }).await;
+            }
+            make_stale(&one).await;
+            *says.lock().unwrap() = (status, fields, b"new");
+            assert_eq!(until_it_ended(&one, &[]).await.text(), "new", "{status} {fields}");
+            // No more of it in Redis either.
+            let count = backend.count();
+            assert_eq!(get(one.address, "/x", &[]).await.text(), "new");
+            assert_eq!(backend.count(), count + 1);
+            until("the other instance notices", || async { get(two.address, "/x", &[]).await.text() == "new" }).await;
+            backend.kill().await;
+            for sluice in [&one, &two] {
+                for _ in 0..3 {
+                    let answer = get(sluice.address, "/x", &[]).await;
+                    assert!(answer.status >= 500, "{status} {fields}: {} {}", answer.status, answer.text());
+                }
+            }
+            let third = Sluice::ruled(backend.address, &redis.url(), &text).await;
+            assert!(get(third.address, "/x", &[]).await.status >= 500, "{status} {fields}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_takes_nothing_back() {
+    for status in
+        ["500 Internal Server Error", "502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout", "429 Too Many Requests"]
+    {
+        let (mut backend, says) = backend().await;
+        let sluice = Sluice::ruled(backend.address, "", &rule("")).await;
+        get(sluice.address, "/x", &[]).await;
+        make_stale(&sluice).await;
+        *says.lock().unwrap() = (status, "Cache-Control: no-store\r\n", b"new");
+        let count = backend.count();
+        assert_eq!(get(sluice.address, "/x", &[]).await.text(), "old", "{status}");
+        until("it is revalidated", || async { backend.count() > count }).await;
+        backend.kill().await;
+        for _ in 0..5 {
+            assert_eq!(get(sluice.address, "/x", &[]).await.text(), "old", "{status}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_variant_that_was_asked_for_ends() {
+    let gone = Arc::new(Mutex::new(""));
+    let told = Arc::clone(&gone);
+    let backend = Backend::start(move |asked| {
+        let language = asked.field("accept-language").unwrap_or("none").to_owned();
+        match *told.lock().unwrap() == language {
+            true => reply("404 Not Found", "Vary: Accept-Language\r\n", b"new"),
+            false => ok("Vary: Accept-Language\r\n", language.as_bytes()),
+        }
+    })
+    .await;
+    let sluice =
+        Sluice::ruled(backend.address, "", &rule("stale_while_revalidate='0s'").replacen("stale_while_revalidate='1h'\n", "", 1)).await;
+    let ask = |language: &'static str| get(sluice.address, "/x", Box::leak(Box::new([("Accept-Language", language)])));
+    for language in ["de", "en"] {
+        assert_eq!(ask(language).await.text(), language);
+    }
+    make_stale(&sluice).await;
+    *gone.lock().unwrap() = "de";
+    assert_eq!(ask("de").await.text(), "new");
+    assert_eq!((ask("en").await.text().as_str(), ask("de").await.text().as_str()), ("en", "new"));
+    assert!(ask("en").await.cache_status().contains("hit"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_older_fetch_does_not_bring_it_back() {
+    let backend = Backend::start(|asked| match asked.field("authorization") {
+        Some("slow") => {
+            let mut steps =
+                vec![Step::Send(b"HTTP/1.1 200 OK\r\nCache-Control: public, max-age=600\r\nContent-Length: 3\r\n\r\n".to_vec())];
+            steps.extend([Step::Delay(Duration::from_secs(1)), Step::Send(b"old".to_vec())]);
+            steps
+        }
+        Some("first") => ok("Cache-Control: public, max-age=600\r\n", b"old"),
+        _ => reply("410 Gone", "", b"new"),
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &rule("authorization='respect'\nclient_directives='respect'")).await;
+    let address = sluice.address;
+    // The slow one begins while nothing is stored, so that it is a fetch of its own.
+    let mut slow = Connection::open(address).await;
+    slow.send(b"GET /x HTTP/1.1\r\nHost: h\r\nAuthorization: slow\r\n\r\n").await;
+    until("it began", || async { backend.count() == 1 }).await;
+    assert_eq!(get(address, "/x", &[("Authorization", "first")]).await.text(), "old");
+    assert_eq!(get(address, "/x", &[("Cache-Control", "no-cache")]).await.status, 410);
+    assert_eq!(slow.answer(false).await.unwrap().text(), "old");
+    for _ in 0..3 {
+        assert_eq!(get(address, "/x", &[]).await.status, 410);
+    }
+}
