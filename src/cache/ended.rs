@@ -41,9 +41,6 @@ impl Ended {
     }
 
     fn of(&self, entry: &Entry) -> Option<End> {
-        if self.0.is_empty() {
-            return None;
-        }
         self.0.get(&xxh3_128(&entry.canonical))
     }
 

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::budget::Budget;
 use crate::body::{BoxError, Stream};
@@ -26,6 +26,8 @@ use crate::upstream::selecting::Selected;
 
 /// How long a body that cannot be stored waits for its first reader.
 const FIRST_READER: Duration = Duration::from_secs(2);
+/// A body whose end is not known is read for nobody for so long: it may never come.
+const ALONE: Duration = Duration::from_secs(60);
 /// How far the writer may be ahead of the slowest reader once the body is too large to store.
 const WINDOW: usize = 256 << 10;
 
@@ -87,6 +89,8 @@ struct State {
     settled: Option<Option<Arc<Entry>>>,
     readers: HashMap<u64, ReaderState>,
     next_reader: u64,
+    /// When the last reader left.
+    alone_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -131,6 +135,7 @@ impl Fill {
         let id = state.next_reader;
         state.next_reader += 1;
         state.readers.insert(id, ReaderState::default());
+        state.alone_since = None;
         drop(state);
         self.room.notify_one();
         Some(Reader { fill: Arc::clone(self), id })
@@ -235,6 +240,9 @@ impl Writer {
         let fill = &self.0;
         {
             let mut state = fill.state();
+            if fill.head.length.is_none() && state.alone_since.is_some_and(|since| since.elapsed() >= ALONE) {
+                return Err(Abandoned);
+            }
             state.total += chunk.len();
             state.held += chunk.len();
             let storable = !state.passing && state.total <= fill.max_object && fill.budget.take(chunk.len());
@@ -345,7 +353,13 @@ impl Body for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.fill.state().readers.remove(&self.id);
+        {
+            let mut state = self.fill.state();
+            state.readers.remove(&self.id);
+            if state.readers.is_empty() {
+                state.alone_since = Some(Instant::now());
+            }
+        }
         self.fill.room.notify_one();
     }
 }
@@ -426,6 +440,20 @@ mod tests {
         writer.push(chunk(60)).await.unwrap();
         assert_eq!(writer.push(chunk(2 * WINDOW)).await, Err(Abandoned));
         assert_eq!(fill.end().await, End::Passing);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_without_a_known_end_is_not_read_for_nobody_for_long() {
+        let (fill, writer, _) = start(1000, 1000);
+        drop(fill.reader());
+        tokio::time::advance(ALONE / 2).await;
+        writer.push(chunk(1)).await.unwrap();
+        let late = fill.reader();
+        tokio::time::advance(ALONE).await;
+        writer.push(chunk(1)).await.unwrap();
+        drop(late);
+        tokio::time::advance(ALONE).await;
+        assert_eq!(writer.push(chunk(1)).await, Err(Abandoned));
     }
 
     #[tokio::test]

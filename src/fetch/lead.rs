@@ -249,6 +249,7 @@ impl Fetcher {
             left = left.map(|left| left.saturating_sub(chunk.len() as u64));
             leader = keep(leader, left);
             if writer.push(chunk).await.is_err() {
+                // It is no answer that could be kept, too large or without an end: what it was to replace is not kept either.
                 return self.end_replaced(job, fill.head.status).await;
             }
         }

@@ -26,7 +26,7 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 
 /// Whether a response with these fields is a stream without a known end. `length` is what it announces.
 ///
-/// A stream is not shared, since whoever came later would be sent a replay from its first event on; it is not stored, since it is
+/// A stream is not shared, since a client that came later would be sent a replay from its first event on; it is not stored, since it is
 /// never whole; and it must end at the backend when its client leaves. An export of records that announces its length ends: it is
 /// a response like any other.
 #[must_use]

@@ -32,7 +32,7 @@ use crate::upstream::request_fields::{self, Negotiable, is_keyed_range};
 const SETTLE: Duration = Duration::from_millis(20);
 /// Responses of up to so many bytes count as small.
 const SMALL: u64 = 64 << 10;
-/// So many fetches may bring what is for others before a request is passed.
+/// After this many fetches that were answered for others a request is passed.
 const MOST_TURNS: usize = 3;
 
 impl Proxy {

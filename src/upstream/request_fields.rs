@@ -54,6 +54,7 @@ pub fn for_storable_pass(request: &request::Parts, forwarding: Forwarding<'_>, r
         headers.insert(VIA, HeaderValue::from_static(via(request.version)));
         insert_uniform(&mut headers);
     }
+    insert_listed(&mut headers, request, rule);
     headers
 }
 
@@ -72,6 +73,7 @@ pub fn for_fetch(request: &request::Parts, forwarding: Forwarding<'_>, rule: &Re
         headers.insert(VIA, HeaderValue::from_static(via(request.version)));
         insert_uniform(&mut headers);
     }
+    insert_listed(&mut headers, request, rule);
     remove_where(&mut headers, is_override);
     // Trailers are not stored, so none are asked for.
     headers.remove(TE);
@@ -89,6 +91,17 @@ pub fn insert_credentials(headers: &mut HeaderMap, request: &request::Parts) {
     for name in [AUTHORIZATION, API_KEY] {
         if let Some(credentials) = request.headers.get(&name) {
             headers.insert(name, credentials.clone());
+        }
+    }
+}
+
+/// What the key holds is said, though the client's `Connection` names it: the answer would be that of a request without it.
+fn insert_listed(headers: &mut HeaderMap, request: &request::Parts, rule: &RequestFields) {
+    for name in rule.listed() {
+        if !headers.contains_key(name) {
+            for value in request.headers.get_all(name) {
+                headers.append(name, value.clone());
+            }
         }
     }
 }

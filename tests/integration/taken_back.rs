@@ -155,7 +155,12 @@ async fn a_slow_older_fetch_does_not_bring_it_back() {
     let mut slow = Connection::open(address).await;
     slow.send(b"GET /x HTTP/1.1\r\nHost: h\r\nAuthorization: slow\r\n\r\n").await;
     until("it began", || async { backend.count() == 1 }).await;
-    assert_eq!(get(address, "/x", &[("Authorization", "first")]).await.text(), "old");
+    until("another one is stored", || async {
+        let answer = get(address, "/x", &[("Authorization", "first")]).await;
+        assert_eq!(answer.text(), "old");
+        answer.cache_status().contains("hit")
+    })
+    .await;
     assert_eq!(get(address, "/x", &[("Cache-Control", "no-cache")]).await.status, 410);
     assert_eq!(slow.answer(false).await.unwrap().text(), "old");
     for _ in 0..3 {
