@@ -1,4 +1,4 @@
-//! The admin listener. It answers to its own names alone ([`names`]), and refuses any other `Host` with 421.
+//! The admin listener. It answers to its own names alone (`names`), and refuses any other `Host` with 421.
 //!
 //! | endpoint                                      | who may call it                    |
 //! |-----------------------------------------------|------------------------------------|

@@ -10,7 +10,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::key::{Canonical, Key};
 use super::ready::Ready;
-use super::void::{Effect, Moment};
+use super::void::effect::Effect;
+use super::void::moment::Moment;
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
 use crate::http::encoding::{Coding, gunzip, inflation_limit};

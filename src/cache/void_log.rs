@@ -1,5 +1,5 @@
 //! Voids that instances share, over Redis: carries out what [`LogView`] says. [`void`](super::void) is the page that explains the
-//! protocol, [`void_scripts`](super::void_scripts) what stands in Redis.
+//! protocol, [`void_scripts`] what stands in Redis.
 //!
 //! An instance is connected to Redis only once it listens and has read the log: [`VoidLog::connected`] runs before any request reaches
 //! the new connections. A lost message is noticed by the next one, or by the look at the newest position four times a second. Once

@@ -18,9 +18,10 @@ use crate::body::{self, Reply};
 use crate::cache::entry::Entry;
 use crate::cache::key::Key;
 use crate::config::rate_limit::Counts;
-use crate::fetch::fill::{End, Fill};
+use crate::fetch::fill::{End, Fill, Head};
 use crate::fetch::{Fetched, Job};
 use crate::http::cache_control::CacheControl;
+use crate::http::encoding::{Coding, accepts_gzip};
 use crate::http::endless::asks_for_events;
 use crate::http::freshness::{FreshnessPolicy, is_failure};
 use crate::request::client::request_authority;
@@ -175,7 +176,7 @@ impl Proxy {
         match fill.broken() {
             // Nothing was sent yet, so the client can be told.
             Some(failure) => Err(failure),
-            None => Ok(respond::from_fill(fill, &request.parts.headers)),
+            None => Ok(respond::from_fill(fill, &request.parts.headers).map(|response| without_length(request, head, response))),
         }
     }
 
@@ -302,4 +303,13 @@ fn not_failed(response: Response<Reply>, has_fallback: bool) -> Result<Response<
         true => Err(Failure::Status(response.status().as_u16())),
         false => Ok(response),
     }
+}
+
+/// The answer to HEAD says no length (RFC 9110 §8.6) where GET may get a body that Sluice has compressed by then.
+fn without_length(request: &CacheableRequest<'_>, head: &Head, response: Response<Reply>) -> Response<Reply> {
+    let may_be_compressed = head.stored && head.coding == Coding::Identity && accepts_gzip(&request.parts.headers);
+    if request.parts.method == Method::HEAD && may_be_compressed {
+        return response.map(|_| Reply::Stream(body::empty()));
+    }
+    response
 }

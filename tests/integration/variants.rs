@@ -121,6 +121,7 @@ async fn each_gets_its_own(request_headers: &str, all: bool) {
     // From Redis alone, on an instance that knows nothing yet.
     let count = backend.count();
     let other = Sluice::with(&config(&backend, &redis.url(), request_headers, ""), &[]);
+    until("Redis answers", || async { other.logged().contains("Redis answers") }).await;
     for field in fields() {
         all_ask(&other, &format!("/slow/{field}"), field, all, true).await;
         all_ask(&other, &format!("/later/{field}"), field, all, true).await;

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::effect::Effect;
 use super::moment::{Moment, MomentClock};
 use super::selection::Selection;
 use crate::cache::entry::{Checked, Entry};
@@ -25,25 +26,6 @@ pub struct VoidBounds {
 
 /// The bounds of the program.
 pub const BOUNDS: VoidBounds = VoidBounds { purges: (256, 4096), targets: (16_384, 262_144) };
-
-/// What a void leaves of the entries that it concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Nothing.
-    Remove,
-    /// They may be void, which nobody knows any more: they are fetched anew before they are used, and used only if that fails.
-    Doubt,
-    /// A stale response, which may be served while it is revalidated, or if that fails.
-    Expire,
-}
-
-impl Effect {
-    /// The effect of a purge.
-    #[must_use]
-    pub const fn of_purge(soft: bool) -> Self {
-        if soft { Self::Expire } else { Self::Remove }
-    }
-}
 
 /// A void: what it concerns, and was asked for before it, is not to be used as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 #![doc = include_str!("protocol.md")]
 
+pub mod effect;
 pub mod local;
 pub mod moment;
 pub mod selection;
@@ -7,6 +8,7 @@ pub mod selection;
 mod simulator;
 pub mod view;
 
-pub use local::{Effect, Purge, Validity, Voids};
+pub use effect::Effect;
+pub use local::{Purge, Validity, Voids};
 pub use moment::Moment;
 pub use selection::{ORDERS, Selection, glob};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::local::{Effect, Voids};
+use super::effect::Effect;
+use super::local::Voids;
 use super::selection::Selection;
 use crate::clock::Wall;
 

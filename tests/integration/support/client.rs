@@ -59,15 +59,18 @@ pub fn note_admin(address: SocketAddr) {
     ADMINS.lock().unwrap().push(address);
 }
 
+/// What a listener is asked for: the admin listener answers to its own names alone.
+pub fn host_of(address: SocketAddr) -> String {
+    if ADMINS.lock().unwrap().contains(&address) { address.to_string() } else { "api.test".to_owned() }
+}
+
 impl Connection {
     pub async fn open(address: SocketAddr) -> Self {
         Self(BufReader::new(TcpStream::connect(address).await.unwrap()))
     }
 
-    /// The admin listener answers to its own names alone.
     fn host(&self) -> String {
-        let peer = self.0.get_ref().peer_addr().unwrap();
-        if ADMINS.lock().unwrap().contains(&peer) { peer.to_string() } else { "api.test".to_owned() }
+        host_of(self.0.get_ref().peer_addr().unwrap())
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {

@@ -6,6 +6,7 @@ use sluice::front::hpack::Decoder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::client::host_of;
 use super::{Answer, HANG};
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -68,7 +69,8 @@ impl Http2 {
 
     /// Asks with these fields besides the pseudo-fields, and reads the answer. A body is sent without saying its length.
     pub async fn ask(&mut self, method: &str, target: &str, more: &[(&str, &str)], body: &[u8]) -> Streamed {
-        let pseudo = [(":method", method), (":scheme", "http"), (":authority", "api.test"), (":path", target)];
+        let host = host_of(self.stream.peer_addr().unwrap());
+        let pseudo = [(":method", method), (":scheme", "http"), (":authority", &*host), (":path", target)];
         self.send(&[&pseudo[..], more].concat(), body, None).await
     }
 

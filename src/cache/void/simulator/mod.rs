@@ -12,76 +12,27 @@
 
 #![allow(clippy::print_stdout, reason = "a seed is told step by step")]
 
+mod breaks;
 mod redis;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::local::{Effect, Validity, VoidBounds, Voids};
+use super::effect::Effect;
+use super::local::{Validity, VoidBounds, Voids};
 use super::moment::Moment;
 use super::selection::Selection;
 use super::view::{Heard, InLog, LogHead, LogView, LoggedVoid, Next, Page, Position, Stamp, ViewBounds, VoidId};
 use crate::cache::codec::tests::entry as template;
 use crate::cache::entry::{Checked, Entry};
 use crate::clock::Wall;
+use breaks::{BREAKS, Break};
 use redis::{Redis, Stored};
 
 const KEYS: usize = 2;
 const INSTANCES: usize = 3;
 const STEPS: u64 = 400;
 const NOW: Wall = Wall::from_millis(1_735_689_600_000);
-
-/// A rule of the protocol that is broken on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Break {
-    /// A request joins a fetch that began before a void.
-    JoinsAnyFetch,
-    /// What is fetched counts as asked for when it is stored.
-    AskedWhenStored,
-    /// A void that is not in the log counts in memory alone.
-    HoldsNothing,
-    /// A void is not held any more as soon as the log took it, though what is known of the log lacks it.
-    HoldsTooShort,
-    /// A log that went on from an older state is taken for the one that is known.
-    AlwaysPart,
-    /// A log of an earlier epoch is taken up.
-    AnyEpoch,
-    /// What was asked for before another log began stays in use.
-    NoDoubt,
-    /// Entries are written although something was voided since they were checked.
-    WritesAnywhere,
-    /// Numbers are compared as texts.
-    NumbersAsText,
-    /// The voids stand under another key than the numbers do, and are evicted alone.
-    LogBesideHead,
-    /// Redis counts as swept before the walk is over.
-    SweepsHalf,
-    /// Old voids are forgotten, and what was not checked against them stays in use.
-    ForgetsSilently,
-    /// A lost message is not noticed, nor is the log looked at.
-    NeverLooks,
-}
-
-const BREAKS: [Break; 13] = [
-    Break::JoinsAnyFetch,
-    Break::AskedWhenStored,
-    Break::HoldsNothing,
-    Break::HoldsTooShort,
-    Break::AlwaysPart,
-    Break::AnyEpoch,
-    Break::NoDoubt,
-    Break::WritesAnywhere,
-    Break::NumbersAsText,
-    Break::LogBesideHead,
-    Break::SweepsHalf,
-    Break::ForgetsSilently,
-    Break::NeverLooks,
-];
-
-/// A void that concerns nothing.
-fn nothing() -> LoggedVoid {
-    LoggedVoid { what: Selection::Tag("none".into()), soft: false }
-}
 
 /// A void, as it truly is.
 struct Truth {

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::view::{InLog, LogHead, LogPage, LoggedVoid, Page, Position, Stamp, Standing, VoidId};
-use super::Break;
+use super::breaks::{Break, nothing};
+use crate::cache::void::view::{InLog, LogHead, LogPage, LoggedVoid, Page, Position, Stamp, Standing, VoidId};
 
 /// Voids that are read in one step.
 const PAGE: u64 = 2;
@@ -101,10 +101,7 @@ impl Redis {
         let first = known.max(head.trimmed) + 1;
         let mut voids: Vec<_> = (first..=head.seq.min(first + PAGE - 1)).map(|seq| head.voids.get(&seq).cloned()).collect();
         if broken == Some(Break::LogBesideHead) {
-            voids = voids
-                .into_iter()
-                .map(|void| void.or_else(|| Some(InLog { id: VoidId(1), before: None, void: super::nothing() })))
-                .collect();
+            voids = voids.into_iter().map(|void| void.or_else(|| Some(InLog { id: VoidId(1), before: None, void: nothing() }))).collect();
         }
         Page::Log(LogPage { head: head.position(), swept: head.swept, trimmed: head.trimmed, standing, first, voids })
     }
