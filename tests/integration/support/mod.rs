@@ -9,6 +9,7 @@ pub mod mariadb;
 pub mod process;
 pub mod recorded;
 pub mod redis;
+pub mod relay;
 pub mod service;
 pub mod sluice;
 
