@@ -111,10 +111,17 @@ impl Backend for HttpBackend {
 }
 
 /// Whether a response has no transfer coding but `chunked`, named once: the library undoes that one alone, and takes what ends in
-/// it for that one (RFC 9112 §6.1). A length beside it says nothing (§6.3), and does not go on.
+/// it for that one (RFC 9112 §6.1). A length beside it says nothing (§6.3), and does not go on. One word that is no registered coding
+/// and cannot be taken for `chunked` names nothing that was done to the body, which ends with the connection.
 fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    const CODINGS: [&[u8]; 8] = [b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"br", b"zstd", b"dcb"];
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    codings.next().is_none_or(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none()
+    let is_plain = |coding: &HeaderValue| {
+        let word = coding.as_bytes().trim_ascii().to_ascii_lowercase();
+        let is_word = !word.is_empty() && word.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte));
+        word == b"chunked" || (is_word && !word.windows(7).any(|part| part == b"chunked") && !CODINGS.contains(&&word[..]))
+    };
+    codings.next().is_none_or(is_plain) && codings.next().is_none()
 }
 
 /// The HTTP library's error within the connection pool's.
