@@ -510,7 +510,7 @@ impl Running {
         }
         let open = changes.take();
         if !open.is_empty() {
-            drop(self.proxy.cache.invalidate(open).await);
+            drop(self.proxy.cache.invalidate(open).1.await);
         }
         if let Some(hot) = &self.hot {
             // Of a process that takes over by itself, the file was read when that had begun.

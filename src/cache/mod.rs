@@ -193,20 +193,33 @@ impl Cache {
 
     /// Stores an entry: in memory at once, and elsewhere until the future ends.
     ///
-    /// What was voided meanwhile is removed at once. It would not be used either: each use checks it.
+    /// What is void already is not stored, so that a slow fetch takes no place from a newer one that began after the void. What is voided
+    /// meanwhile goes at once. It would not be used either: each use checks it.
     pub fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> impl Future<Output = ()> + Send + 'a {
-        let writing = (!self.ended.refuses(&entry)).then(|| self.store.put(key, Arc::clone(&entry)));
+        let writing = self.worth_storing(key, entry).map(|entry| (self.store.put(key, Arc::clone(&entry)), entry));
         async move {
-            let Some(writing) = writing else { return };
+            let Some((writing, entry)) = writing else { return };
             writing.await;
             if self.ended.refuses(&entry) {
                 return self.store.remove(key).await;
             }
             match self.voids.check(&entry) {
                 Validity::Valid => {}
-                Validity::Expired(left) => self.store.put(key, left.into()).await,
-                Validity::Void => self.store.remove(key).await,
+                Validity::Expired(left) => self.store.replace(&entry, Some(left.into())),
+                Validity::Void => self.store.replace(&entry, None),
             }
+        }
+    }
+
+    /// What is left of an entry that was fetched, as far as it may be stored.
+    fn worth_storing(&self, key: &Key, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+        if self.ended.refuses(&entry) {
+            return None;
+        }
+        match self.voids.check(&entry) {
+            Validity::Valid => Some(entry),
+            Validity::Expired(left) => self.store.peek(&key.canonical).is_none().then(|| left.into()),
+            Validity::Void => None,
         }
     }
 
@@ -254,8 +267,8 @@ impl Cache {
     /// Removes from memory what is void, and says how many entries the purge of a moment concerned.
     async fn sweep(self: &Arc<Self>, at: Moment) -> u64 {
         let mut counts = self.counts.lock().await;
-        if let Some(count) = counts.get(&at) {
-            return *count;
+        if self.voids.is_swept(at) {
+            return counts.get(&at).copied().unwrap_or(0);
         }
         let (store, voids) = (Arc::clone(&self.store), Arc::clone(&self.voids));
         let working = self.runtime.spawn_blocking(move || {
@@ -278,23 +291,27 @@ impl Cache {
     }
 
     /// A client changed something: what is stored under these keys, which are those of target URIs (RFC 9111 §4.4), and whatever is
-    /// being fetched for them, is not used any more, on no instance. The returned task ends when all of them have been told.
-    pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> JoinHandle<()> {
-        let pending: Vec<_> = keys.iter().map(|key| self.void(Selection::Target(key.target), false).0).collect();
+    /// being fetched for them, is not used any more, on no instance. The returned task ends when all of them have been told. The moment is
+    /// that from which on the first of them is void.
+    pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> (Option<Moment>, JoinHandle<()>) {
+        let pending: Vec<_> = keys.iter().map(|key| self.void(Selection::Target(key.target), false)).collect();
+        let first = pending.first().map(|(_, at)| *at);
         let cache = Arc::clone(self);
-        self.runtime.spawn(async move {
-            for (key, pending) in keys.iter().zip(pending) {
+        let telling = self.runtime.spawn(async move {
+            for (key, (pending, _)) in keys.iter().zip(pending) {
                 cache.peers.tell(&LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
                 if let (Some(log), Some(pending)) = (&cache.log, pending) {
                     log.share(pending).await;
                 }
                 cache.store.remove(key).await;
             }
-            if cache.voids.targets() > TARGETS {
-                let newest = cache.voids.to_sweep().1;
-                cache.sweep(newest).await;
+            // One sweep serves all that waits for it.
+            if cache.voids.targets() > TARGETS && cache.counts.try_lock().is_ok() {
+                let (sweeping, newest) = (Arc::clone(&cache), cache.voids.to_sweep().1);
+                cache.runtime.spawn(async move { sweeping.sweep(newest).await });
             }
-        })
+        });
+        (first, telling)
     }
 
     /// The upstream has taken back what is stored under a key. It is removed, and what was asked for before does not take its place.
@@ -436,7 +453,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_between_the_request_and_the_write_voids_what_is_written() {
-        let change: Meanwhile = |cache| Box::pin(async move { cache.invalidate(vec![key()]).await.unwrap() });
+        let change: Meanwhile = |cache| Box::pin(async move { cache.invalidate(vec![key()]).1.await.unwrap() });
         assert_eq!(left_after(change).await, None);
     }
 }

@@ -76,7 +76,7 @@ impl RedisStore {
         let Kept { bytes, left } = self.link.get(name).await.ok()??;
         match self.unpack(name.as_bytes(), bytes) {
             Ok((entry, stamp)) if entry.canonical == key.canonical.0 => {
-                let mut entry = match self.log.admit(&entry, stamp) {
+                let mut entry = match self.log.admit(&entry, stamp, asked_at) {
                     Validity::Valid => entry,
                     Validity::Expired(left) => *left,
                     Validity::Void => return None,
@@ -167,8 +167,8 @@ impl RedisStore {
                     if written == Value::Int(1) {
                         return;
                     }
-                    // Something was voided that is not known here yet.
-                    if !self.log.catch_up().await {
+                    // Something was voided that was not known here when this was written.
+                    if self.log.position() == Some(position) && !self.log.catch_up().await {
                         return;
                     }
                 }

@@ -21,7 +21,7 @@ use tokio::time::{interval, timeout};
 
 use super::entry::Entry;
 use super::void::view::{Added, BOUNDS, Heard, InLog, LogHead, LogView, LoggedVoid, Next, Position, Stamp, VoidId};
-use super::void::{Effect, Purge, Selection, Validity, Voids};
+use super::void::{Effect, Moment, Purge, Selection, Validity, Voids};
 use super::void_scripts::{self, Message, Removal, Scripts, Sweep};
 use crate::clock::Wall;
 use crate::redis_link::RedisLink;
@@ -122,10 +122,10 @@ impl VoidLog {
         self.changed.subscribe()
     }
 
-    /// What an entry is that was read from Redis and had been checked against voids up to `stamp`.
+    /// What an entry is that was asked of Redis at `asked_at` and had been checked against voids up to `stamp`.
     #[must_use]
-    pub fn admit(&self, entry: &Entry, stamp: Stamp) -> Validity {
-        match lock(&self.view).admit(stamp, |what| what.concerns(entry)) {
+    pub fn admit(&self, entry: &Entry, stamp: Stamp, asked_at: Moment) -> Validity {
+        match lock(&self.view).admit(stamp, asked_at, |what| what.concerns(entry)) {
             None => Validity::Valid,
             Some(Effect::Remove) => Validity::Void,
             Some(effect) => Validity::Expired(Box::new(entry.expired(Wall::now(), entry.asked_at, effect))),
@@ -272,7 +272,7 @@ impl VoidLog {
                 Heard::InOrder
             }
             Message::Swept(epoch, upto, counts) => {
-                view.take_swept(epoch, upto, counts);
+                view.take_swept(epoch, upto, counts, &self.voids);
                 Heard::InOrder
             }
         };

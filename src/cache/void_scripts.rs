@@ -143,7 +143,7 @@ end
 local sweep = redis.call('HMGET', KEYS[1], 'sweep', 'steps')
 if sweep[1] ~= ARGV[1] or sweep[2] ~= ARGV[2] then return {} end
 redis.call('HINCRBY', KEYS[1], 'steps', 1)
-local left = {}
+local left, removed = {}, {}
 for i = 3, #KEYS do
   local at = 3 * i - 5
   local stamp = redis.call('GETRANGE', KEYS[i], 0, 15)
@@ -151,10 +151,11 @@ for i = 3, #KEYS do
   local removes = ARGV[at + 1] == '1'
   if older and removes then
     redis.call('UNLINK', KEYS[i])
-    for seq in ARGV[at + 2]:gmatch('%d+') do redis.call('HINCRBY', KEYS[2], seq, 1) end
+    for seq in ARGV[at + 2]:gmatch('%d+') do removed[seq] = (removed[seq] or 0) + 1 end
   end
   left[i - 2] = older and not removes and 1 or 0
 end
+for seq, count in pairs(removed) do redis.call('HINCRBY', KEYS[2], seq, count) end
 redis.call('EXPIRE', KEYS[2], 86400)
 return left
 ";

@@ -69,7 +69,7 @@ pub async fn run(store: Arc<RedisStore>, log: Arc<VoidLog>) {
                 (swept, waiting_since) = (known.at, None);
                 sleep(began.elapsed()).await;
             }
-            None => sleep(PAUSE).await,
+            None => sleep(PAUSE.max(began.elapsed())).await,
         }
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Changed {
     pub response: Response<Stream>,
     /// Whether nothing else voided the target since the request was sent: what the answer says of it holds.
     pub is_newest: bool,
+    /// What the answer says was so at this moment: when the change voided the target, or was sent.
+    pub asked_at: Moment,
 }
 
 impl Proxy {
@@ -110,24 +112,26 @@ impl Change {
     /// It was answered, or is given up. Ends when what it voids is void on all instances that can be reached.
     async fn end(&mut self, answer: Result<Response<Stream>, BackendError>) -> (Effect, Result<Changed, BackendError>) {
         let effect = Effect::of(answer.as_ref().map(Response::status).map_err(Failure::from));
-        let is_newest = !self.is_overtaken();
+        let mut voided = None;
         if effect.voids() {
             let named = answer.as_ref().map(|response| self.named(response.headers())).unwrap_or_default();
-            self.void(named).await;
+            voided = self.void(named).await;
         }
+        let asked_at = voided.unwrap_or(self.asked_at);
+        let is_newest = !self.is_overtaken(asked_at);
         self.is_known = true;
         self.proxy.changes.is_known();
         if effect != Effect::UnderWay {
             self.proxy.changes.end(self.number);
         }
-        (effect, answer.map(|response| Changed { response, is_newest }))
+        (effect, answer.map(|response| Changed { response, is_newest, asked_at }))
     }
 
-    /// Whether its target was voided since it was sent.
-    fn is_overtaken(&self) -> bool {
+    /// Whether something else voided its target since it was sent, until it did.
+    fn is_overtaken(&self, until: Moment) -> bool {
         let Some(key) = &self.key else { return false };
         let voids = self.proxy.cache.voids().concerning(&key.readable, &key.tags, key.target);
-        voids.iter().any(|void| void.at > self.asked_at)
+        voids.iter().any(|void| void.at > self.asked_at && void.at < until)
     }
 
     /// The keys of the targets that the answer names besides its own.
@@ -140,13 +144,16 @@ impl Change {
         named.iter().filter_map(|text| self.proxy.stored_key(&Target::parse(text).ok()?)).collect()
     }
 
-    /// What is stored for its target, and for others, is void.
-    async fn void(&self, others: Vec<Key>) {
+    /// What is stored for its target, and for others, is void from the moment on that is returned.
+    async fn void(&self, others: Vec<Key>) -> Option<Moment> {
         let keys: Vec<Key> = self.key.iter().cloned().chain(others).collect();
-        if !keys.is_empty() {
-            // Who made the change sees it everywhere, and what is stored from now on is not removed with what it replaces.
-            drop(self.proxy.cache.invalidate(keys).await);
+        if keys.is_empty() {
+            return None;
         }
+        let (at, telling) = self.proxy.cache.invalidate(keys);
+        // The client that made the change sees it everywhere, and what is stored from now on is not removed with what it replaces.
+        drop(telling.await);
+        at
     }
 
     /// Voids its target once more after a while, by when the backend has carried it out or never will.
@@ -168,7 +175,7 @@ impl Drop for Change {
     fn drop(&mut self) {
         if !self.is_known {
             if let Some(key) = self.key.take() {
-                drop(self.proxy.cache.invalidate(vec![key]));
+                drop(self.proxy.cache.invalidate(vec![key]).1);
             }
             self.proxy.changes.is_known();
         }

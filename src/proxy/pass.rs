@@ -14,8 +14,10 @@ use super::change::Changed;
 use super::outcome::{Outcome, PassWhy};
 use super::spent::Step;
 use crate::body::{ClientFault, Reply, Stream};
+use crate::cache::void::Moment;
 use crate::config::rate_limit::Counts;
 use crate::config::route::Route;
+use crate::fetch::Job;
 use crate::fetch::other_methods::represents_its_target;
 use crate::http::invalidation::is_unsafe;
 use crate::request::refusal::Refusal;
@@ -39,20 +41,21 @@ impl Proxy {
         let updating =
             route.filter(|route| meaningful && route.updates_from(&parts.method) && is_fully_keyed(parts, &route.request_fields));
         let storable = updating.is_some();
+        let asked_at = self.cache.ask();
         let sent = if is_unsafe(&parts.method) {
             spent.on(Step::Pass, self.change(asked, body, storable)).await
         } else {
             let sending = self.send(route, parts, body, forwarding, storable);
-            spent.on(Step::Pass, sending).await.map(|response| Changed { response, is_newest: true })
+            spent.on(Step::Pass, sending).await.map(|response| Changed { response, is_newest: true, asked_at })
         };
-        let Changed { response, is_newest } = match sent {
+        let Changed { response, is_newest, asked_at } = match sent {
             Ok(changed) => changed,
             Err(BackendError::Client(ClientFault::Broken)) => return Answer::refused(Refusal::BrokenBody),
             Err(BackendError::Client(ClientFault::Slow)) => return Answer::refused(Refusal::SlowBody),
             Err(error) => return Answer::failed(Failure::from(&error)),
         };
         let response = match updating.filter(|_| is_newest) {
-            Some(route) => self.update_stored(CacheableRequest::new(route, asked), response).await,
+            Some(route) => self.update_stored(CacheableRequest::new(route, asked), response, asked_at).await,
             None => response,
         };
         Answer { response: deliver(response), outcome: Outcome::Pass(why) }
@@ -111,20 +114,22 @@ impl Proxy {
         }
     }
 
-    /// What the response to a POST or a HEAD means for what is stored for GET (see [`crate::fetch::other_methods`]).
-    async fn update_stored(&self, mut request: CacheableRequest<'_>, response: Response<Stream>) -> Response<Stream> {
+    /// What the response to a POST or a HEAD means for what is stored for GET (see [`crate::fetch::other_methods`]). What was voided after
+    /// `asked_at` concerns it.
+    async fn update_stored(&self, mut request: CacheableRequest<'_>, response: Response<Stream>, asked_at: Moment) -> Response<Stream> {
         let (status, parts) = (response.status(), request.parts);
         if parts.method == Method::POST && represents_its_target(status, response.headers(), request.text()) {
             // Only with a freshness lifetime of its own, whatever the rule says (RFC 9110 §9.3.3).
             let mut job = self.job(&request, None);
-            job.policy = job.policy.explicit_only();
+            (job.policy, job.asked_at) = (job.policy.explicit_only(), asked_at);
             return self.fetcher.store_passing(job, response);
         }
         if parts.method == Method::HEAD
             && status == StatusCode::OK
             && let Ok(entry) = self.look_up(&mut request).await
         {
-            let (fetcher, job, mut head) = (Arc::clone(&self.fetcher), self.job(&request, None), response.headers().clone());
+            let (fetcher, mut head) = (Arc::clone(&self.fetcher), response.headers().clone());
+            let job = Job { asked_at, ..self.job(&request, None) };
             response_fields::clean(&mut head);
             self.fetcher.spawn(fetcher.update_from_head(job, entry, head));
         }

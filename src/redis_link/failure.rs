@@ -29,8 +29,11 @@ impl RedisFailure {
     }
 }
 
-/// Full, a replica, short of good replicas, or unable to save: Redis reads but does not write.
+/// Full, a replica, short of good replicas, or unable to save: Redis reads but does not write. Before Redis 7 an error within a script
+/// was one of the script, with the first one in its text.
 #[must_use]
 pub fn refuses_writes(error: &RedisError) -> bool {
-    matches!(error.code(), Some("OOM" | "READONLY" | "MISCONF" | "NOREPLICAS"))
+    const REFUSALS: [&str; 4] = ["OOM", "READONLY", "MISCONF", "NOREPLICAS"];
+    let within = |text: &str| text.contains("script") && REFUSALS.iter().any(|refusal| text.contains(&format!("-{refusal} ")));
+    error.code().is_some_and(|code| REFUSALS.contains(&code)) || error.detail().is_some_and(within)
 }

@@ -218,6 +218,12 @@ impl Voids {
         remembered.forget();
     }
 
+    /// Whether memory was swept of what the void of a moment concerns.
+    #[must_use]
+    pub fn is_swept(&self, at: Moment) -> bool {
+        at <= self.remembered().swept
+    }
+
     /// How many invalidated targets are remembered.
     #[must_use]
     pub fn targets(&self) -> usize {

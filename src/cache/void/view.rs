@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::effect::Effect;
 use super::local::Voids;
+use super::moment::Moment;
 use super::selection::Selection;
 use crate::clock::Wall;
 
 /// Counts of purges that are kept.
 const COUNTS: usize = 1024;
+/// Looks at the log by which it shows what was added to it.
+const SHOWN: u32 = 4;
 
 /// The name of one void in the log, random. `0`: a void that an earlier version wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -207,8 +210,8 @@ struct Held {
     void: Arc<LoggedVoid>,
     /// Looks at the log before it is added from here: its own instance adds it at once, the others if that one cannot.
     patience: u32,
-    /// Where it is in the log, once that was said.
-    stands: Option<Stamp>,
+    /// Where it is in the log, once that was said, and the looks at the log since.
+    stands: Option<(Stamp, u32)>,
 }
 
 /// How far an instance trusts the log.
@@ -247,13 +250,15 @@ pub struct LogView {
     held: VecDeque<Held>,
     /// How many entries in Redis each void concerned, once that was counted.
     counts: BTreeMap<u64, u64>,
+    /// The newest void that is not kept any more, and when it went. What was asked of Redis before may be from before its sweep.
+    gone: (u64, Moment),
     bounds: ViewBounds,
     salt: u64,
 }
 
 impl fmt::Debug for LogView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}, {} voids, {} held", self.log, self.voids.len(), self.held.len())
+        write!(f, "{:?}, {} voids, held: {:?}", self.log, self.voids.len(), self.held)
     }
 }
 
@@ -261,8 +266,8 @@ impl LogView {
     /// Nothing is known yet. `salt` is random, so that names that are made here are those of no other instance.
     #[must_use]
     pub fn new(bounds: ViewBounds, salt: u64) -> Self {
-        let (voids, held, counts) = Default::default();
-        Self { log: Log::Unknown, greatest: 0, swept: 0, voids, held, counts, bounds, salt }
+        let (voids, held, counts, gone) = Default::default();
+        Self { log: Log::Unknown, greatest: 0, swept: 0, voids, held, counts, gone, bounds, salt }
     }
 
     /// Up to where the log is known; `None` if it cannot be trusted: then nothing that is in Redis may be used, nor anything written.
@@ -305,12 +310,12 @@ impl LogView {
         head.is_some_and(|head| Some(head.at) == self.position() && head.swept >= asked.swept)
     }
 
-    /// Whether an entry that was read from Redis may be used. `concerned` says which voids concern it. What this says holds for an
-    /// entry that is asked for by [`Voids::ask`] before it is read.
+    /// Whether an entry that was asked of Redis at `asked_at` may be used. `concerned` says which voids concern it.
     #[must_use]
-    pub fn admit(&self, stamp: Stamp, concerned: impl Fn(&Selection) -> bool) -> Option<Effect> {
+    pub fn admit(&self, stamp: Stamp, asked_at: Moment, concerned: impl Fn(&Selection) -> bool) -> Option<Effect> {
         let Log::Known(at) = self.log else { return Some(Effect::Remove) };
-        if stamp.epoch != at.epoch {
+        let crossed_a_sweep = stamp.seq < self.gone.0 && asked_at < self.gone.1;
+        if stamp.epoch != at.epoch || crossed_a_sweep {
             return Some(Effect::Remove);
         }
         let newer = self.voids.iter().rev().take_while(|(seq, ..)| *seq > stamp.seq).map(|(_, _, void)| void);
@@ -331,6 +336,8 @@ impl LogView {
     }
 
     fn hold_for(&mut self, id: VoidId, void: LoggedVoid, patience: u32) {
+        // The same void again stands for both. The name of the new one is kept: the other may be on its way into the log.
+        self.held.retain(|held| *held.void != void || held.patience > 0);
         if self.held.len() >= self.bounds.held {
             // One void of everything stands for all of them. Its name is its own: the one that came last may get into the log by itself.
             self.held.clear();
@@ -340,9 +347,10 @@ impl LogView {
         }
     }
 
-    /// The void that is to be added to the log next.
+    /// The void that is to be added to the log next. None while the log is unknown: it is about to be replaced.
     #[must_use]
     pub fn next_to_add(&self) -> Option<(VoidId, Arc<LoggedVoid>)> {
+        self.position()?;
         let waiting = self.held.iter().find(|held| held.stands.is_none() && held.patience == 0)?;
         Some((waiting.id, Arc::clone(&waiting.void)))
     }
@@ -352,7 +360,9 @@ impl LogView {
         if self.knows(stands, id) {
             self.held.retain(|held| held.id != id);
         } else {
-            self.held.iter_mut().filter(|held| held.id == id).for_each(|held| held.stands = Some(stands));
+            // A log that was replaced meanwhile does not count.
+            let stands = Some((stands, 0)).filter(|(stands, _)| stands.epoch >= self.greatest);
+            self.held.iter_mut().filter(|held| held.id == id).for_each(|held| held.stands = stands);
         }
     }
 
@@ -364,13 +374,17 @@ impl LogView {
 
     /// The log was looked at.
     pub fn looked(&mut self) {
-        self.held.iter_mut().for_each(|held| held.patience = held.patience.saturating_sub(1));
+        for held in &mut self.held {
+            held.patience = held.patience.saturating_sub(1);
+            // What the log does not show after a while is not there: it went on from an older state. It is added again.
+            held.stands = held.stands.map(|(stands, looks)| (stands, looks + 1)).filter(|(_, looks)| *looks < SHOWN);
+        }
     }
 
-    /// How many voids wait to be added to the log.
+    /// How many voids the log, as it is known here, does not have.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.held.iter().filter(|held| held.stands.is_none()).count()
+        self.held.len()
     }
 
     /// The log is gone, or must be replaced. What others voided last cannot be known, so all that was asked for is in doubt.
@@ -387,6 +401,7 @@ impl LogView {
         self.log = Log::Known(Position { epoch, ..Position::default() });
         self.greatest = epoch;
         self.swept = 0;
+        self.gone = Default::default();
         self.voids.clear();
         self.counts.clear();
         // What its own instance has to add is added again; the others' are void here already, and nothing in Redis needs them.
@@ -400,6 +415,11 @@ impl LogView {
             self.lose(voids, now);
             return Next::Begin;
         };
+        // The log of an earlier version, whose voids cannot be read.
+        if page.head.seq > 0 && page.head.last == VoidId::default() {
+            self.lose(voids, now);
+            return Next::Replace(page.head);
+        }
         match self.log {
             Log::Known(at) if at.epoch == page.head.epoch => match page.standing {
                 Standing::Part => {}
@@ -429,12 +449,25 @@ impl LogView {
             }
         }
         self.swept = self.swept.max(page.swept);
-        while self.voids.front().is_some_and(|(seq, ..)| *seq <= page.trimmed) {
-            self.voids.pop_front();
-        }
+        self.let_go(page.trimmed, 0, voids);
         match self.log {
-            Log::Known(at) if at.seq >= page.head.seq => Next::Synced,
+            Log::Known(at) if at.seq >= page.head.seq => {
+                // What was said to be in the log and is not there is added again.
+                self.held.iter_mut().for_each(|held| held.stands = None);
+                Next::Synced
+            }
             _ => Next::More,
+        }
+    }
+
+    /// Lets go of voids up to `until`, all but `kept`.
+    fn let_go(&mut self, until: u64, kept: usize, voids: &Voids) {
+        let mut last = None;
+        while self.voids.len() > kept && self.voids.front().is_some_and(|(seq, ..)| *seq <= until) {
+            last = self.voids.pop_front().map(|(seq, ..)| seq);
+        }
+        if let Some(seq) = last {
+            self.gone = (seq, voids.ask());
         }
     }
 
@@ -508,15 +541,13 @@ impl LogView {
     }
 
     /// Redis was swept of what the voids up to `until` concern, and so many entries each concerned.
-    pub fn take_swept(&mut self, epoch: u64, until: u64, counts: BTreeMap<u64, u64>) {
+    pub fn take_swept(&mut self, epoch: u64, until: u64, counts: BTreeMap<u64, u64>, voids: &Voids) {
         let Log::Known(at) = self.log else { return };
         if at.epoch != epoch {
             return;
         }
         self.swept = self.swept.max(until.min(at.seq));
-        while self.voids.len() > self.bounds.kept && self.voids.front().is_some_and(|(seq, ..)| *seq <= self.swept) {
-            self.voids.pop_front();
-        }
+        self.let_go(self.swept, self.bounds.kept, voids);
         for (seq, count) in counts {
             // A second sweep finds nothing more.
             self.counts.entry(seq).or_insert(count);

@@ -10,6 +10,8 @@ pub(super) enum Break {
     JoinsAnyFetch,
     /// What is fetched counts as asked for when it is stored.
     AskedWhenStored,
+    /// What is read from Redis counts as asked for when it came.
+    AskedWhenRead,
     /// A void that is not in the log counts in memory alone.
     HoldsNothing,
     /// A void is not held any more as soon as the log took it, though what is known of the log lacks it.
@@ -35,9 +37,10 @@ pub(super) enum Break {
 }
 
 /// All of them.
-pub(super) const BREAKS: [Break; 13] = [
+pub(super) const BREAKS: [Break; 14] = [
     Break::JoinsAnyFetch,
     Break::AskedWhenStored,
+    Break::AskedWhenRead,
     Break::HoldsNothing,
     Break::HoldsTooShort,
     Break::AlwaysPart,
