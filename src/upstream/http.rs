@@ -98,23 +98,42 @@ impl Backend for HttpBackend {
         let task = AbortOnDrop(self.runtime.spawn(work));
         Box::pin(async move {
             let result = task.await.map_err(|error| BackendError::Reset(error.into()))?;
-            let response: Response<_> = result.map_err(classify)?;
+            let mut response: Response<_> = result.map_err(classify)?;
             if response.status().is_informational() {
                 return Err(BackendError::Invalid("it switched protocols, which nobody asked for".into()));
             }
             if !is_plainly_framed(response.headers()) {
                 return Err(BackendError::Invalid("its Transfer-Encoding is not chunked alone".into()));
             }
+            if !settle_length(response.headers_mut()) {
+                return Err(BackendError::Invalid("its Content-Length is not one number".into()));
+            }
             Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
         })
     }
+}
+
+/// Leaves one length at most. One beside a transfer coding says nothing (RFC 9112 §6.3), and one that is repeated is one (RFC 9110 §8.6).
+/// `false`: it is no number, or they contradict one another.
+fn settle_length(headers: &mut HeaderMap) -> bool {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+        return true;
+    }
+    let mut lengths =
+        headers.get_all(CONTENT_LENGTH).iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
+    let Some(first) = lengths.next() else { return true };
+    let is_number = !first.is_empty() && first.len() <= 19 && first.iter().all(u8::is_ascii_digit);
+    let Some(only) = HeaderValue::from_bytes(first).ok().filter(|_| is_number && lengths.all(|other| other == first)) else { return false };
+    headers.insert(CONTENT_LENGTH, only);
+    true
 }
 
 /// Whether a response has no transfer coding but `chunked`, named once: the library undoes that one alone, and takes what ends in
 /// it for that one (RFC 9112 §6.1). A length beside it says nothing (§6.3), and does not go on. One word that is no registered coding
 /// and cannot be taken for `chunked` names nothing that was done to the body, which ends with the connection.
 fn is_plainly_framed(headers: &HeaderMap) -> bool {
-    const CODINGS: [&[u8]; 8] = [b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"br", b"zstd", b"dcb"];
+    const CODINGS: [&[u8]; 8] = [b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"br", b"zstd", b"identity"];
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_plain = |coding: &HeaderValue| {
         let word = coding.as_bytes().trim_ascii().to_ascii_lowercase();

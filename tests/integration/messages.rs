@@ -476,6 +476,48 @@ async fn a_transfer_coding_of_the_backends_that_is_not_undone_whole_is_a_502_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_length_of_the_backends_goes_on_only_if_it_is_true() {
+    let heads = [
+        ("Content-Length: 3\r\nTransfer-Encoding: chunked", 200),
+        ("Content-Length: 9\r\nTransfer-Encoding: chunked", 200),
+        ("Transfer-Encoding: chunked\r\nContent-Length: zz", 200),
+        ("Content-Length: 5, 5", 200),
+        ("Content-Length: 5\r\nContent-Length: 5", 200),
+        ("Content-Length: zz", 502),
+        ("Content-Length: -1", 502),
+        ("Content-Length: +5", 502),
+        ("Content-Length: 5, 6", 502),
+        ("Content-Length: 5\r\nContent-Length: 6", 502),
+    ];
+    let backend = Backend::start(move |asked| {
+        let (head, _) = heads[asked.target.rsplit('/').next().unwrap().parse::<usize>().unwrap()];
+        let body = match head.contains("chunked") {
+            _ if asked.method == "HEAD" => "",
+            true => "5\r\nhello\r\n0\r\n\r\n",
+            false => "hello",
+        };
+        vec![Step::Send(format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{head}\r\n\r\n{body}").into_bytes()), Step::Close]
+    })
+    .await;
+    for (number, (head, status)) in heads.into_iter().enumerate() {
+        let sluice = Sluice::ruled(backend.address, "", RULES).await;
+        for prefix in ["/pass", ""] {
+            for method in ["GET", "POST", "HEAD"] {
+                for http2 in [false, true] {
+                    let target = format!("{prefix}/{number}");
+                    let seen = seen(http2, sluice.address, method, &target, &[]).await;
+                    assert_eq!(seen.status, status, "{method} {prefix} {head}: {seen:?}");
+                    if status == 200 && method != "HEAD" {
+                        assert_eq!(seen.body, b"hello", "{method} {prefix} {head}");
+                    }
+                    assert!(status != 200 || seen.length.as_deref().is_none_or(|length| length == "5"), "{method} {head}: {seen:?}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_content_coding_that_is_not_known_or_doubled_goes_on_as_it_is() {
     let packed = sluice::http::encoding::gzip(b"hello");
     let twice = sluice::http::encoding::gzip(&packed);
