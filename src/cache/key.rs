@@ -194,6 +194,12 @@ pub fn target_mark(target: u64) -> String {
     mark(&target.to_le_bytes())
 }
 
+/// What names one entry among all: the beginning of the SHA-256 of its canonical request.
+#[must_use]
+pub fn entry_digest(canonical: &[u8]) -> u64 {
+    Sha256::digest(canonical).iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
 /// What a name in Redis tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameParts<'a> {
@@ -201,6 +207,8 @@ pub struct NameParts<'a> {
     pub readable: &'a str,
     /// The marks of target and tags; `None`: they do not stand there, or the readable part is cut.
     pub marks: Option<&'a str>,
+    /// The SHA-256 of the canonical request, in hexadecimal.
+    pub digest: &'a str,
 }
 
 impl<'a> NameParts<'a> {
@@ -210,7 +218,13 @@ impl<'a> NameParts<'a> {
         let rest = std::str::from_utf8(name).ok()?.strip_prefix(namespace)?.strip_prefix(':')?;
         let (rest, digest) = rest.rsplit_once(':')?;
         let (readable, marks) = rest.rsplit_once('#')?;
-        (digest.len() == 64).then(|| Self { readable, marks: Some(marks).filter(|marks| *marks != UNMARKED) })
+        (digest.len() == 64).then(|| Self { readable, marks: Some(marks).filter(|marks| *marks != UNMARKED), digest })
+    }
+
+    /// Whether it is the name of the entry with this digest ([`entry_digest`]).
+    #[must_use]
+    pub fn is_of(&self, digest: u64) -> bool {
+        self.digest.get(..16).is_some_and(|text| u64::from_str_radix(text, 16) == Ok(digest))
     }
 
     /// Whether a mark stands there. `None`: that is not known.

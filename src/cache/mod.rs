@@ -37,7 +37,7 @@ use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
 use ended::Ended;
 use entry::Entry;
-use key::{Canonical, Key};
+use key::{Canonical, Key, entry_digest};
 use peers::Peers;
 use store::Store;
 use void::view::{Added, LoggedVoid};
@@ -314,10 +314,17 @@ impl Cache {
         (first, telling)
     }
 
-    /// The upstream has taken back what is stored under a key. It is removed, and what was asked for before does not take its place.
+    /// The upstream has taken back what is stored under a key. It is removed, and what was asked for before does not take its place. The
+    /// other instances are told, as far as Redis takes it: what they have would end by itself once they ask the upstream.
     pub async fn end(&self, key: &Key) {
         self.ended.note(&key.canonical, self.ask(), Wall::now());
+        let what = Selection::Entry(entry_digest(&key.canonical.0));
+        let pending = self.log.as_ref().filter(|_| self.may_be_shared()).map(|log| (log, log.void(what.clone(), false).0));
         self.store.remove(key).await;
+        self.peers.tell(&LoggedVoid { what, soft: false }).await;
+        if let Some((log, pending)) = pending {
+            log.share_now(pending).await;
+        }
     }
 
     /// The moment of something that is asked of the upstream now.

@@ -156,6 +156,14 @@ impl VoidLog {
         Added::Waits
     }
 
+    /// The same for what may be forgotten if Redis does not take it.
+    pub async fn share_now(&self, pending: Pending) {
+        let id = pending.id;
+        if self.share(pending).await == Added::Waits {
+            lock(&self.view).forget(id);
+        }
+    }
+
     fn add_command(&self, id: VoidId, void: &LoggedVoid) -> Cmd {
         self.scripts.add(id, void, self.new_epoch())
     }

@@ -80,7 +80,7 @@ fn wait_for_company<'a>(voids: impl Iterator<Item = &'a LoggedVoid>, waited: Dur
     for void in voids {
         count += 1;
         // A purge is waited for: its answer says how many entries it concerned.
-        if !matches!(void.what, Selection::Target(_)) || count >= CROWD {
+        if !matches!(void.what, Selection::Target(_) | Selection::Entry(_)) || count >= CROWD {
             return Duration::ZERO;
         }
     }
@@ -195,7 +195,7 @@ struct Judged<'a> {
 impl<'a> Judged<'a> {
     fn new(seq: u64, void: &'a LoggedVoid, at: Position) -> Self {
         let mark = match &void.what {
-            Selection::Pattern(_) => None,
+            Selection::Pattern(_) | Selection::Entry(_) => None,
             Selection::Tag(tag) => Some(mark(tag.as_bytes())),
             Selection::Target(target) => Some(target_mark(*target)),
         };
@@ -206,6 +206,7 @@ impl<'a> Judged<'a> {
     fn concerns(&self, parts: &NameParts<'_>) -> Option<bool> {
         match (&self.void.what, &self.mark) {
             (_, Some(mark)) => parts.has(mark),
+            (Selection::Entry(digest), _) => Some(parts.is_of(*digest)),
             (Selection::Pattern(pattern), _) if glob(pattern.as_bytes(), parts.readable.as_bytes()) && parts.marks.is_some() => Some(true),
             (Selection::Pattern(_), _) if parts.marks.is_none() || parts.readable.starts_with(ORDERS) => None,
             _ => Some(false),
@@ -225,7 +226,7 @@ impl<'a> Judged<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::key::{Canonical, Key};
+    use crate::cache::key::{Canonical, Key, entry_digest};
     use crate::cache::void::view::VoidId;
     use bytes::Bytes;
 
@@ -249,6 +250,8 @@ mod tests {
             (Selection::Tag("t".into()), "liq:BTC", &["1", "2", "3", "4", "5", "6", "7", "8", "9"], None),
             (Selection::Target(9), "liq:BTC", &["t"], Some(true)),
             (Selection::Target(8), "liq:BTC", &["t"], Some(false)),
+            (Selection::Entry(entry_digest(b"c")), "liq:BTC", &["t"], Some(true)),
+            (Selection::Entry(entry_digest(b"d")), "liq:BTC", &["t"], Some(false)),
             (Selection::Pattern("*".into()), "timeline:BTC:1", &[], Some(true)),
         ] {
             let void = LoggedVoid { what, soft: false };

@@ -68,7 +68,7 @@ fn backend_target(what: &Selection) -> String {
         Selection::Tag(tag) if tag.starts_with(SYMBOL_TAG) => {
             format!("/api/cache/invalidate/symbol/{}", escape_in_url(&tag[SYMBOL_TAG.len()..]))
         }
-        Selection::Tag(_) | Selection::Target(_) => "/api/cache/clear".to_owned(),
+        Selection::Tag(_) | Selection::Target(_) | Selection::Entry(_) => "/api/cache/clear".to_owned(),
     }
 }
 

@@ -167,3 +167,26 @@ async fn a_slow_older_fetch_does_not_bring_it_back() {
         assert_eq!(get(address, "/x", &[]).await.status, 410);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_instance_hears_is_taken_back_ends_on_the_other() {
+    let redis = Redis::start(&[]).await;
+    let (backend, says) = backend().await;
+    let text = format!(
+        "[admin]\ntoken='{}'\n[backend]\nurl='http://{}'\n[cache]\nredis='{}'\n{}",
+        crate::support::TOKEN,
+        backend.address,
+        redis.url(),
+        rule("")
+    );
+    let (one, other) = (Sluice::with(&text, &[]), Sluice::with(&text, &[]));
+    for sluice in [&one, &other] {
+        until("Redis answers", || async { sluice.logged().contains("Redis answers") }).await;
+        until("it is stored", || async { sluice.get("/x").await.cache_status().contains("hit") }).await;
+    }
+    make_stale(&one).await;
+    *says.lock().unwrap() = ("404 Not Found", "", b"gone");
+    until_it_ended(&one, &[]).await;
+    *says.lock().unwrap() = ("503 Service Unavailable", "", b"");
+    assert_eq!(until_it_ended(&other, &[]).await.status, 503);
+}

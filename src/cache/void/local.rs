@@ -13,6 +13,7 @@ use super::effect::Effect;
 use super::moment::{Moment, MomentClock};
 use super::selection::Selection;
 use crate::cache::entry::{Checked, Entry};
+use crate::cache::key::entry_digest;
 use crate::clock::Wall;
 
 /// How many voids are remembered.
@@ -71,9 +72,11 @@ pub struct Voids {
 struct Remembered {
     bounds: VoidBounds,
     purges: VecDeque<Purge>,
-    /// Invalidated targets, and the same in the order of their moments.
+    /// Invalidated targets, and single entries, by their digests; and the same in the order of their moments.
     targets: HashMap<u64, (Moment, Wall)>,
     targets_in_order: VecDeque<(Moment, u64)>,
+    /// Whether there are single entries among them.
+    has_entries: bool,
     /// Memory was swept of what these voids concern, up to here.
     swept: Moment,
     /// The newest void that was forgotten.
@@ -138,8 +141,8 @@ impl Voids {
     /// No voids, and room for these many.
     #[must_use]
     pub fn with_bounds(bounds: VoidBounds) -> Self {
-        let (purges, targets, targets_in_order, swept, forgotten) = Default::default();
-        let remembered = Remembered { bounds, purges, targets, targets_in_order, swept, forgotten };
+        let (purges, targets, targets_in_order, has_entries, swept, forgotten) = Default::default();
+        let remembered = Remembered { bounds, purges, targets, targets_in_order, has_entries, swept, forgotten };
         Self { clock: MomentClock::default(), newest: AtomicU64::new(0), remembered: Mutex::new(remembered) }
     }
 
@@ -161,7 +164,8 @@ impl Voids {
         // Only one is made at a time, so that the newest is the last one remembered.
         let purge = Purge { what, effect, at: self.clock.tick(), since: now };
         match &purge.what {
-            Selection::Target(target) if effect == Effect::Remove => {
+            Selection::Target(target) | Selection::Entry(target) if effect == Effect::Remove => {
+                remembered.has_entries |= matches!(purge.what, Selection::Entry(_));
                 remembered.targets.insert(*target, (purge.at, now));
                 remembered.targets_in_order.push_back((purge.at, *target));
             }
@@ -184,7 +188,11 @@ impl Voids {
         if seen >= newest {
             return Validity::Valid;
         }
-        match self.remembered().judge(seen, Some(entry.target), |what| what.concerns(entry)) {
+        let remembered = self.remembered();
+        if remembered.has_entries && remembered.is_invalidated(entry_digest(&entry.canonical), seen) {
+            return Validity::Void;
+        }
+        match remembered.judge(seen, Some(entry.target), |what| what.concerns(entry)) {
             Judgement::Valid => {
                 entry.checked.note(newest);
                 Validity::Valid
@@ -393,6 +401,15 @@ mod tests {
         assert_eq!(voids.check(&unchecked), Validity::Void, "a purge was forgotten");
         voids.swept(voids.to_sweep().1);
         assert_eq!(voids.to_sweep().0.len(), 0);
+        assert_eq!(voids.check(&entry(&voids)), Validity::Valid);
+    }
+
+    #[test]
+    fn one_entry_is_void_and_others_for_the_same_target_are_not() {
+        let voids = Voids::default();
+        let (one, other) = (entry(&voids), Entry { canonical: b"other".as_slice().into(), ..entry(&voids) });
+        remove(&voids, Selection::Entry(entry_digest(&one.canonical)));
+        assert_eq!((voids.check(&one), voids.check(&other)), (Validity::Void, Validity::Valid));
         assert_eq!(voids.check(&entry(&voids)), Validity::Valid);
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::entry::Entry;
-use crate::cache::key::MADE_INTO;
+use crate::cache::key::{MADE_INTO, entry_digest};
 
 /// Which entries a void concerns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub enum Selection {
     Tag(String),
     /// Those for a target URI, in all variants and for every origin ([`Key::target`](crate::cache::key::Key::target)).
     Target(u64),
+    /// The one with this digest ([`entry_digest`]): the upstream has taken it back.
+    Entry(u64),
 }
 
 impl fmt::Display for Selection {
@@ -25,6 +27,7 @@ impl fmt::Display for Selection {
             Self::Pattern(pattern) => write!(f, "pattern {pattern}"),
             Self::Tag(tag) => write!(f, "tag {tag}"),
             Self::Target(target) => write!(f, "target {target:016x}"),
+            Self::Entry(digest) => write!(f, "entry {digest:016x}"),
         }
     }
 }
@@ -39,10 +42,13 @@ impl Selection {
     /// Whether it concerns an entry.
     #[must_use]
     pub fn concerns(&self, entry: &Entry) -> bool {
-        self.matches(&entry.readable, &entry.tags, entry.target)
+        match self {
+            Self::Entry(digest) => entry_digest(&entry.canonical) == *digest,
+            _ => self.matches(&entry.readable, &entry.tags, entry.target),
+        }
     }
 
-    /// Whether it concerns an entry with this readable key, these tags and this target.
+    /// Whether it concerns all entries with this readable key, these tags and this target.
     #[must_use]
     pub fn matches(&self, readable: &str, tags: &[String], target: u64) -> bool {
         match self {
@@ -52,6 +58,7 @@ impl Selection {
             }
             Self::Tag(tag) => tags.contains(tag),
             Self::Target(voided) => *voided == target,
+            Self::Entry(_) => false,
         }
     }
 }

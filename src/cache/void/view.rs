@@ -291,9 +291,8 @@ impl LogView {
         self.greatest = 0;
     }
 
-    /// Breaks the rule that a void is held until the log, as it is known here, has it.
-    #[cfg(test)]
-    pub(super) fn drop_held(&mut self, id: VoidId) {
+    /// Holds a void no longer: what it concerns is not to be served here any more for another reason.
+    pub fn forget(&mut self, id: VoidId) {
         self.held.retain(|held| held.id != id);
     }
 

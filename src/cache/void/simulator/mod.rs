@@ -552,7 +552,7 @@ impl World {
         if let Some(stands) = stands {
             instance.view.added(id, stands);
             if self.broken == Some(Break::HoldsTooShort) {
-                instance.view.drop_held(id);
+                instance.view.forget(id);
             }
         }
     }
