@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 /// The largest dynamic table that a client may use, in bytes: what HTTP/2 begins with (RFC 9113 §6.5.2).
 const LARGEST_TABLE: usize = 4096;
 /// What an entry of it counts besides its bytes (RFC 7541 §4.1).
@@ -11,8 +13,8 @@ const ENTRY: usize = 32;
 /// Reads the header blocks of one direction of a connection, one after the other.
 #[derive(Debug)]
 pub struct Decoder {
-    /// The dynamic table, the newest entry first.
-    table: VecDeque<(Vec<u8>, Vec<u8>)>,
+    /// The dynamic table, the newest entry first. Names are shared: an entry may have that of another one, at two bytes each.
+    table: VecDeque<(Bytes, Vec<u8>)>,
     size: usize,
     limit: usize,
 }
@@ -67,15 +69,18 @@ impl Decoder {
     }
 
     /// A literal field, whose name may be that of an entry.
-    fn literal(&self, block: &mut &[u8], prefix: u32) -> Result<(Vec<u8>, Vec<u8>), Malformed> {
+    fn literal(&self, block: &mut &[u8], prefix: u32) -> Result<(Bytes, Vec<u8>), Malformed> {
         let name = match integer(block, prefix)? {
-            0 => string(block)?,
-            index => self.entry(index)?.0.to_vec(),
+            0 => Bytes::from(string(block)?),
+            index => match index.checked_sub(1 + STATIC.len()) {
+                Some(place) => self.table.get(place).ok_or(Malformed)?.0.clone(),
+                None => Bytes::from_static(STATIC[index - 1].0.as_bytes()),
+            },
         };
         Ok((name, string(block)?))
     }
 
-    fn insert(&mut self, name: Vec<u8>, value: Vec<u8>) {
+    fn insert(&mut self, name: Bytes, value: Vec<u8>) {
         self.size += name.len() + value.len() + ENTRY;
         self.table.push_front((name, value));
         self.evict();
@@ -302,6 +307,14 @@ mod tests {
             }
             assert_eq!((decoder.size, decoder.table.len()), (164, 3));
         }
+    }
+
+    #[test]
+    fn names_of_entries_are_not_copied() {
+        let mut decoder = Decoder::default();
+        read(&mut decoder, "40 0161 0162 7e 0163").unwrap();
+        assert_eq!(decoder.table[0].0.as_ptr(), decoder.table[1].0.as_ptr());
+        assert_eq!(read(&mut decoder, "be bf").unwrap(), ["a: c", "a: b"]);
     }
 
     #[test]
