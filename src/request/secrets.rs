@@ -103,7 +103,7 @@ pub fn text_without_secrets(text: &str) -> Cow<'_, str> {
     let mut shown = String::new();
     for piece in text.split_inclusive([':', ' ', ',', '#']) {
         let (bare, end) = piece.split_at(piece.trim_end_matches([':', ' ', ',', '#']).len());
-        if !push(if is_secret(bare) { LEFT_OUT } else { bare }, &mut shown) || !push(end, &mut shown) {
+        if !push(if bare.len() > MAX_SHOWN || is_secret(bare) { LEFT_OUT } else { bare }, &mut shown) || !push(end, &mut shown) {
             break;
         }
     }
@@ -170,13 +170,17 @@ fn show_part(part: &str, is_hidden: bool, out: &mut String) -> bool {
         None => (None, part),
     };
     if let Some(name) = name {
-        let shown = if is_secret(name) || name.len() > MAX_VALUE { LEFT_OUT } else { name };
+        let shown = if name.len() > MAX_VALUE || is_secret(name) { LEFT_OUT } else { name };
         if !push(shown, out) || !push("=", out) {
             return false;
         }
     }
-    let hides = (is_hidden && !part.is_empty()) || name.is_some_and(is_secret_name) || is_secret(value);
-    push(if hides || value.len() > MAX_VALUE { LEFT_OUT } else { value }, out)
+    // First what costs least: clients choose how long both are. A name that is not shown may be any.
+    let hides = (is_hidden && !part.is_empty())
+        || value.len() > MAX_VALUE
+        || name.is_some_and(|name| name.len() > MAX_VALUE || is_secret_name(name))
+        || is_secret(value);
+    push(if hides { LEFT_OUT } else { value }, out)
 }
 
 /// Whether a value may be one, or holds one: a URL or a form within it, encoded once more perhaps.
@@ -290,6 +294,12 @@ mod tests {
             let shown = without_secrets(&target);
             assert!(shown.len() <= MAX_SHOWN + LEFT_OUT.len() && shown.contains(LEFT_OUT), "{shown}");
         }
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_shown_is_not_looked_at() {
+        let long = "a-".repeat(MAX_VALUE);
+        assert_eq!(without_secrets(&format!("/{long}?x={long}&{long}=1&y=2")), "/…?x=…&…=…&y=2");
     }
 
     #[test]
