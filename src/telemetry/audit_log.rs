@@ -181,13 +181,17 @@ impl AuditLog {
     }
 }
 
+/// What Linux says of a terminal that is gone, and of a file that is not open: neither comes back.
+const EIO: i32 = 5;
+const EBADF: i32 = 9;
+
 /// Writes a line, however long that takes, unless nobody can ever read it.
 fn write(out: &mut impl Write, mut line: &[u8]) {
     while !line.is_empty() {
         match out.write(line) {
             Ok(written) => line = &line[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return,
+            Err(error) if error.kind() == ErrorKind::BrokenPipe || matches!(error.raw_os_error(), Some(EIO | EBADF)) => return,
             Err(_) => thread::park_timeout(PAUSE),
         }
     }
@@ -212,6 +216,27 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    /// Fails each time with the same error of the system.
+    struct Gone(i32);
+
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(self.0))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_is_given_up_where_nobody_can_read_it() {
+        const EPIPE: i32 = 32;
+        for error in [EIO, EBADF, EPIPE] {
+            write(&mut Gone(error), b"a line\n");
         }
     }
 
