@@ -4,6 +4,7 @@
 //! Where something is to be refused, a field is added at the end of the block: one that the library resets the stream for, or one
 //! with which [`refused`] tells the request's refusal to whoever answers it. The bytes of a client's own stay as they are.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
@@ -26,6 +27,7 @@ const MOST_OPEN: usize = 4096;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -44,8 +46,8 @@ pub struct Frames {
     open: BTreeSet<u32>,
     /// The largest block of fields, in bytes as it is sent.
     max_block: usize,
-    /// The connection cannot go on; the library knows what to say.
-    ends: bool,
+    /// The most frames that may continue a block before the one that ends it.
+    max_continuations: usize,
 }
 
 /// What is wrong with a block of fields.
@@ -62,8 +64,9 @@ pub enum Fault {
 pub enum Stop {
     /// Before so many bytes of fields, with which something is wrong. They were looked at.
     Fault(usize, Fault),
-    /// Before a block of fields that does not end.
-    Endless,
+    /// The connection cannot go on. What the library needs to say why may go on, and no frame after that: the library may read
+    /// it otherwise, or only reset a stream without having read its fields.
+    End,
 }
 
 /// A frame, all of which is there.
@@ -78,8 +81,13 @@ impl Frames {
     /// The frames of a new connection, whose fields have at most `max_head` bytes once they are read.
     #[must_use]
     pub fn new(max_head: usize) -> Self {
-        let max_block = max_head.saturating_mul(4).max(4 * LARGEST_FRAME);
-        Self { skip: PREFACE_REST, decoder: Decoder::default(), newest: 0, open: BTreeSet::new(), max_block, ends: false }
+        // As it is sent, a head is hardly larger than once it is read, where each of its fields counts 32 bytes more (§10.5.1).
+        let max_block = max_head.saturating_add(2 * LARGEST_FRAME);
+        // A client that fills its frames needs a quarter less; the library allows as many.
+        let full = (max_head / LARGEST_FRAME).max(1);
+        let max_continuations = (full + full / 4).max(5);
+        let (decoder, open) = (Decoder::default(), BTreeSet::new());
+        Self { skip: PREFACE_REST, decoder, newest: 0, open, max_block, max_continuations }
     }
 
     /// Looks at the next bytes. Returns how many of them may go on, and why no more, unless more bytes must come first.
@@ -87,9 +95,6 @@ impl Frames {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
-            if self.ends {
-                return (bytes.len(), None);
-            }
             if self.skip > 0 {
                 let skipped = self.skip.min(rest.len());
                 self.skip -= skipped;
@@ -99,14 +104,18 @@ impl Frames {
             let Some(head) = rest.first_chunk::<HEAD>() else { return (at, None) };
             match head[3] {
                 HEADERS => match self.block(rest) {
-                    Block::Partial if rest.len() > self.max_block => return (at, Some(Stop::Endless)),
+                    Block::Partial if rest.len() > self.max_block => return (at, Some(Stop::End)),
                     Block::Partial => return (at, None),
                     Block::Whole(length, None) => at += length,
                     Block::Whole(length, Some(fault)) => return (at, Some(Stop::Fault(length, fault))),
-                    Block::Invalid => self.ends = true,
+                    Block::Invalid(length) => return (at + length, Some(Stop::End)),
                 },
-                // Without the block that it continues.
-                CONTINUATION => self.ends = true,
+                // Without the block that it continues (§6.10), or what no client may send (§8.4).
+                CONTINUATION | PUSH_PROMISE => match frame(rest) {
+                    Some(frame) => return (at + HEAD + frame.payload.len(), Some(Stop::End)),
+                    None if is_too_large(rest) => return (at + HEAD, Some(Stop::End)),
+                    None => return (at, None),
+                },
                 kind => {
                     if kind == RST_STREAM || (kind == DATA && head[4] & END_STREAM != 0) {
                         self.open.remove(&stream_of(head));
@@ -120,25 +129,30 @@ impl Frames {
 
     /// A block of fields at the beginning of `bytes`: a frame of HEADERS, and those that continue it.
     fn block(&mut self, bytes: &[u8]) -> Block {
-        let Some(first) = frame(bytes) else { return if is_too_large(bytes) { Block::Invalid } else { Block::Partial } };
-        let Some(fragment) = fragment(&first) else { return Block::Invalid };
-        let (mut length, mut flags) = (HEAD + first.payload.len(), first.flags);
-        let mut joined = Vec::new();
+        let Some(first) = frame(bytes) else { return if is_too_large(bytes) { Block::Invalid(HEAD) } else { Block::Partial } };
+        let mut length = HEAD + first.payload.len();
+        let Some(fragment) = fragment(&first) else { return Block::Invalid(length) };
+        let (mut flags, mut count) = (first.flags, 0);
         while flags & END_HEADERS == 0 {
             let rest = &bytes[length..];
-            let Some(next) = frame(rest) else { return if is_too_large(rest) { Block::Invalid } else { Block::Partial } };
+            let Some(next) = frame(rest) else {
+                return if is_too_large(rest) { Block::Invalid(length + HEAD) } else { Block::Partial };
+            };
+            let after = length + HEAD + next.payload.len();
             if next.kind != CONTINUATION || next.stream != first.stream {
-                return Block::Invalid;
+                // Where the library has given the block up already, it would take fields for a request's.
+                return Block::Invalid(if next.kind == HEADERS { length } else { after });
             }
-            if joined.is_empty() {
-                joined.extend_from_slice(fragment);
+            (length, flags, count) = (after, next.flags, count + 1);
+            if flags & END_HEADERS == 0 && count > self.max_continuations {
+                return Block::Invalid(length);
             }
-            joined.extend_from_slice(next.payload);
-            (length, flags) = (length + HEAD + next.payload.len(), next.flags);
         }
-        match self.judge(&first, if joined.is_empty() { fragment } else { &joined }) {
+        let joined =
+            if count == 0 { Cow::Borrowed(fragment) } else { Cow::Owned(join(fragment, &bytes[HEAD + first.payload.len()..length])) };
+        match self.judge(&first, &joined) {
             Ok(fault) => Block::Whole(length, fault),
-            Err(_) => Block::Invalid,
+            Err(_) => Block::Invalid(length),
         }
     }
 
@@ -156,11 +170,12 @@ impl Frames {
                 self.open.pop_first();
             }
         }
-        let mut fault = None;
+        // Of a repeated one the library says that it is malformed. It costs next to nothing to send, and a look at each would not.
+        let (mut fault, mut has_path) = (None, false);
         self.decoder.decode(block, |name, value| match name {
             // Pseudo-fields have no place in trailers (§8.1).
             [b':', ..] if is_trailers => fault = Some(Fault::Malformed),
-            b":path" if is_request => fault = fault.or(bad_target(value).map(Fault::Refused)),
+            b":path" if is_request && !has_path => (fault, has_path) = (bad_target(value).map(Fault::Refused), true),
             _ => {}
         })?;
         Ok(fault)
@@ -173,8 +188,8 @@ enum Block {
     Partial,
     /// So many bytes, and what is wrong with them.
     Whole(usize, Option<Fault>),
-    /// No block: the library ends the connection.
-    Invalid,
+    /// No block: the library needs so many bytes to end the connection.
+    Invalid(usize),
 }
 
 /// The length of a frame's payload.
@@ -199,7 +214,18 @@ fn frame(bytes: &[u8]) -> Option<Frame<'_>> {
     Some(Frame { kind: head[3], flags: head[4], stream: stream_of(head), payload })
 }
 
-/// The fields in a frame of HEADERS, without padding and priority; `None` if there is less than it says.
+/// The fields of a block: those of its first frame, and of the whole frames that continue it.
+fn join(first: &[u8], mut continued: &[u8]) -> Vec<u8> {
+    let mut joined = first.to_vec();
+    while let Some(next) = frame(continued) {
+        joined.extend_from_slice(next.payload);
+        continued = &continued[HEAD + next.payload.len()..];
+    }
+    joined
+}
+
+/// The fields in a frame of HEADERS, without padding and priority; `None` if there is less than it says, or the stream depends on
+/// itself: the library resets it without reading its fields, and could not read those of later ones.
 fn fragment<'b>(frame: &Frame<'b>) -> Option<&'b [u8]> {
     let mut fields = frame.payload;
     let mut padding = 0;
@@ -208,7 +234,9 @@ fn fragment<'b>(frame: &Frame<'b>) -> Option<&'b [u8]> {
         (padding, fields) = (usize::from(first), rest);
     }
     if frame.flags & PRIORITY != 0 {
-        fields = fields.get(5..)?;
+        let (priority, rest) = fields.split_first_chunk::<5>()?;
+        let depends_on = u32::from_be_bytes([priority[0] & 0x7f, priority[1], priority[2], priority[3]]);
+        fields = Some(rest).filter(|_| depends_on != frame.stream)?;
     }
     fields.get(..fields.len().checked_sub(padding)?)
 }
@@ -329,8 +357,51 @@ mod tests {
     #[test]
     fn a_block_without_end_ends_the_connection() {
         let more = frame_of(CONTINUATION, 0, 1, &[0; 10_000]);
-        let bytes = [frame_of(HEADERS, 0, 1, b""), more.repeat(10)].concat();
-        assert_eq!(opened().inspect(&bytes), (0, Some(Stop::Endless)));
+        let first = frame_of(HEADERS, 0, 1, b"");
+        let bytes = [first.clone(), more.repeat(10)].concat();
+        assert_eq!(opened().inspect(&bytes), (first.len() + 6 * more.len(), Some(Stop::End)));
+        assert_eq!(opened().inspect(&bytes[..41_000]), (0, Some(Stop::End)), "more is held than a head may have");
+        assert_eq!(opened().inspect(&bytes[..40_000]), (0, None));
+        // A head as large as it may be, in frames that are full.
+        let mut frames = Frames::new(64 << 10);
+        let name = literal("x", &"y".repeat(120)).repeat(500);
+        let pieces: Vec<Vec<u8>> = name.chunks(LARGEST_FRAME).map(|piece| frame_of(CONTINUATION, 0, 1, piece)).collect();
+        let block = [&first[..], &pieces.concat(), &frame_of(CONTINUATION, END_HEADERS, 1, b"")].concat();
+        assert_eq!(frames.inspect(b"SM\r\n\r\n").0, 6);
+        assert_eq!(frames.inspect(&block), (block.len(), None));
+        let empty = frame_of(CONTINUATION, 0, 1, b"");
+        assert_eq!(opened().inspect(&[&first[..], &empty.repeat(1000)].concat()), (first.len() + 6 * empty.len(), Some(Stop::End)));
+    }
+
+    #[test]
+    fn of_a_repeated_path_the_first_is_judged() {
+        let block = |paths: [&str; 2]| frame_of(HEADERS, END_HEADERS, 1, &paths.map(|path| literal(":path", path)).concat());
+        assert_eq!(opened().inspect(&block(["/a", "/a#b"])).1, None);
+        let cut = block(["/a#b", "/a"]);
+        assert_eq!(opened().inspect(&cut).1, Some(Stop::Fault(cut.len(), Fault::Refused(Refusal::RequestLine))));
+    }
+
+    #[test]
+    fn nothing_goes_on_after_what_the_library_may_read_otherwise() {
+        let later = frame_of(HEADERS, END_HEADERS, 3, &literal(":path", "/a#b"));
+        let path = literal(":path", "/a");
+        let on_itself = [&[0, 0, 0, 1, 9][..], &path].concat();
+        let (begun, data) = (frame_of(HEADERS, 0, 1, &literal("connection", "x")), frame_of(DATA, 0, 1, b"hello"));
+        for (what, goes_on, stays) in [
+            ("a stream that depends on itself", frame_of(HEADERS, END_HEADERS | PRIORITY, 1, &on_itself), vec![]),
+            ("more padding than bytes", frame_of(HEADERS, END_HEADERS | PADDED, 1, &[200, 0, 0]), vec![]),
+            ("a push", frame_of(PUSH_PROMISE, END_HEADERS, 1, &[&[0, 0, 0, 2][..], &path].concat()), vec![]),
+            ("a block without its own", frame_of(CONTINUATION, END_HEADERS, 1, &path), vec![]),
+            ("no HPACK", frame_of(HEADERS, END_HEADERS, 1, &[0x80]), vec![]),
+            ("other frames within a block", [&begun[..], &data].concat(), vec![]),
+            ("another block within one", begun, frame_of(HEADERS, END_HEADERS, 1, &path)),
+            ("a frame that is too large", [0, 0x40, 1, HEADERS, END_HEADERS, 0, 0, 0, 1].to_vec(), vec![0; 100]),
+        ] {
+            let bytes = [&goes_on[..], &stays, &later].concat();
+            assert_eq!(opened().inspect(&bytes), (goes_on.len(), Some(Stop::End)), "{what}");
+        }
+        let part = frame_of(PUSH_PROMISE, END_HEADERS, 1, &[0; 20]);
+        assert_eq!(opened().inspect(&part[..20]), (0, None));
     }
 
     proptest! {

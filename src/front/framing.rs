@@ -128,7 +128,7 @@ impl Framing {
                     let (count, stop) = frames.inspect(rest);
                     let next = match stop {
                         None => Next::More,
-                        Some(Stop::Endless) => Next::Broken,
+                        Some(Stop::End) => Next::Broken,
                         Some(Stop::Fault(length, fault)) => Next::Fault(length, fault),
                     };
                     return (at + count, next);
