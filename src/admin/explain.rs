@@ -11,7 +11,7 @@ use crate::cache::key::{Canonical, Key};
 use crate::cache::void::{Effect, Voids};
 use crate::clock::Wall;
 use crate::config::rate_limit::RateLimit;
-use crate::config::route::{PathPattern, RequestFields, Rollout, Route, may_serve};
+use crate::config::route::{PathPattern, RequestFields, Rollout, Route, beside, may_serve};
 use crate::config::template::escape;
 use crate::config::units::show;
 use crate::config::{BackendKind, Config, Timeline};
@@ -105,8 +105,9 @@ impl Explainer {
             return Ok(true);
         }
         let route = if target.doubtful { None } else { choose(serving.routes, &target, out)? };
-        // A doubtful target counts on each rule to which it may lead.
-        let found = if target.doubtful { may_serve(serving.routes, text, &target) } else { route.into_iter().collect() };
+        // A target counts on each rule to which it may lead.
+        let besides = beside(serving.routes, &target);
+        let found = if target.doubtful { may_serve(serving.routes, text, &target) } else { route.into_iter().chain(besides).collect() };
         for limit in &serving.limits {
             let on_one = found.iter().any(|route| limit.counts_on(Some(&route.name)));
             if on_one || (found.is_empty() && limit.counts_on(None)) {

@@ -198,6 +198,16 @@ impl PathPattern {
         }
     }
 
+    /// Whether a decoded path is the one of these, but for a `/` more or less at its end.
+    #[must_use]
+    pub fn is_beside(&self, path: &str) -> bool {
+        match (self, path.strip_suffix('/')) {
+            (Self::Exact(exact), Some(bare)) => exact == bare,
+            (Self::Exact(exact), None) => exact.strip_suffix('/') == Some(path),
+            (Self::Below(_), _) => false,
+        }
+    }
+
     /// Whether everything that `other` matches is matched by this too.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
@@ -296,15 +306,26 @@ pub fn select<'r>(routes: &'r [Route], target: &Target<'_>) -> Option<&'r Route>
     routes.iter().find(|route| route.matches(target))
 }
 
+/// The rule of the same path with a `/` more at its end, or without that, if the target is not doubtful: many programs serve both
+/// alike, so that its limits count too. Nothing is allocated.
+#[must_use]
+pub fn beside<'r>(routes: &'r [Route], target: &Target<'_>) -> Option<&'r Route> {
+    routes.iter().find(|route| route.path.is_beside(&target.path) && !target.doubtful && route.has_parameters(target))
+}
+
 /// The rules to which a doubtful target may lead, by whatever program reads it ([`readings`]): those whose limits count its
-/// requests.
+/// requests. All of them, if its path is too long to be read in every way.
 #[must_use]
 pub fn may_serve<'r>(routes: &'r [Route], text: &str, target: &Target<'_>) -> Vec<&'r Route> {
-    let query = text.split_once('?').map_or("", |(_, query)| query);
+    let (path, query) = text.split_once('?').unwrap_or((text, ""));
+    if path.len() > readings::MAX_READ {
+        return routes.iter().collect();
+    }
     // Programs that separate parameters elsewhere find others than those that were read.
     let is_certain = !query.bytes().any(|byte| matches!(byte, b';' | b'%') || !byte.is_ascii_graphic());
     let mut found: Vec<&Route> = Vec::new();
     for path in readings::paths(text) {
+        found.extend(routes.iter().filter(|route| route.path.is_beside(&path)));
         for route in routes.iter().filter(|route| route.path.matches(&path)) {
             let for_all = route.with.is_empty() && route.without.is_empty();
             let matches = for_all || route.has_parameters(target);
@@ -316,6 +337,8 @@ pub fn may_serve<'r>(routes: &'r [Route], text: &str, target: &Target<'_>) -> Ve
             }
         }
     }
+    found.sort_unstable_by_key(|route| route.index);
+    found.dedup_by_key(|route| route.index);
     found
 }
 
@@ -331,6 +354,7 @@ mod tests {
                 rule("orders", "/api/orders", ""),
                 rule("day", "/api/x", "with=['day']"),
                 rule("x", "/api/x", ""),
+                rule("y", "/api/y/", ""),
                 rule("api", "/api/*", ""),
                 rule("rest", "/*", ""),
             ]
@@ -344,12 +368,50 @@ mod tests {
             ("/api/./x?a=1", "api x"),
             ("/api/./x?a=1;day=2", "api day x"),
             ("/other//x", "rest"),
+            ("/api/./y", "api y"),
         ] {
             let target = Target::parse(text).unwrap();
             let mut found: Vec<&str> = may_serve(&routes, text, &target).iter().map(|route| route.name.as_str()).collect();
             found.sort_unstable();
             assert!(target.doubtful && names.split(' ').all(|name| found.contains(&name)), "{text}: {found:?}");
             assert!(found.iter().all(|name| names.contains(name) || *name == "rest"), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_doubtful_target_whose_path_is_long_leads_to_all_rules() {
+        let routes = crate::config::tests::routes("[[route]]\nname='a'\npath='/a'\n[[route]]\nname='b'\npath='/b/*'\n");
+        let count = |text: &str| may_serve(&routes, text, &Target::parse(text).unwrap()).len();
+        let long = "%255c..;/%2f//.".repeat(80);
+        assert_eq!((count(&format!("/{long}")), count(&format!("/c;?{long}")), count("/c//")), (2, 0, 0));
+    }
+
+    #[test]
+    fn the_rule_beside_a_target_has_its_path_but_for_a_slash_at_the_end() {
+        let rule = |name: &str, path: &str, lines: &str| format!("[[route]]\nname='{name}'\npath='{path}'\n{lines}\n");
+        let routes = crate::config::tests::routes(
+            &[
+                rule("day", "/api/x", "with=['day']"),
+                rule("x", "/api/x", ""),
+                rule("y", "/api/y/", ""),
+                rule("root", "/", ""),
+                rule("rest", "/*", ""),
+            ]
+            .concat(),
+        );
+        for (text, name) in [
+            ("/api/x/", Some("x")),
+            ("/api/%78/?a", Some("x")),
+            ("/api/x/?day=1", Some("day")),
+            ("/api/y", Some("y")),
+            ("/api/x", None),
+            ("/api/y/", None),
+            ("/api/z/", None),
+            ("/api/x//", None),
+            ("/", None),
+        ] {
+            let target = Target::parse(text).unwrap();
+            assert_eq!(beside(&routes, &target).map(|route| route.name.as_str()), name, "{text}");
         }
     }
 

@@ -164,6 +164,10 @@ impl Proxy {
         let own = arrival.own;
         let limits = match target.as_deref() {
             Ok(target) if target.doubtful => doubtful_limits(&rules, &parts, target, client.address),
+            Ok(target) if let Some(beside) = rules.limited_beside(target) => {
+                let both = [(row, name), (beside.index, beside.name.as_str())];
+                rules.limits.of_any(both.into_iter(), client.address, &parts.headers)
+            }
             _ => rules.limits.of(row, name, client.address, &parts.headers),
         };
         let limits = limits.unless(own);

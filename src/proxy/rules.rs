@@ -7,12 +7,13 @@ use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::clock::Wall;
-use crate::config::route::Route;
+use crate::config::route::{Route, beside};
 use crate::config::tokens::Tokens;
 use crate::config::warm::Warm;
 use crate::config::{Access, Config};
 use crate::limit::Limits;
 use crate::limit::shared::SharedCounts;
+use crate::request::target::Target;
 use crate::telemetry::metrics::{Metrics, Rows};
 
 /// The rules of one configuration.
@@ -76,6 +77,13 @@ impl Rules {
     #[must_use]
     pub fn may_hold(&self, route: &Route) -> bool {
         route.may_store() || self.holding.iter().any(|(name, shape)| *name == route.name && *shape == route.shape)
+    }
+
+    /// The rule beside the one that serves a target ([`beside`]), if limits count its requests.
+    #[must_use]
+    pub fn limited_beside(&self, target: &Target<'_>) -> Option<&Route> {
+        self.limits.defined().next()?;
+        beside(&self.routes, target).filter(|route| self.limits.any(route.index))
     }
 
     /// A digest of what a target's digest depends on: processes with the same one mean the same by it.

@@ -188,7 +188,8 @@ impl Known {
             Admission { method: &Method::GET, headers: &headers, has_body: false, doubtful, head_as_get: proxy.head_as_get, client: None };
         let route = admit(select(&rules.routes, &target), admission).ok()?;
         let by_timeline = route.timeline && proxy.timeline.is_some();
-        let for_all_alike = route.rollout == Rollout::ALL && route.request_fields.listed().is_empty() && !rules.limits.any(route.index);
+        let is_limited = rules.limits.any(route.index) || rules.limited_beside(&target).is_some();
+        let for_all_alike = route.rollout == Rollout::ALL && route.request_fields.listed().is_empty() && !is_limited;
         (for_all_alike && !route.shadow && !by_timeline).then(|| {
             let canonical = Canonical::new(route, &target, &headers);
             Self { key: Arc::new(Key::new(route, &target, canonical)), row: route.index }

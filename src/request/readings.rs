@@ -3,6 +3,9 @@
 //! Such a target is forwarded verbatim and never cached. Its requests count against the limits of each rule that one of these
 //! readings leads to, so that no spelling frees anybody from a limit.
 
+/// The longest path that is worth reading in every way, in bytes: a few hundred times as many are read and written for it.
+pub const MAX_READ: usize = 1024;
+
 /// So often a path is decoded: twice encoded means once to some, and not at all to others.
 const DECODINGS: usize = 3;
 

@@ -162,6 +162,9 @@ async fn no_spelling_of_a_path_is_free_of_the_limit_of_its_rule() {
         "/api/orders%3Fx",
         "/api/%6frders",
         "/api/orders?x={1}",
+        "/api/orders/",
+        "/api/%6frders/?x=1",
+        "/api/./orders/",
     ];
     let rule = "[[route]]\nname='orders'\npath='/api/orders'\nttl='1h'\n";
     for limit in [
@@ -186,6 +189,11 @@ async fn no_spelling_of_a_path_is_free_of_the_limit_of_its_rule() {
         }
     }
     let sluice = Sluice::with(&limited(&backend, "", &format!("{rule}{RULE}[[limit]]\nname='few'\nroutes=['orders']\nrate='1/h'\n")), &[]);
-    let explained = get(sluice.admin, "/explain?target=/api/./orders", &[]).await.text();
-    assert!(explained.contains("limited    few: 1/h"), "{explained}");
+    for target in ["/api/./orders", "/api/orders/"] {
+        let explained = get(sluice.admin, &format!("/explain?target={target}"), &[]).await.text();
+        assert!(explained.contains("limited    few: 1/h"), "{explained}");
+    }
+    let long = format!("/{}x", "%255c..;/%2f//.".repeat(500));
+    assert_eq!(from(&sluice, "192.0.2.2", &long).await.status, 200);
+    assert_eq!(from(&sluice, "192.0.2.2", "/api/orders").await.status, 429, "a long path may be any");
 }
