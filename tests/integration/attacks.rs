@@ -480,6 +480,8 @@ async fn http2_abuse_is_reset_or_refused() {
     let (method, path, scheme, authority) = ((":method", "GET"), (":path", "/clean"), (":scheme", "http"), (":authority", "h"));
     assert_eq!(over_http2(address, &whole(&[method, path, scheme, authority])).await, Stream1::Answered(Some(200)));
     assert_eq!(over_http2(address, &whole(&[method, path, scheme, ("host", "h")])).await, Stream1::Answered(Some(200)));
+    let crumbs = [&[method, path, scheme, authority][..], &[("cookie", "a=b"); 150]].concat();
+    assert_eq!(over_http2(address, &whole(&crumbs)).await, Stream1::Answered(Some(200)));
     let refused: &[&[(&str, &str)]] = &[
         &[method, scheme, authority],
         &[method, path, authority],
@@ -534,6 +536,11 @@ async fn http2_abuse_is_reset_or_refused() {
         ("data on a stream that is not open", frame(0, END_STREAM, 1, b"hello")),
         ("an even stream", frame(1, END_HEADERS | END_STREAM, 2, &block)),
         ("a continuation of nothing", frame(9, END_HEADERS, 1, &block)),
+        ("a stream that depends on itself", frame(1, END_HEADERS | END_STREAM | 0x20, 1, &[&[0, 0, 0, 1, 9][..], &block].concat())),
+        ("more padding than bytes", frame(1, END_HEADERS | END_STREAM | 8, 1, &[&[255][..], &block[..50]].concat())),
+        ("a push", frame(5, END_HEADERS, 1, &[&[0, 0, 0, 2][..], &block].concat())),
+        ("data within a block that is malformed", [frame(1, 0, 1, &frames::fields(&[("connection", "x")])), frame(0, 0, 1, b"")].concat()),
+        ("empty continuations", [frame(1, 0, 1, &block), frame(9, 0, 1, b"").repeat(100)].concat()),
         ("a frame that is too large", frame(0, 0, 1, &vec![0; 20_000])),
         ("a window update of zero", frame(8, 0, 0, &[0; 4])),
         ("settings of a wrong size", frame(4, 0, 0, &[0; 5])),
