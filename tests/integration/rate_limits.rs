@@ -193,6 +193,9 @@ async fn no_spelling_of_a_path_is_free_of_the_limit_of_its_rule() {
         let explained = get(sluice.admin, &format!("/explain?target={target}"), &[]).await.text();
         assert!(explained.contains("limited    few: 1/h"), "{explained}");
     }
+    for status in [200, 429, 429] {
+        assert_eq!(from(&sluice, "192.0.2.3", "/api/orders/").await.status, status, "a hit counts too");
+    }
     let long = format!("/{}x", "%255c..;/%2f//.".repeat(500));
     assert_eq!(from(&sluice, "192.0.2.2", &long).await.status, 200);
     assert_eq!(from(&sluice, "192.0.2.2", "/api/orders").await.status, 429, "a long path may be any");
