@@ -171,7 +171,7 @@ impl Fetcher {
 
     /// Ends what is stored for the request, if the answer does not allow it to be kept.
     async fn end_replaced(&self, job: &Job, status: StatusCode) {
-        let Some(entry) = job.replaced.as_ref().filter(|_| takes_back(status, job.policy.authorized)) else { return };
+        let Some(entry) = job.replaced.as_ref().filter(|_| takes_back(status)) else { return };
         self.cache.end(&entry.key()).await;
         // Those who prefer its language find it under another key.
         if let Content::Response(stored) = &entry.content

@@ -42,7 +42,7 @@ async fn until_it_ended(sluice: &Sluice, fields: &[(&str, &str)]) -> Answer {
     last.into_inner().unwrap().unwrap()
 }
 
-const TAKING_BACK: [(&str, &str); 9] = [
+const TAKING_BACK: [(&str, &str); 10] = [
     ("404 Not Found", ""),
     ("410 Gone", ""),
     ("200 OK", "Cache-Control: no-store\r\n"),
@@ -51,7 +51,8 @@ const TAKING_BACK: [(&str, &str); 9] = [
     ("200 OK", "Vary: *\r\n"),
     ("302 Found", "Location: /y\r\n"),
     ("301 Moved Permanently", "Location: /y\r\n"),
-    ("403 Forbidden", ""),
+    ("307 Temporary Redirect", "Location: /y\r\n"),
+    ("451 Unavailable For Legal Reasons", ""),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,11 +92,61 @@ async fn what_the_backend_takes_back_is_served_no_more_not_even_in_an_outage() {
     }
 }
 
+/// What says that the backend failed, or that one client did something wrong.
+const TAKING_NOTHING_BACK: [&str; 17] = [
+    "400 Bad Request",
+    "401 Unauthorized",
+    "402 Payment Required",
+    "403 Forbidden",
+    "405 Method Not Allowed",
+    "406 Not Acceptable",
+    "409 Conflict",
+    "412 Precondition Failed",
+    "414 URI Too Long",
+    "418 I'm a teapot",
+    "422 Unprocessable Content",
+    "429 Too Many Requests",
+    "431 Request Header Fields Too Large",
+    "500 Internal Server Error",
+    "502 Bad Gateway",
+    "503 Service Unavailable",
+    "504 Gateway Timeout",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_client_did_wrong_ends_nothing_for_the_others() {
+    let redis = Redis::start(&[]).await;
+    for (number, status) in TAKING_NOTHING_BACK.into_iter().enumerate() {
+        let backend = Backend::start(move |asked| match asked.target.contains("bad") {
+            true => reply(status, "", b"new"),
+            false => ok("", b"old"),
+        })
+        .await;
+        let rule = rule("client_directives='respect'\nquery=['a']");
+        let text = format!("namespace='n{number}'\n{rule}");
+        let (one, two) =
+            (Sluice::ruled(backend.address, &redis.url(), &text).await, Sluice::ruled(backend.address, &redis.url(), &text).await);
+        for sluice in [&one, &two] {
+            until("it is stored", || async { get(sluice.address, "/x?a=1", &[]).await.cache_status().contains("hit") }).await;
+        }
+        // What is fresh, by a client that asks past it with a parameter that the key ignores.
+        let count = backend.count();
+        let answer = get(one.address, "/x?a=1&bad=1", &[("Cache-Control", "no-cache")]).await;
+        assert!(status.starts_with('5') || answer.text() == "new", "{status} {}", answer.text());
+        assert_eq!(backend.count(), count + 1, "{status}");
+        let third = Sluice::ruled(backend.address, &redis.url(), &text).await;
+        until("Redis answers", || async { third.logged().contains("Redis answers") }).await;
+        for sluice in [&one, &two, &third] {
+            let answer = get(sluice.address, "/x?a=1", &[]).await;
+            assert!(answer.text() == "old" && answer.cache_status().contains("hit"), "{status} {}", answer.cache_status());
+        }
+        assert_eq!(backend.count(), count + 1, "{status}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_takes_nothing_back() {
-    for status in
-        ["500 Internal Server Error", "502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout", "429 Too Many Requests"]
-    {
+    for status in TAKING_NOTHING_BACK {
         let (mut backend, says) = backend().await;
         let sluice = Sluice::ruled(backend.address, "", &rule("")).await;
         get(sluice.address, "/x", &[]).await;
