@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, VARY};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
@@ -52,8 +52,16 @@ impl Fetcher {
         }
         self.note_whether_shared(&job, &response);
         let status = response.status();
+        if is_for_its_credentials(&job, response.headers()) {
+            // Of what others have, and of what they will be answered, it says nothing.
+            if let Some(key) = job.credentials_key.as_ref().filter(|_| takes_back(status)) {
+                self.note_uncacheable(key);
+            }
+            return self.deliver_privately(&job, leader, private, response);
+        }
         let Vary::Fields(names) = Vary::of(response.headers()) else {
             self.end_replaced(&job, status).await;
+            self.note_private(&job, status);
             return self.deliver_privately(&job, leader, private, response);
         };
         let verdict = self.judge(&job, &response);
@@ -64,6 +72,7 @@ impl Fetcher {
             Verdict::Share(_) => None,
             Verdict::Private(_) => {
                 self.end_replaced(&job, status).await;
+                self.note_private(&job, status);
                 return self.deliver_privately(&job, leader, private, response);
             }
         };
@@ -147,12 +156,13 @@ impl Fetcher {
         self.freshen(job.validated.as_deref()?, response.headers()).await
     }
 
-    /// Notes whether all who have credentials may wait for one fetch of this request. What failed says nothing of that.
+    /// Notes whether all who have credentials may wait for one fetch of this request. An error or a redirect, to wrong credentials
+    /// maybe, says nothing of that.
     fn note_whether_shared(&self, job: &Job, response: &Response<Stream>) {
         let (key, control) = (&job.key.canonical.0, CacheControl::of(response.headers()));
         if control.shares_authorized() && !control.private && !control.no_store {
             self.shared.insert(key.clone(), ());
-        } else if !response.status().is_server_error() {
+        } else if response.status().is_success() {
             self.shared.remove(key);
         }
     }
@@ -204,12 +214,16 @@ impl Fetcher {
         }
     }
 
-    /// Gives a response to the one client that it is for. Whoever waited asks by itself, and those to come do not wait.
-    fn deliver_privately(&self, job: &Job, leader: Leader, private: oneshot::Sender<Private>, response: Response<Stream>) {
+    /// Notes that requests to come need not wait for each other, since a response was for one client alone.
+    fn note_private(&self, job: &Job, status: StatusCode) {
         // What a client did wrong says nothing about the next one.
-        if !response.status().is_client_error() {
+        if !status.is_client_error() {
             self.note_uncacheable(&job.collapse_key);
         }
+    }
+
+    /// Gives a response to the one client that it is for. Those who waited ask by themselves.
+    fn deliver_privately(&self, job: &Job, leader: Leader, private: oneshot::Sender<Private>, response: Response<Stream>) {
         self.note_whole(job, response.status());
         let answer = if job.negotiable.withholds() { Private::AskAgain } else { Private::Response(response) };
         // A client that left, or a revalidation, has no use for it.
@@ -266,4 +280,14 @@ impl Fetcher {
         }
         drop(leader);
     }
+}
+
+/// Whether a response is for the credentials of its request alone: it does not say that others may have it (RFC 9111 §3.5), or says
+/// that they may not.
+fn is_for_its_credentials(job: &Job, fields: &HeaderMap) -> bool {
+    if !job.policy.authorized {
+        return false;
+    }
+    let control = CacheControl::of(fields);
+    !control.shares_authorized() || control.private || (control.no_store && !control.must_understand)
 }

@@ -77,6 +77,8 @@ pub struct Job {
     /// What is fetched once at a time: the key, or its variant where it is known that the response varies; with the credentials
     /// of the request, unless it is known that the response is for all who have some.
     pub collapse_key: Canonical,
+    /// The same with the credentials of the request in any case; `None` if it has none that the key does not hold.
+    pub credentials_key: Option<Canonical>,
     /// The rule's name.
     pub route: String,
     /// How long the rule lets a response live.

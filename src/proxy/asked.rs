@@ -98,7 +98,17 @@ impl<'a> CacheableRequest<'a> {
     /// wait for one another, unless the response is known to be for all.
     #[must_use]
     pub fn collapse_key(&self) -> Canonical {
-        let key = self.variant.as_ref().unwrap_or(&self.canonical);
-        if self.authorized && !self.shared { key.with_credentials(&self.parts.headers) } else { key.clone() }
+        let alone = if self.shared { None } else { self.credentials_key() };
+        alone.unwrap_or_else(|| self.selected_key().clone())
+    }
+
+    /// What answers to its credentials alone are remembered by; `None` if it has none that the key does not hold.
+    #[must_use]
+    pub fn credentials_key(&self) -> Option<Canonical> {
+        self.authorized.then(|| self.selected_key().with_credentials(&self.parts.headers))
+    }
+
+    fn selected_key(&self) -> &Canonical {
+        self.variant.as_ref().unwrap_or(&self.canonical)
     }
 }

@@ -66,11 +66,23 @@ impl Proxy {
     pub(super) fn decide(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) -> Decision {
         let life = found.as_ref().map(|entry| (entry.stored_at, entry.lifetimes)).map_err(|why| *why);
         let decision = decide(life, request.now, || self.fetcher.failing().key(&request.collapse_key()));
+        let decision = match (decision, found) {
+            // Its credentials have an answer of their own, which refreshes nothing: it is asked for instead.
+            (Decision::StaleAndRevalidate(by), Ok(entry)) if self.has_own_answer(request) => {
+                Decision::Fetch { why: FetchWhy::Stale, fallback: entry.may_replace_errors(request.now).then_some(by) }
+            }
+            (decision, _) => decision,
+        };
         if !request.route.client_directives {
             return decision;
         }
         let directives = RequestDirectives::of(&request.parts.headers);
         respect_directives(&directives, decision, found.as_deref().ok(), request.now)
+    }
+
+    /// Whether the last answer to a request's credentials was for these alone.
+    pub(super) fn has_own_answer(&self, request: &CacheableRequest<'_>) -> bool {
+        request.credentials_key().is_some_and(|key| self.fetcher.is_uncacheable(&key))
     }
 
     /// A stored response for this client; `None` if it is damaged.

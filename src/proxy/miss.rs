@@ -108,6 +108,10 @@ impl Proxy {
         stored: Option<&Arc<Entry>>,
         has_fallback: bool,
     ) -> Result<Option<Answer>, Failure> {
+        if request.shared && self.has_own_answer(request) {
+            // Those who wait for what all may have do not wait for this one.
+            request.shared = false;
+        }
         let fetched = if self.fetcher.is_uncacheable(&request.collapse_key()) || asks_for_events(&request.parts.headers) {
             Fetched::NotShared
         } else {
@@ -268,6 +272,7 @@ impl Proxy {
             negotiable,
             key: Key::new(request.route, request.target, request.canonical.clone()),
             collapse_key: request.collapse_key(),
+            credentials_key: request.credentials_key(),
             route: request.route.name.clone(),
             policy: FreshnessPolicy { authorized: request.authorized, ..policy },
             match_language: request.route.match_language,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::TcpSocket;
 
-use crate::support::{Answer, Asked, Backend, Connection, Redis, Sluice, Step, TOKEN, get, ok, until};
+use crate::support::{Answer, Asked, Backend, Connection, Redis, Sluice, Step, TOKEN, get, ok, reply, until};
 
 /// A client: its address, and what it says in the field that `Vary` names.
 #[derive(Clone, Copy, Debug)]
@@ -295,4 +295,98 @@ async fn an_answer_that_is_shared_no_more_goes_to_none_of_those_who_wait() {
         assert_eq!(text, if number % 4 > 0 { &user } else { "nobody" });
     });
     together(asking).await;
+}
+
+/// What a backend says to credentials that are wrong, or that have an answer of their own: none of it is for all.
+const FOR_THESE_CREDENTIALS: [(&str, &str); 15] = [
+    ("500 Internal Server Error", ""),
+    ("501 Not Implemented", "Cache-Control: no-store\r\n"),
+    ("302 Found", "Location: /login\r\n"),
+    ("303 See Other", "Location: /login\r\nCache-Control: no-store\r\n"),
+    ("307 Temporary Redirect", "Location: /login\r\nCache-Control: no-cache, no-store, must-revalidate\r\n"),
+    ("400 Bad Request", ""),
+    ("401 Unauthorized", "WWW-Authenticate: Bearer\r\n"),
+    ("403 Forbidden", "Cache-Control: private\r\n"),
+    ("404 Not Found", ""),
+    ("410 Gone", "Cache-Control: max-age=60\r\n"),
+    ("200 OK", ""),
+    ("200 OK", "Cache-Control: no-store\r\n"),
+    ("200 OK", "Cache-Control: private, max-age=60\r\nSet-Cookie: a=b\r\n"),
+    ("200 OK", "Cache-Control: max-age=0, private, must-revalidate\r\n"),
+    ("200 OK", "Vary: *\r\n"),
+];
+
+/// Answers "for all" to everybody but to what `Authorization: garbage` gets.
+async fn for_all_but_garbage(status: &'static str, fields: &'static str) -> Backend {
+    Backend::start(move |asked| match asked.field("authorization") {
+        Some("garbage") => reply(status, fields, b"garbage"),
+        _ => {
+            let mut steps = vec![Step::Delay(Duration::from_millis(50))];
+            steps.extend(ok("Cache-Control: public, max-age=600\r\n", b"for all"));
+            steps
+        }
+    })
+    .await
+}
+
+const GARBAGE: [(&str, &str); 1] = [("Authorization", "garbage")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_other_credentials_ends_nothing_and_turns_the_cache_off_for_nobody_else() {
+    for (status, fields) in FOR_THESE_CREDENTIALS {
+        for stale in ["stale_while_revalidate='0s'\nstale_if_error='1h'", "stale_while_revalidate='1h'\nstale_if_error='1h'"] {
+            let backend = for_all_but_garbage(status, fields).await;
+            let rule = format!("[[route]]\nname='all'\npath='/*'\nkey='all'\nttl='1h'\nauthorization='respect'\n{stale}\n");
+            let sluice = Sluice::ruled(backend.address, "", &rule).await;
+            until("it is stored", || async { get(sluice.address, "/x", &[]).await.cache_status().contains("hit") }).await;
+            assert_eq!(sluice.manage("/purge?pattern=*&soft=true").await.status, 200);
+            let before = backend.count();
+            get(sluice.address, "/x", &GARBAGE).await;
+            until("the backend was asked", || async { backend.count() > before }).await;
+            until("no fetch is under way", || async { backend.answering() == 0 }).await;
+            assert_eq!(sluice.metric("memory_entries", &[]).await, 1.0, "{status} {fields}");
+            until(&format!("others have it refreshed: {status} {fields}"), || async {
+                let (_, answer) = users(sluice.address, "/x", 1).await.remove(0);
+                assert_eq!(answer.text(), "for all");
+                answer.cache_status().contains("hit; ttl=5")
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_other_credentials_leaves_users_of_a_shared_answer_one_fetch() {
+    for (status, fields) in FOR_THESE_CREDENTIALS.into_iter().filter(|(status, _)| !status.starts_with('2')) {
+        let backend = for_all_but_garbage(status, fields).await;
+        let rule = "[[route]]\nname='all'\npath='/*'\nkey='all'\nttl='1h'\nauthorization='respect'\n";
+        let sluice = Sluice::ruled(backend.address, "", rule).await;
+        users(sluice.address, "/x", 1).await;
+        assert_eq!(sluice.manage("/purge?pattern=*").await.status, 200);
+        assert_eq!(get(sluice.address, "/x", &GARBAGE).await.text(), "garbage");
+        let before = backend.count();
+        for (_, answer) in users(sluice.address, "/x", 20).await {
+            assert_eq!(answer.text(), "for all");
+        }
+        assert_eq!(backend.count() - before, 1, "{status} {fields}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_with_an_answer_of_their_own_are_served_no_stale_one_for_long() {
+    for (status, fields) in [("404 Not Found", ""), ("200 OK", "Cache-Control: private\r\n"), ("302 Found", "Location: /y\r\n")] {
+        let backend = for_all_but_garbage(status, fields).await;
+        let rule = "[[route]]\nname='all'\npath='/*'\nkey='all'\nttl='1h'\nauthorization='respect'\nstale_while_revalidate='1h'\n";
+        let sluice = Sluice::ruled(backend.address, "", rule).await;
+        until("it is stored", || async { get(sluice.address, "/x", &[]).await.cache_status().contains("hit") }).await;
+        assert_eq!(sluice.manage("/purge?pattern=*&soft=true").await.status, 200);
+        until(&format!("its own is answered: {status}"), || async { get(sluice.address, "/x", &GARBAGE).await.text() == "garbage" }).await;
+        // One request each, and no more revalidations beside it.
+        let before = backend.count();
+        for _ in 0..3 {
+            assert_eq!(get(sluice.address, "/x", &GARBAGE).await.text(), "garbage", "{status}");
+        }
+        assert_eq!(backend.count() - before, 3, "{status}");
+        assert_eq!(get(sluice.address, "/x", &[]).await.text(), "for all");
+    }
 }
