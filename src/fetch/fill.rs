@@ -82,8 +82,8 @@ struct State {
     total: usize,
     /// Bytes of the budget that are ours.
     charged: usize,
-    /// Too large to store: what all have read is let go.
-    passing: bool,
+    /// Why it is not held for the cache: what all have read is let go.
+    passing: Option<NotHeld>,
     end: Option<Result<(), Failure>>,
     /// What was made of the body, once that is known: an entry, or nothing.
     settled: Option<Option<Arc<Entry>>>,
@@ -115,7 +115,7 @@ impl Fill {
     /// An empty fill and its writer.
     #[must_use]
     pub fn start(head: Head, max_object: usize, budget: Arc<Budget>) -> (Arc<Self>, Writer) {
-        let passing = head.length.is_some_and(|length| length > max_object as u64);
+        let passing = head.length.filter(|&length| length > max_object as u64).map(|_| NotHeld::TooLarge);
         let state = Mutex::new(State { passing, ..State::default() });
         let fill = Arc::new(Self { head, max_object, budget, state, room: Notify::new(), ended: Notify::new() });
         (Arc::clone(&fill), Writer(fill))
@@ -150,7 +150,7 @@ impl Fill {
                 match state.end {
                     Some(Ok(())) => return End::Whole,
                     Some(Err(failure)) => return End::Broken(failure),
-                    None if state.passing => return End::Passing,
+                    None if state.passing.is_some() => return End::Passing,
                     None => {}
                 }
             }
@@ -179,7 +179,7 @@ impl Fill {
                 if let Some(settled) = &state.settled {
                     return settled.clone();
                 }
-                if state.passing || matches!(state.end, Some(Err(_))) {
+                if state.passing.is_some() || matches!(state.end, Some(Err(_))) {
                     return None;
                 }
             }
@@ -224,16 +224,23 @@ impl Drop for Fill {
 /// Fills the body. Dropped without having said how it ended, the body counts as broken off.
 pub struct Writer(Arc<Fill>);
 
-/// Nobody reads any more, and the body cannot be stored either.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Abandoned;
+/// Why a body is not held for the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotHeld {
+    /// It is larger than what may be stored.
+    TooLarge,
+    /// Bodies on their way into the cache had all the room that they may have together. It says nothing of this one.
+    NoRoom,
+    /// Its end is not known, and nobody read it for long.
+    Alone,
+}
 
 impl Writer {
     /// Adds bytes; once the body only passes by, waits until the slowest reader is near.
     ///
     /// # Errors
-    /// [`Abandoned`] if the bytes are of use to nobody.
-    pub async fn push(&self, chunk: Bytes) -> Result<(), Abandoned> {
+    /// Why it is not held, if nobody reads it either: the bytes are of use to nobody.
+    pub async fn push(&self, chunk: Bytes) -> Result<(), NotHeld> {
         if chunk.is_empty() {
             return Ok(());
         }
@@ -241,15 +248,20 @@ impl Writer {
         {
             let mut state = fill.state();
             if fill.head.length.is_none() && state.alone_since.is_some_and(|since| since.elapsed() >= ALONE) {
-                return Err(Abandoned);
+                return Err(NotHeld::Alone);
             }
             state.total += chunk.len();
             state.held += chunk.len();
-            let storable = !state.passing && state.total <= fill.max_object && fill.budget.take(chunk.len());
+            let held = state.passing.is_none();
+            if state.total > fill.max_object {
+                state.passing = Some(NotHeld::TooLarge);
+            } else if held && !fill.budget.take(chunk.len()) {
+                state.passing = Some(NotHeld::NoRoom);
+            }
+            let storable = state.passing.is_none();
             if storable {
                 state.charged += chunk.len();
-            } else if !state.passing {
-                state.passing = true;
+            } else if held {
                 fill.ended.notify_waiters();
             }
             // As it arrived it is a slice of the connection's buffer, which it would keep alive with all its slack.
@@ -258,40 +270,41 @@ impl Writer {
         }
         loop {
             let room = fill.room.notified();
-            {
+            let why = {
                 let mut state = fill.state();
-                if !state.passing {
-                    return Ok(());
-                }
+                let Some(why) = state.passing else { return Ok(()) };
                 state.let_go();
                 if state.held <= WINDOW {
                     return Ok(());
                 }
                 if state.readers.is_empty() && state.next_reader > 0 {
-                    return Err(Abandoned);
+                    return Err(why);
                 }
-            }
+                why
+            };
             // The client that asked is about to read, unless it left before there was anything to read.
             let deadline = if fill.state().next_reader == 0 { FIRST_READER } else { Duration::MAX };
             if timeout(deadline, room).await.is_err() {
-                return Err(Abandoned);
+                return Err(why);
             }
         }
     }
 
-    /// The body is whole. Returns its bytes, unless it only passed by.
-    #[must_use]
-    pub fn complete(self) -> Option<Bytes> {
+    /// The body is whole. Returns its bytes.
+    ///
+    /// # Errors
+    /// Why it was not held and only passed by.
+    pub fn complete(self) -> Result<Bytes, NotHeld> {
         let whole = {
             let state = self.0.state();
-            if state.passing {
-                None
-            } else if state.chunks.len() == 1 {
-                state.chunks.front().cloned()
-            } else {
-                let mut whole = BytesMut::with_capacity(state.held);
-                state.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-                Some(whole.freeze())
+            match (state.passing, state.chunks.front()) {
+                (Some(why), _) => Err(why),
+                (None, Some(only)) if state.chunks.len() == 1 => Ok(only.clone()),
+                (None, _) => {
+                    let mut whole = BytesMut::with_capacity(state.held);
+                    state.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+                    Ok(whole.freeze())
+                }
             }
         };
         self.0.finish(Ok(()));
@@ -327,7 +340,7 @@ impl Body for Reader {
         if let Some(chunk) = reader.next.checked_sub(state.gone).and_then(|at| state.chunks.get(at)) {
             let chunk = chunk.clone();
             reader.next += 1;
-            if state.passing {
+            if state.passing.is_some() {
                 drop(guard);
                 self.fill.room.notify_one();
             }
@@ -429,7 +442,7 @@ mod tests {
             assert!(fill.state().held <= 2 * WINDOW, "{}", fill.state().held);
         }
         assert_eq!(read, 50 * WINDOW);
-        assert_eq!(writing.await.unwrap(), None);
+        assert_eq!(writing.await.unwrap(), Err(NotHeld::TooLarge));
         assert!(fill.reader().is_none());
     }
 
@@ -438,7 +451,7 @@ mod tests {
         let (fill, writer, _) = start(100, 1000);
         drop(fill.reader());
         writer.push(chunk(60)).await.unwrap();
-        assert_eq!(writer.push(chunk(2 * WINDOW)).await, Err(Abandoned));
+        assert_eq!(writer.push(chunk(2 * WINDOW)).await, Err(NotHeld::TooLarge));
         assert_eq!(fill.end().await, End::Passing);
     }
 
@@ -453,7 +466,7 @@ mod tests {
         writer.push(chunk(1)).await.unwrap();
         drop(late);
         tokio::time::advance(ALONE).await;
-        assert_eq!(writer.push(chunk(1)).await, Err(Abandoned));
+        assert_eq!(writer.push(chunk(1)).await, Err(NotHeld::Alone));
     }
 
     #[tokio::test]
@@ -475,6 +488,22 @@ mod tests {
         let reader = other.reader();
         second.push(chunk(200)).await.unwrap();
         assert_eq!(other.end().await, End::Passing);
-        drop((reader, one));
+        drop(reader);
+        assert_eq!(second.complete(), Err(NotHeld::NoRoom));
+        drop(one);
+    }
+
+    #[tokio::test]
+    async fn a_body_without_room_is_too_large_only_if_it_is() {
+        for (size, why) in [(50, NotHeld::NoRoom), (51, NotHeld::TooLarge)] {
+            let (_fill, writer, _) = start(100, 10);
+            writer.push(chunk(50)).await.unwrap();
+            writer.push(chunk(size)).await.unwrap();
+            assert_eq!(writer.complete(), Err(why), "{size}");
+        }
+        // Left by its reader before it says which.
+        let (fill, writer, _) = start(9 * WINDOW, 10);
+        drop(fill.reader());
+        assert_eq!(writer.push(chunk(2 * WINDOW)).await, Err(NotHeld::NoRoom));
     }
 }

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
 use super::collapse::Leader;
-use super::fill::{Fill, Head, Writer};
+use super::fill::{Fill, Head, NotHeld, Writer};
 use super::partial::Beginning;
 use super::{Fetcher, Job, Private};
 use crate::body::{self, Stream};
@@ -231,6 +231,20 @@ impl Fetcher {
         leader.unshare();
     }
 
+    /// Notes that the body of a response was not held for the cache. One that is too large is no answer that could be kept: requests to
+    /// come need not wait for each other, and what it was to replace is not kept either. The other reasons are Sluice's own or those of
+    /// clients that left, and say nothing of what is stored.
+    async fn note_not_held(&self, job: &Job, fill: &Fill, why: NotHeld) {
+        if why != NotHeld::TooLarge {
+            return;
+        }
+        self.note_uncacheable(&job.collapse_key);
+        // What was not to be stored has ended it by now, if it does at all.
+        if fill.head.stored {
+            self.end_replaced(job, fill.head.status).await;
+        }
+    }
+
     /// Reads the body into the fill, and stores what it holds in the end.
     ///
     /// Whoever asks while the leader lives follows this fetch. For what is stored the leader therefore lives until the entry
@@ -262,21 +276,16 @@ impl Fetcher {
             };
             left = left.map(|left| left.saturating_sub(chunk.len() as u64));
             leader = keep(leader, left);
-            if writer.push(chunk).await.is_err() {
-                // It is no answer that could be kept, too large or without an end: what it was to replace is not kept either.
-                return self.end_replaced(job, fill.head.status).await;
+            if let Err(why) = writer.push(chunk).await {
+                return self.note_not_held(job, fill, why).await;
             }
         }
         let leader = leader.filter(|_| lifetimes.is_some());
         self.note_whole(job, fill.head.status);
         match (writer.complete(), lifetimes) {
-            (Some(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
-            (Some(_), None) => {}
-            // Too large to be stored: requests to come need not wait for each other.
-            (None, _) => {
-                self.note_uncacheable(&job.collapse_key);
-                self.end_replaced(job, fill.head.status).await;
-            }
+            (Ok(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
+            (Ok(_), None) => {}
+            (Err(why), _) => self.note_not_held(job, fill, why).await,
         }
         drop(leader);
     }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Answer, Backend, Connection, Redis, Sluice, Step, get, ok, reply, until};
+use crate::support::{Answer, Backend, Connection, Redis, Sluice, Step, TOKEN, get, ok, one_rule, reply, until};
 
 /// What the backend says next, whatever it is asked.
 type Says = Arc<Mutex<(&'static str, &'static str, &'static [u8])>>;
@@ -240,4 +240,64 @@ async fn what_one_instance_hears_is_taken_back_ends_on_the_other() {
     until_it_ended(&one, &[]).await;
     *says.lock().unwrap() = ("503 Service Unavailable", "", b"");
     assert_eq!(until_it_ended(&other, &[]).await.status, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_kept_for_want_of_room_ends_nothing() {
+    for stale in ["stale_while_revalidate='1h'", "stale_while_revalidate='0s'\nstale_if_error='1h'"] {
+        // One that is whole before it must wait for its readers, and one that must wait.
+        for size in [100 << 10, 600 << 10] {
+            let byte: Arc<Mutex<u8>> = Arc::new(Mutex::new(b'a'));
+            let told = Arc::clone(&byte);
+            let mut backend = Backend::start(move |asked| match asked.target.as_str() {
+                "/x" => ok("", &vec![*told.lock().unwrap(); size]),
+                _ => {
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 4 << 20);
+                    vec![Step::Send(head.into_bytes()), Step::Send(vec![b'h'; (4 << 20) - 1000]), Step::Hang]
+                }
+            })
+            .await;
+            let rules = one_rule(&format!("ttl='1h'\n{stale}"));
+            let text = format!(
+                "[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\ntimeout='60s'\n[cache]\nredis=''\nmemory='16MiB'\nmax_object='4MiB'\n{rules}",
+                backend.address
+            );
+            let sluice = Sluice::with(&text, &[]);
+            let begins_with = |answer: &Answer| answer.body.first().copied();
+            until("it is stored", || async { get(sluice.address, "/x", &[]).await.cache_status().contains("hit") }).await;
+            make_stale(&sluice).await;
+            *byte.lock().unwrap() = b'b';
+            // Two bodies that do not end take the room of all.
+            let mut holding = Vec::new();
+            for target in ["/one", "/two"] {
+                let mut client = Connection::open(sluice.address).await;
+                client.send(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await;
+                holding.push(client);
+            }
+            until("no room is left", || async { sluice.metric("fill_bytes", &[]).await > f64::from((8 << 20) - 4000) }).await;
+            // A second fetch begins when the first one has ended.
+            for _ in 0..2 {
+                let before = backend.count();
+                until("it is asked for", || async {
+                    let answer = get(sluice.address, "/x", &[]).await;
+                    assert_eq!(answer.body.len(), size);
+                    assert!(answer.cache_status().contains("stale"), "{stale} {size} {}", answer.cache_status());
+                    backend.count() > before
+                })
+                .await;
+                assert_eq!(sluice.metric("memory_entries", &[]).await, 1.0, "{stale} {size}");
+            }
+            // With room it is kept again at once.
+            drop(holding);
+            backend.kill().await;
+            backend.revive().await;
+            until("room is left", || async { sluice.metric("fill_bytes", &[]).await < f64::from(4 << 20) }).await;
+            until("the new one is kept", || async {
+                let answer = get(sluice.address, "/x", &[]).await;
+                assert!(!answer.cache_status().contains("bypass"), "{}", answer.cache_status());
+                begins_with(&answer) == Some(b'b') && answer.cache_status().contains("hit; ttl=3")
+            })
+            .await;
+        }
+    }
 }
