@@ -41,7 +41,7 @@ use key::{Canonical, Key, entry_digest};
 use peers::Peers;
 use store::Store;
 use void::view::{Added, LoggedVoid};
-use void::{Effect, Moment, Selection, Validity, Voids};
+use void::{Effect, Moment, Purge, Selection, Validity, Voids};
 use void_log::{Pending, VoidLog};
 
 /// Counts of purges that are kept.
@@ -226,7 +226,7 @@ impl Cache {
     /// Purges what `what` selects, or with `soft` makes it stale, on every instance. What it concerns is not served here any more
     /// from now on, and nowhere else within a second; what came of it is counted meanwhile.
     pub async fn purge(self: &Arc<Self>, what: Selection, soft: bool) -> Purged {
-        let (pending, at) = self.void(what.clone(), soft);
+        let (pending, Purge { at, .. }) = self.void(what.clone(), soft);
         let cache = Arc::clone(self);
         let counting = self.runtime.spawn(async move { cache.sweep(at).await });
         self.peers.tell(&LoggedVoid { what, soft }).await;
@@ -254,13 +254,13 @@ impl Cache {
     }
 
     /// Voids something here.
-    fn void(&self, what: Selection, soft: bool) -> (Option<Pending>, Moment) {
+    fn void(&self, what: Selection, soft: bool) -> (Option<Pending>, Purge) {
         match &self.log {
             Some(log) => {
                 let (pending, purge) = log.void(what, soft);
-                (Some(pending), purge.at)
+                (Some(pending), purge)
             }
-            None => (None, self.voids.add(what, Effect::of_purge(soft), Wall::now()).at),
+            None => (None, self.voids.add(what, Effect::of_purge(soft), Wall::now())),
         }
     }
 
@@ -291,11 +291,11 @@ impl Cache {
     }
 
     /// A client changed something: what is stored under these keys, which are those of target URIs (RFC 9111 §4.4), and whatever is
-    /// being fetched for them, is not used any more, on no instance. The returned task ends when all of them have been told. The moment is
-    /// that from which on the first of them is void.
-    pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> (Option<Moment>, JoinHandle<()>) {
+    /// being fetched for them, is not used any more, on no instance. The returned task ends when all of them have been told. What is
+    /// returned besides is the void of the first of them.
+    pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> (Option<Purge>, JoinHandle<()>) {
         let pending: Vec<_> = keys.iter().map(|key| self.void(Selection::Target(key.target), false)).collect();
-        let first = pending.first().map(|(_, at)| *at);
+        let first = pending.first().map(|(_, purge)| purge.clone());
         let cache = Arc::clone(self);
         let telling = self.runtime.spawn(async move {
             for (key, (pending, _)) in keys.iter().zip(pending) {

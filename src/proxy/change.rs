@@ -26,7 +26,7 @@ use super::asked::Asked;
 use super::effect::Effect;
 use crate::body::Stream;
 use crate::cache::key::{Canonical, Key};
-use crate::cache::void::Moment;
+use crate::cache::void::{Moment, Purge};
 use crate::config::route::select;
 use crate::http::invalidation::named_targets;
 use crate::request::client::request_authority;
@@ -117,8 +117,8 @@ impl Change {
             let named = answer.as_ref().map(|response| self.named(response.headers())).unwrap_or_default();
             voided = self.void(named).await;
         }
-        let asked_at = voided.unwrap_or(self.asked_at);
-        let is_newest = !self.is_overtaken(asked_at);
+        let is_newest = voided.as_ref().is_none_or(|own| !self.is_overtaken(own));
+        let asked_at = voided.map_or(self.asked_at, |own| own.at);
         self.is_known = true;
         self.proxy.changes.is_known();
         if effect != Effect::UnderWay {
@@ -127,11 +127,11 @@ impl Change {
         (effect, answer.map(|response| Changed { response, is_newest, asked_at }))
     }
 
-    /// Whether something else voided its target since it was sent, until it did.
-    fn is_overtaken(&self, until: Moment) -> bool {
+    /// Whether something else voided its target since it was sent, until its own void.
+    fn is_overtaken(&self, own: &Purge) -> bool {
         let Some(key) = &self.key else { return false };
         let voids = self.proxy.cache.voids().concerning(&key.readable, &key.tags, key.target);
-        voids.iter().any(|void| void.at > self.asked_at && void.at < until)
+        own.before.is_some_and(|before| before > self.asked_at) || voids.iter().any(|void| void.at > self.asked_at && void.at < own.at)
     }
 
     /// The keys of the targets that the answer names besides its own.
@@ -144,16 +144,18 @@ impl Change {
         named.iter().filter_map(|text| self.proxy.stored_key(&Target::parse(text).ok()?)).collect()
     }
 
-    /// What is stored for its target, and for others, is void from the moment on that is returned.
-    async fn void(&self, others: Vec<Key>) -> Option<Moment> {
+    /// What is stored for its target, and for others, is void. Returns the void of its target.
+    async fn void(&self, others: Vec<Key>) -> Option<Purge> {
+        // Once each: what its own answer says of its target is from the moment of the one void of that.
+        let others = others.into_iter().filter(|other| self.key.as_ref().is_none_or(|own| own.target != other.target));
         let keys: Vec<Key> = self.key.iter().cloned().chain(others).collect();
         if keys.is_empty() {
             return None;
         }
-        let (at, telling) = self.proxy.cache.invalidate(keys);
+        let (own, telling) = self.proxy.cache.invalidate(keys);
         // The client that made the change sees it everywhere, and what is stored from now on is not removed with what it replaces.
         drop(telling.await);
-        at
+        own.filter(|_| self.key.is_some())
     }
 
     /// Voids its target once more after a while, by when the backend has carried it out or never will.

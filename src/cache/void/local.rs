@@ -39,6 +39,8 @@ pub struct Purge {
     pub at: Moment,
     /// The same by wall time, to tell people, and for the age of what it expires.
     pub since: Wall,
+    /// When the same target was voided before, if it is a target and that is remembered.
+    pub before: Option<Moment>,
 }
 
 /// What the voids say of an entry.
@@ -162,11 +164,11 @@ impl Voids {
     pub fn add(&self, what: Selection, effect: Effect, now: Wall) -> Purge {
         let mut remembered = self.remembered();
         // Only one is made at a time, so that the newest is the last one remembered.
-        let purge = Purge { what, effect, at: self.clock.tick(), since: now };
+        let mut purge = Purge { what, effect, at: self.clock.tick(), since: now, before: None };
         match &purge.what {
             Selection::Target(target) | Selection::Entry(target) if effect == Effect::Remove => {
                 remembered.has_entries |= matches!(purge.what, Selection::Entry(_));
-                remembered.targets.insert(*target, (purge.at, now));
+                purge.before = remembered.targets.insert(*target, (purge.at, now)).map(|(at, _)| at);
                 remembered.targets_in_order.push_back((purge.at, *target));
             }
             _ => remembered.purges.push_back(purge.clone()),
@@ -249,6 +251,7 @@ impl Voids {
             effect: Effect::Remove,
             at,
             since,
+            before: None,
         }));
         found
     }
