@@ -24,7 +24,7 @@ pub struct Actor<'a> {
 }
 
 impl<'a> Actor<'a> {
-    /// Whoever sent a request from `address`, if they may do this, and if it can be audited. An attempt that is refused is audited too.
+    /// The sender of a request from `address`, if it may do this, and if it can be audited. An attempt that is refused is audited too.
     ///
     /// # Errors
     /// Why they may not.

@@ -20,7 +20,7 @@ fn is_own(host: &str, bound: IpAddr, named: &[String]) -> bool {
         return true;
     }
     match host.parse::<IpAddr>() {
-        // Whoever opens a page under an address has its answers from there: an address cannot be made to point elsewhere.
+        // A page under an address is answered from there: an address cannot be made to point elsewhere.
         Ok(address) => bound.is_unspecified() || address.is_loopback() || address.to_canonical() == bound.to_canonical(),
         // RFC 6761 §6.3: such names are this machine's own.
         Err(_) => host == "localhost" || host.ends_with(".localhost"),

@@ -88,7 +88,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Greets whoever connects, a few at a time.
+/// Greets processes that connect, a few at a time.
 async fn accept(listener: UnixListener, cache: Arc<Cache>, rules: impl Fn() -> u64) {
     let greeting = Arc::new(Semaphore::new(GREETED));
     loop {

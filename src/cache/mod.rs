@@ -121,7 +121,7 @@ impl Cache {
         &self.voids
     }
 
-    /// Processes that are told of what is void here while one takes over from the other.
+    /// Processes that hear what is void here while one takes over from the other.
     #[must_use]
     pub const fn peers(&self) -> &Peers {
         &self.peers

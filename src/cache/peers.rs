@@ -1,4 +1,4 @@
-//! Processes that are told of what is void here, and the messages in which that is done: see [`handover`](super::handover).
+//! Processes that hear what is void here, and the messages in which it is said: see [`handover`](super::handover).
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

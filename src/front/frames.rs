@@ -2,7 +2,7 @@
 //! a `:path`, and drops what has no place in trailers, so that nobody behind it could refuse either.
 //!
 //! Where something is to be refused, a field is added at the end of the block: one that the library resets the stream for, or one
-//! with which [`refused`] tells the request's refusal to whoever answers it. The bytes of a client's own stay as they are.
+//! with which [`refused`] says the request's refusal to what answers it. The bytes of a client's own stay as they are.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ const PREFACE_REST: usize = b"SM\r\n\r\n".len();
 /// The largest payload of a frame: what HTTP/2 begins with (§6.5.2).
 const LARGEST_FRAME: usize = 16 << 10;
 
-/// So many open streams are remembered: many times what the library lets be open, or reset for errors.
+/// Open streams that are remembered: many times what the library lets be open, or reset for errors.
 const MOST_OPEN: usize = 4096;
 
 const DATA: u8 = 0;
@@ -37,7 +37,7 @@ const PRIORITY: u8 = 0x20;
 /// The frames of one direction of a connection.
 #[derive(Debug)]
 pub struct Frames {
-    /// So many bytes go on as they are.
+    /// These many bytes go on as they are.
     skip: usize,
     decoder: Decoder,
     /// The newest stream that was opened.
@@ -62,7 +62,7 @@ pub enum Fault {
 /// Where the bytes stop that may go on as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Before so many bytes of fields, with which something is wrong. They were looked at.
+    /// Before these many bytes of fields, with which something is wrong. They were looked at.
     Fault(usize, Fault),
     /// The connection cannot go on. What the library needs to say why may go on, and no frame after that: the library may read
     /// it otherwise, or only reset a stream without having read its fields.
@@ -186,9 +186,9 @@ impl Frames {
 enum Block {
     /// A block that is not there yet in full.
     Partial,
-    /// So many bytes, and what is wrong with them.
+    /// How many bytes, and what is wrong with them.
     Whole(usize, Option<Fault>),
-    /// No block: the library needs so many bytes to end the connection.
+    /// No block: the library needs these many bytes to end the connection.
     Invalid(usize),
 }
 

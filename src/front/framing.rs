@@ -24,7 +24,7 @@ pub enum Next {
     Refuse(Refusal),
     /// A body that is no body. Nothing after it has a meaning, and an answer may be under way already.
     Broken,
-    /// Over HTTP/2: so many bytes of fields with which something is wrong ([`with_fault`](super::frames::with_fault)). They were
+    /// Over HTTP/2: this many bytes of fields with which something is wrong ([`with_fault`](super::frames::with_fault)). They were
     /// looked at: what follows them is to be shown next.
     Fault(usize, Fault),
 }

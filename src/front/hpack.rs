@@ -155,7 +155,7 @@ struct Code {
 
 /// All bytes, and the end.
 const SYMBOLS: usize = 257;
-/// The longest code has so many bits.
+/// The bits of the longest code.
 const LONGEST: usize = 30;
 const CODE: Code = Code::new();
 

@@ -34,7 +34,7 @@ enum Codings {
 /// Where a request's body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// After so many bytes.
+    /// After this many bytes.
     Sized(u64),
     /// After its last chunk.
     Chunked,

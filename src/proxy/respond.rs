@@ -21,7 +21,7 @@ use crate::upstream::response_fields::OWN_VIA;
 /// Coded bodies of up to this size are inflated on the spot, larger ones where they hold up no request: they may be hundreds
 /// of times as large.
 const INFLATE_HERE: usize = 4 << 10;
-/// What is inflated on the spot has at most so many bytes.
+/// What is inflated on the spot has at most these many bytes.
 const INFLATED_HERE: usize = 2 << 20;
 
 /// The stored response for this client: in the coding that it takes, a range of it (if `ranges`: only GET has them), or 304 if

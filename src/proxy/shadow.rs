@@ -35,7 +35,7 @@ use crate::telemetry::samples::Samples;
 
 /// Fields that name the moment or the way of an answer, or how its bytes are coded and framed.
 const NOT_COMPARED: [HeaderName; 10] = [AGE, CACHE_STATUS, CONTENT_ENCODING, CONTENT_LENGTH, DATE, ETAG, EXPIRES, REQUEST_ID, TRAILER, VIA];
-/// So many differing fields are named in a sample.
+/// Differing fields that a sample names.
 const NAMED: usize = 10;
 
 /// How an answer compares with what the cache would have said: the label of a metric, in the order of what is looked at.
@@ -210,7 +210,7 @@ struct Position {
     at: usize,
     /// From there on it is not.
     differs: bool,
-    /// So many bytes have passed.
+    /// This many bytes have passed.
     passed: u64,
 }
 

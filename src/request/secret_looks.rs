@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 /// How often something may be encoded over and over.
 const ROUNDS: usize = 3;
-/// From so many letters and digits on a run of them may be a secret.
+/// The letters and digits from which on a run of them may be a secret.
 const LONG: usize = 20;
-/// And from so many on any may be, in one case, without a sign between them, and not a number.
+/// The same from which on any may be, in one case, without a sign between them, and not a number.
 const VERY_LONG: usize = 32;
 /// Tokens of known kinds begin so, and go on for a while.
 const KINDS: [&str; 20] = [

@@ -1,4 +1,4 @@
-//! What is not told of a request, wherever requests are told of: the log, traces, samples, statistics, explanations. One redaction for
+//! What is not told of a request, wherever something is said of requests: the log, traces, samples, statistics, explanations. One redaction for
 //! all of them.
 //!
 //! A value is left out for its name (a parameter of the query or of a path segment, in any spelling that a backend may decode), or for
@@ -13,7 +13,7 @@ use http::Method;
 
 use super::secret_looks::{decoded, looks_secret};
 
-/// The longest text that is told of a target, in bytes.
+/// The longest text that is said of a target, in bytes.
 pub const MAX_SHOWN: usize = 1024;
 /// The longest value within it.
 const MAX_VALUE: usize = 256;
@@ -110,7 +110,7 @@ pub fn text_without_secrets(text: &str) -> Cow<'_, str> {
     if shown == text { Cow::Borrowed(text) } else { Cow::Owned(shown) }
 }
 
-/// A method as it is told of: a client may make up one of any length.
+/// A method as it is said: a client may make up one of any length.
 #[must_use]
 pub fn shown_method(method: &Method) -> &str {
     if method.as_str().len() <= MAX_METHOD { method.as_str() } else { LEFT_OUT }

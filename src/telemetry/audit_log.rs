@@ -127,7 +127,7 @@ impl AuditLog {
     /// # Errors
     /// There is no standard error, or no thread.
     pub fn start() -> io::Result<(AuditWriter, Flush)> {
-        // Not by the lock of standard error: whoever writes other lines may hold it for long.
+        // Not by the lock of standard error: a writer of other lines may hold it for long.
         let out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let log = Arc::new(Self::new());
         let writing = Arc::clone(&log);

@@ -21,7 +21,7 @@ fn config(backend: &Backend, of_backend: &str, rules: &str) -> String {
     format!("[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\n{of_backend}\n{rules}", backend.address)
 }
 
-/// A backend with one value: whoever sends it anything but GET raises it at once, and is answered after `delay`.
+/// A backend with one value: anything but GET raises it at once, and is answered after `delay`.
 async fn counting(delay: Duration) -> (Backend, Arc<AtomicU64>) {
     let value = Arc::new(AtomicU64::new(0));
     let counting = Arc::clone(&value);
@@ -285,7 +285,7 @@ async fn what_a_get_fetches_while_a_change_is_under_way_does_not_outlive_it() {
     keep(&two, "/x").await;
     value.store(1, Ordering::SeqCst);
     assert_eq!(changing.await.unwrap(), 200);
-    assert_eq!(one.get("/x").await.text(), "1", "whoever is asked after the answer");
+    assert_eq!(one.get("/x").await.text(), "1", "after the answer");
     until("the other one knows", || async { two.get("/x").await.text() == "1" }).await;
 }
 

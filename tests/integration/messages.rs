@@ -354,7 +354,7 @@ async fn cookies_in_several_fields_of_http2_are_one_for_the_backend_and_for_vary
         let answer = Http2::open(sluice.address).await.ask("GET", target, &crumbs, b"").await.answer;
         assert_eq!(answer.text(), "a=b; c=d; e=f; g=h", "{target}");
     }
-    // Whoever sends the same in one field gets the same variant.
+    // The same in one field is the same variant.
     let whole = [("cookie", "a=b; c=d; e=f; g=h")];
     assert!(sluice.get_with("/x", &whole).await.cache_status().contains("hit"));
     assert!(Http2::open(sluice.address).await.ask("GET", "/x", &whole, b"").await.answer.cache_status().contains("hit"));

@@ -1,4 +1,4 @@
-//! What somebody else said lately. It is asked for at most once a second, once at a time, and to the end, so that whoever asks Sluice
+//! What somebody else said lately. It is asked for at most once a second, once at a time, and to the end, so that a client that asks Sluice
 //! puts no load there, however often they ask and leave.
 
 use std::sync::Arc;

@@ -303,7 +303,7 @@ mod tests {
         voids.add(what, Effect::Remove, NOW)
     }
 
-    /// Makes so many purges that the ones before are forgotten.
+    /// Makes purges until the ones before are forgotten.
     fn forget(voids: &Voids) {
         for _ in 0..=BOUNDS.purges.0 {
             remove(voids, tag("x"));

@@ -539,7 +539,7 @@ impl LogView {
         self.position().map(|_| (self.known(), undone.collect()))
     }
 
-    /// Redis was swept of what the voids up to `until` concern, and so many entries each concerned.
+    /// Redis was swept of what the voids up to `until` concern; `counts` says how many entries each concerned.
     pub fn take_swept(&mut self, epoch: u64, until: u64, counts: BTreeMap<u64, u64>, voids: &Voids) {
         let Log::Known(at) = self.log else { return };
         if at.epoch != epoch {
