@@ -678,7 +678,7 @@ impl World {
     }
 
     fn fail(&mut self, at: usize) {
-        let what = self.random.u8(..15);
+        let what = self.random.u8(..16);
         self.tell(|| format!("{at}: fault {what}"));
         match what {
             0..3 => self.instances[at].cut(),
@@ -696,6 +696,7 @@ impl World {
             8..10 => self.snapshots.push(self.redis.clone()),
             10..12 => self.restore(true),
             12..14 => self.restore(false),
+            14 => self.redis.lose_one(self.random.usize(..)),
             _ => self.instances[at] = Instance::new(INSTANCES as u64 + self.step),
         }
     }
@@ -725,7 +726,7 @@ fn simulated_instances_serve_nothing_void() {
         World::new(seed, None, true).run().unwrap();
         return;
     }
-    let (mut hits, seeds) = (0, number("SLUICE_SEEDS").unwrap_or(3000));
+    let (mut hits, seeds) = (0, number("SLUICE_SEEDS").unwrap_or(8000));
     for seed in 0..seeds {
         match World::new(seed, None, false).run() {
             Ok(found) => hits += found,

@@ -69,6 +69,14 @@ impl Redis {
         }
     }
 
+    /// Somebody deletes one void.
+    pub fn lose_one(&mut self, which: usize) {
+        if let Some(head) = self.head.as_mut().filter(|head| !head.voids.is_empty()) {
+            let seq = head.voids.keys().copied().nth(which % head.voids.len());
+            seq.and_then(|seq| head.voids.remove(&seq));
+        }
+    }
+
     pub fn flush(&mut self) {
         *self = Self { refuses: self.refuses, ..Self::default() };
     }
