@@ -1,7 +1,7 @@
 //! The way of audit lines to standard error, past the queue of other lines, which drops when it is full.
 //!
-//! An action that is to be audited takes a [`Slot`] before it begins, and gives it back once its line is written. There are so many
-//! slots, so what waits here is bounded, and no line of an action is ever dropped: while standard error takes nothing, no action begins
+//! An action that is to be audited takes a [`Slot`] before it begins, and gives it back once its line is written. Slots are
+//! few, so what waits here is bounded, and no line of an action is ever dropped: while standard error takes nothing, no action begins
 //! any more. Anybody can cause lines about attempts that were refused. They have slots of their own; where none is free they are
 //! counted, and a line says later how many there were.
 
