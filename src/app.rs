@@ -55,8 +55,9 @@ use crate::timeline::engine::Engine;
 use crate::timeline::service::Service;
 use crate::timeline::verify::Verifier;
 use crate::timeline::{self, Timeline};
+use crate::upstream::admission::machine::Bounds;
 use crate::upstream::http::HttpBackend;
-use crate::upstream::{Backend, Upstream};
+use crate::upstream::{self, Backend, Upstream};
 
 /// The most bytes that are left in a file for the next process.
 const HOT_BYTES: u64 = 256 << 20;
@@ -96,6 +97,19 @@ pub struct Parts {
     computing: Computing,
 }
 
+fn upstream_settings(config: &Config, timeout: Duration) -> upstream::Settings {
+    let backend = &config.backend;
+    let bounds = Bounds {
+        ask: backend.max_in_flight,
+        upload: backend.max_uploads,
+        download: backend.max_downloads,
+        stream: backend.max_streams,
+        queue: backend.queue,
+    };
+    let (queue_timeout, upload_buffer, upload_memory) = (backend.queue_timeout, backend.upload_buffer, backend.upload_memory);
+    upstream::Settings { bounds, queue_timeout, timeout, upload_buffer, upload_memory }
+}
+
 /// Builds all parts, over `own` instead of what `[backend]` names if there is one. Their background work runs on the current runtime.
 ///
 /// # Errors
@@ -113,7 +127,7 @@ pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, St
         None => backend(config, &runtime, &metrics).map(|(backend, authorities, source)| (backend, authorities, Some(source)))?,
     };
     let timeout = head_timeout(config);
-    let upstream = Arc::new(Upstream::new(backend, config.backend.max_in_flight, timeout, Arc::clone(&metrics)));
+    let upstream = Arc::new(Upstream::new(backend, upstream_settings(config, timeout), Arc::clone(&metrics)));
     let settings = Settings {
         max_object: config.cache.max_object,
         compress_above: config.cache.compress_above,

@@ -242,7 +242,13 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &m
     let body_timeout = positive(&mut section, "body_timeout", s(300));
     let head_as_get = section.choice("head", &[("get", true), ("forward", false)]).unwrap_or(true);
     let forward_invalidation = section.boolean("forward_invalidation").unwrap_or(false);
-    let max_in_flight = section.number("max_in_flight", 1..=100_000).and_then(|n| usize::try_from(n).ok()).unwrap_or(256);
+    let mut count =
+        |key, least, default| section.number(key, least..=100_000).and_then(|number| usize::try_from(number).ok()).unwrap_or(default);
+    let (max_in_flight, max_uploads) = (count("max_in_flight", 1, 256), count("max_uploads", 1, 128));
+    let (max_downloads, max_streams, queue) = (count("max_downloads", 1, 2048), count("max_streams", 1, 2048), count("queue", 0, 1024));
+    let queue_timeout = positive(&mut section, "queue_timeout", s(5));
+    let mut bytes = |key, default| section.parsed(key, size).and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(default);
+    let (upload_buffer, upload_memory) = (bytes("upload_buffer", 256 << 10), bytes("upload_memory", 64 << 20));
     let orders = sample.string("orders").filter(|path| !path.is_empty()).map(Into::into);
     let delay = sample.parsed("delay", duration).unwrap_or_default();
     if kind == Some(Kind::Http) && !section.has("url") {
@@ -258,7 +264,21 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &m
         Kind::Sample => BackendKind::Sample { orders, delay },
         Kind::Mysql => BackendKind::Mysql(mysql?),
     };
-    Some(Backend { kind, head_as_get, forward_invalidation, timeout, body_timeout, max_in_flight })
+    Some(Backend {
+        kind,
+        head_as_get,
+        forward_invalidation,
+        timeout,
+        body_timeout,
+        max_in_flight,
+        max_uploads,
+        max_downloads,
+        max_streams,
+        queue,
+        queue_timeout,
+        upload_buffer,
+        upload_memory,
+    })
 }
 
 /// Checked even where it is not used, so that the day of the move brings no surprise.

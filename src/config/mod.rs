@@ -104,7 +104,11 @@ pub(crate) mod tests {
             ("[[admin.tokens]]", "", "name token may"),
             ("[log]", "", "format level access slow redact"),
             ("[telemetry]", "", "otlp sample"),
-            ("[backend]", "", "kind url host connect_timeout timeout body_timeout head max_in_flight forward_invalidation"),
+            (
+                "[backend]",
+                "",
+                "kind url host connect_timeout timeout body_timeout head max_in_flight max_uploads max_downloads max_streams queue queue_timeout upload_buffer upload_memory forward_invalidation",
+            ),
             ("[sample]", "", "orders delay"),
             (
                 "[mysql]",

@@ -171,8 +171,22 @@ pub struct Backend {
     pub timeout: Duration,
     /// The longest silence within a body that is passed through.
     pub body_timeout: Duration,
-    /// Requests on their way to the backend at one time; more wait for at most `timeout`.
+    /// Requests on their way to the backend at one time, to the heads of their answers.
     pub max_in_flight: usize,
+    /// The same for requests whose bodies are larger than `upload_buffer`.
+    pub max_uploads: usize,
+    /// Bodies of answers on their way at one time.
+    pub max_downloads: usize,
+    /// Bodies without an end at one time.
+    pub max_streams: usize,
+    /// Requests that may wait for one of these places.
+    pub queue: usize,
+    /// How long a request may wait for a place.
+    pub queue_timeout: Duration,
+    /// The largest body of a request that is gathered before it is sent, in bytes.
+    pub upload_buffer: usize,
+    /// All of those together, in bytes.
+    pub upload_memory: usize,
 }
 
 impl Backend {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::fill::Fill;
 use crate::cache::entry::Entry;
@@ -46,6 +46,8 @@ struct Fetch {
     asked_at: Moment,
     progress: watch::Sender<Progress>,
     followers: AtomicUsize,
+    /// Told when the last follower leaves.
+    left: Notify,
 }
 
 /// What a request gets that asks for a key.
@@ -83,7 +85,8 @@ impl Collapse {
             }
             return Join::Follow(Follower(Arc::clone(fetch)));
         }
-        let fetch = Arc::new(Fetch { asked_at, progress: watch::Sender::new(Progress::Pending), followers: AtomicUsize::new(1) });
+        let (progress, followers) = (watch::Sender::new(Progress::Pending), AtomicUsize::new(1));
+        let fetch = Arc::new(Fetch { asked_at, progress, followers, left: Notify::new() });
         fetches.insert(canonical.0.clone(), Arc::clone(&fetch));
         let leader = Leader { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
         Join::Lead(leader, Follower(fetch))
@@ -98,6 +101,22 @@ pub struct Leader {
 }
 
 impl Leader {
+    /// Waits until nobody follows. From then on nobody can: whoever comes begins another fetch.
+    pub async fn abandoned(&self) {
+        loop {
+            let left = self.fetch.left.notified();
+            {
+                // Followers join under this lock.
+                let mut fetches = self.collapse.fetches();
+                if self.fetch.followers.load(Ordering::Relaxed) == 0 {
+                    self.remove(&mut fetches);
+                    return;
+                }
+            }
+            left.await;
+        }
+    }
+
     /// The response is for everyone who waits.
     pub fn share(&self, fill: Arc<Fill>) {
         self.fetch.progress.send_replace(Progress::Shared(fill));
@@ -125,7 +144,10 @@ impl Leader {
     }
 
     fn leave(&self) {
-        let mut fetches = self.collapse.fetches();
+        self.remove(&mut self.collapse.fetches());
+    }
+
+    fn remove(&self, fetches: &mut HashMap<Bytes, Arc<Fetch>>) {
         if fetches.get(&self.canonical).is_some_and(|fetch| Arc::ptr_eq(fetch, &self.fetch)) {
             fetches.remove(&self.canonical);
         }
@@ -162,7 +184,9 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.0.followers.fetch_sub(1, Ordering::Relaxed);
+        if self.0.followers.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.left.notify_one();
+        }
     }
 }
 

@@ -66,16 +66,19 @@ impl Failing {
         }
     }
 
-    /// A fetch for this key failed.
+    /// A fetch for this key failed. What was not asked, or given up, says nothing of the key.
     pub fn failed(&self, key: &Canonical, failure: Failure) {
+        if matches!(failure, Failure::Overloaded | Failure::Lost) {
+            return;
+        }
         let breaker = self.keys.get(&key.0).unwrap_or_else(|| {
             let breaker = Arc::new(Breaker::new(KEY_BACKOFF));
             self.keys.insert(key.0.clone(), Arc::clone(&breaker));
             breaker
         });
         breaker.failed();
-        // A 500 is about one request, and too many requests are Sluice's own doing; the rest is about the upstream.
-        if matches!(failure, Failure::Status(500) | Failure::Overloaded | Failure::Lost) {
+        // A 500 is about one request; the rest is about the upstream.
+        if matches!(failure, Failure::Status(500)) {
             return;
         }
         if let Some(pause) = self.upstream.failed() {

@@ -34,7 +34,7 @@ impl Fetcher {
     /// One fetch, from the request to the stored response. `private` gets the response if it is for one client alone; it
     /// leads nowhere where no client asked.
     pub(super) async fn lead(self: Arc<Self>, mut job: Job, leader: Leader, private: oneshot::Sender<Private>) {
-        let response = match self.negotiate(&mut job).await {
+        let response = match self.negotiate(&mut job, &leader).await {
             Ok(response) => response,
             Err(failure) => {
                 self.failing.failed(&job.collapse_key, failure);
@@ -99,10 +99,10 @@ impl Fetcher {
 
     /// Asks until the upstream was told what it names in `Vary`, and nothing else that the cache key does not hold. What it
     /// names is remembered, so that the next request needs no second try.
-    async fn negotiate(&self, job: &mut Job) -> Result<Response<Stream>, Failure> {
+    async fn negotiate(&self, job: &mut Job, leader: &Leader) -> Result<Response<Stream>, Failure> {
         let mut tries = 0;
         loop {
-            let mut response = self.ask(job).await?;
+            let mut response = self.ask(job, leader).await?;
             let Vary::Fields(named) = Vary::of(response.headers()) else { return Ok(response) };
             if !job.negotiable.tell(&named, &mut job.request.headers) {
                 return Ok(response);
@@ -120,28 +120,38 @@ impl Fetcher {
 
     /// Asks the upstream for the whole response: for the rest alone where the beginning is known, and for all of it where the
     /// two do not belong together.
-    async fn ask(&self, job: &Job) -> Result<Response<Stream>, Failure> {
+    async fn ask(&self, job: &Job, leader: &Leader) -> Result<Response<Stream>, Failure> {
         let known = job.complete_ranges.then(|| self.beginnings.get(&job.collapse_key, job.key.target, self.cache.voids())).flatten();
-        let Some(beginning) = known else { return self.call(job, None).await };
-        let (mut head, rest) = self.call(job, Some(&beginning)).await?.into_parts();
+        let Some(beginning) = known else { return self.call(job, leader, None).await };
+        let (mut head, rest) = self.call(job, leader, Some(&beginning)).await?.into_parts();
         if head.status != StatusCode::PARTIAL_CONTENT {
             return Ok(Response::from_parts(head, rest));
         }
         self.beginnings.remove(&job.collapse_key);
         let rest = body::read(rest, self.settings.max_object).await;
-        let Some(whole) = rest.and_then(|rest| beginning.join(&head.headers, &rest)) else { return self.call(job, None).await };
+        let Some(whole) = rest.and_then(|rest| beginning.join(&head.headers, &rest)) else { return self.call(job, leader, None).await };
         head.status = StatusCode::OK;
         head.headers.remove(CONTENT_RANGE);
         head.headers.remove(CONTENT_LENGTH);
         Ok(Response::from_parts(head, body::full(whole)))
     }
 
-    async fn call(&self, job: &Job, beginning: Option<&Beginning>) -> Result<Response<Stream>, Failure> {
+    /// Asks once. If all who wait leave before the request is sent, it is not sent; once it is, the upstream works on an answer
+    /// that may be stored.
+    async fn call(&self, job: &Job, leader: &Leader, beginning: Option<&Beginning>) -> Result<Response<Stream>, Failure> {
         let mut request = Request::from_parts(job.request.clone(), body::empty());
         if let Some(beginning) = beginning {
             beginning.ask_for_rest(request.headers_mut());
         }
-        let response = self.upstream.call(&job.route, request, self.settings.silence).await;
+        let is_awaited = job.party.address.is_some();
+        let admitted = tokio::select! {
+            admitted = self.upstream.admit(&job.party, request) => admitted,
+            () = leader.abandoned(), if is_awaited => return Err(Failure::Lost),
+        };
+        let response = match admitted {
+            Ok(admitted) => self.upstream.call_admitted(admitted, self.settings.silence).await,
+            Err(error) => Err(error),
+        };
         let mut response = response.map_err(|error| Failure::from(&error))?;
         response_fields::clean(response.headers_mut());
         Ok(response)

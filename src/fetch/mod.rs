@@ -41,6 +41,7 @@ use crate::http::freshness::FreshnessPolicy;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::carry;
 use crate::upstream::Upstream;
+use crate::upstream::admission::machine::Party;
 use crate::upstream::failure::Failure;
 use crate::upstream::request_fields::Negotiable;
 use crate::upstream::selecting::Selecting;
@@ -79,6 +80,8 @@ pub struct Job {
     pub collapse_key: Canonical,
     /// The same with the credentials of the request in any case; `None` if it has none that the key does not hold.
     pub credentials_key: Option<Canonical>,
+    /// Who asks, on which rule.
+    pub party: Party,
     /// The rule's name.
     pub route: String,
     /// How long the rule lets a response live.
@@ -249,7 +252,8 @@ impl Fetcher {
     }
 
     /// Has a stored response revalidated in the background, unless that is under way already.
-    pub fn revalidate(self: &Arc<Self>, job: Job) {
+    pub fn revalidate(self: &Arc<Self>, mut job: Job) {
+        job.party.address = None;
         if let Join::Lead(leader, _) = self.join(&job) {
             if let Some(entry) = self.stored_meanwhile(&job) {
                 return leader.found(entry);
@@ -260,7 +264,8 @@ impl Fetcher {
     }
 
     /// The same for a response that is fresh still, within the budget for those.
-    pub fn refresh_early(self: &Arc<Self>, job: Job) {
+    pub fn refresh_early(self: &Arc<Self>, mut job: Job) {
+        job.party.address = None;
         let Ok(permit) = Arc::clone(&self.early).try_acquire_owned() else { return };
         if let Join::Lead(leader, _) = self.join(&job) {
             self.metrics.early_refreshes.with_label_values(&[&job.route]).inc();

@@ -11,6 +11,7 @@ use crate::config::route::Route;
 use crate::limit::ClientLimits;
 use crate::request::target::Target;
 use crate::timeline::OrdersRequest;
+use crate::upstream::admission::machine::Party;
 use crate::upstream::request_fields::Forwarding;
 use crate::upstream::selecting::Selecting;
 
@@ -111,4 +112,9 @@ impl<'a> CacheableRequest<'a> {
     fn selected_key(&self) -> &Canonical {
         self.variant.as_ref().unwrap_or(&self.canonical)
     }
+}
+
+/// Who asks the upstream with a client's own request.
+pub(super) fn party(route: Option<&Route>, forwarding: Forwarding<'_>) -> Party {
+    Party::client(forwarding.client.address, route.map_or("none", |route| &route.name))
 }

@@ -2,7 +2,7 @@
 //! found out in a task of the request's own, whether the client waits for it or not.
 //!
 //! ```text
-//! waits for a permit ── the client leaves: nothing is sent, nothing is void
+//! waits for a place ─── the client leaves: nothing is sent, nothing is void
 //!        │
 //!      sent ─────────── the client leaves: the task goes on
 //!        │
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What a GET fetched since the request began is void with it, since a void concerns all that was asked for before. There are no
-//! more such tasks than permits (`backend.max_in_flight`); those that only wait to void once more are bounded too.
+//! more such tasks than places (`backend.max_in_flight`, `backend.max_uploads`); those that only wait to void once more are bounded too.
 //! When the program stops, [`Changes::take`](super::changes::Changes::take) hands over what is open still, to be counted as done.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::Proxy;
-use super::asked::Asked;
+use super::asked::{Asked, party};
 use super::effect::Effect;
 use crate::body::Stream;
 use crate::cache::key::{Canonical, Key};
@@ -52,13 +52,12 @@ impl Proxy {
     /// Why there is no answer.
     pub(super) async fn change(self: &Arc<Self>, asked: Asked<'_>, body: Stream, storable: bool) -> Result<Changed, BackendError> {
         let (request, conditional) = self.to_upstream(asked.route, asked.parts, body, asked.forwarding, storable).await;
-        let name = asked.route.map_or("none", |route| route.name.as_str()).to_owned();
-        let admitted = self.upstream.admit().await;
+        let admitted = self.upstream.admit(&party(asked.route, asked.forwarding), request).await?;
         let mut change = Change::begin(self, asked);
         let (sender, answer) = oneshot::channel();
         let proxy = Arc::clone(self);
         self.fetcher.spawn(carry(async move {
-            let sent = proxy.upstream.call_admitted(&name, admitted, request, proxy.body_timeout).await;
+            let sent = proxy.upstream.call_admitted(admitted, proxy.body_timeout).await;
             let (effect, changed) = change.end(Self::understood(sent, conditional)).await;
             // A client that has left needs no answer.
             let _ = sender.send(changed);

@@ -7,7 +7,7 @@ use http::{Method, Request, Response};
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
-use super::asked::CacheableRequest;
+use super::asked::{CacheableRequest, party};
 use super::decide::{Decision, is_early};
 use super::lookup::is_for;
 use super::outcome::{FetchWhy, Fetched as FetchedOutcome, Outcome, PassWhy, StaleWhy};
@@ -273,6 +273,7 @@ impl Proxy {
             key: Key::new(request.route, request.target, request.canonical.clone()),
             collapse_key: request.collapse_key(),
             credentials_key: request.credentials_key(),
+            party: party(Some(request.route), request.forwarding),
             route: request.route.name.clone(),
             policy: FreshnessPolicy { authorized: request.authorized, ..policy },
             match_language: request.route.match_language,

@@ -9,7 +9,7 @@ use http_body::Body as _;
 
 use super::Proxy;
 use super::answer::Answer;
-use super::asked::{Asked, CacheableRequest};
+use super::asked::{Asked, CacheableRequest, party};
 use super::change::Changed;
 use super::outcome::{Outcome, PassWhy};
 use super::spent::Step;
@@ -72,8 +72,8 @@ impl Proxy {
         storable: bool,
     ) -> Result<Response<Stream>, BackendError> {
         let (request, conditional) = self.to_upstream(route, parts, body, forwarding, storable).await;
-        let name = route.map_or("none", |route| route.name.as_str());
-        Self::understood(self.upstream.call(name, request, self.body_timeout).await, conditional)
+        let party = party(route, forwarding);
+        Self::understood(self.upstream.call(&party, request, self.body_timeout).await, conditional)
     }
 
     /// A client's own request as the upstream gets it, and whether it is conditional. To be called within the connection's own task.

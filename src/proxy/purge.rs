@@ -12,6 +12,7 @@ use crate::body;
 use crate::cache::Purged;
 use crate::cache::void::Selection;
 use crate::config::template::escape_in_url;
+use crate::upstream::admission::machine::Party;
 use crate::upstream::failure::Failure;
 
 /// How long the backend may take to empty its cache.
@@ -43,7 +44,7 @@ impl Proxy {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
-        match self.upstream.call("none", request, DEADLINE).await {
+        match self.upstream.call(&Party::own("none"), request, DEADLINE).await {
             Ok(response) if response.status().is_success() => true,
             Ok(response) => {
                 tracing::warn!(

@@ -112,6 +112,15 @@ pub struct Metrics {
     pub backend_requests: IntCounterVec,
     /// `backend_seconds{route}`: to the head of the backend's answer.
     pub backend_seconds: HistogramVec,
+    /// `backend_active{phase}`: places that are taken, by phase: `ask`, `upload`, `download` or `stream`.
+    pub backend_active: IntGaugeVec,
+    /// `backend_pending`: requests that wait for a place.
+    pub backend_pending: IntGauge,
+    /// `backend_rejected_total{phase,why}`: requests that got no place: the queue, or the phase, was `full`, or none was free in time
+    /// (`timeout`).
+    pub backend_rejected: IntCounterVec,
+    /// `upload_bytes`: bodies of requests that are gathered.
+    pub upload_bytes: IntGauge,
     /// `collapsed_total{route}`: requests that waited for another's answer.
     pub collapsed: IntCounterVec,
     /// `store_seconds{tier,op}`: calls to the shared tier.
@@ -204,6 +213,14 @@ impl Metrics {
                 &["route", "status"],
             )?,
             backend_seconds: histograms("backend_seconds", "Seconds to the head of the backend's answer.", &["route"])?,
+            backend_active: gauges("backend_active", "Requests to the backend that hold a place, by phase.", &["phase"])?,
+            backend_pending: gauge("backend_pending", "Requests that wait for a place at the backend.")?,
+            backend_rejected: counters(
+                "backend_rejected_total",
+                "Requests that got no place at the backend, by phase and reason.",
+                &["phase", "why"],
+            )?,
+            upload_bytes: gauge("upload_bytes", "Bytes of requests' bodies that are gathered before they are sent.")?,
             collapsed: counters("collapsed_total", "Requests that waited for another request's answer.", &["route"])?,
             store_seconds: histograms("store_seconds", "Seconds a call to the shared tier took.", &["tier", "op"])?,
             store_errors: counters(

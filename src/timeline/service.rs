@@ -18,6 +18,7 @@ use crate::api::texts::Texts;
 use crate::api::usd::Usd;
 use crate::body::{self, BoxError, Stream};
 use crate::upstream::Upstream;
+use crate::upstream::admission::machine::Party;
 
 /// What metrics call these requests, where clients' requests have their rule's name.
 const NAME: &str = "timeline";
@@ -79,7 +80,7 @@ impl Service {
         *request.uri_mut() = target.parse::<Uri>().map_err(|error| OrdersError::Unavailable(error.into()))?;
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("*/*"));
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(concat!("sluice/", env!("CARGO_PKG_VERSION"))));
-        self.upstream.call(NAME, request, self.silence).await.map_err(|error| OrdersError::Unavailable(error.into()))
+        self.upstream.call(&Party::own(NAME), request, self.silence).await.map_err(|error| OrdersError::Unavailable(error.into()))
     }
 
     /// The status and the body of the answer to a GET.

@@ -7,24 +7,26 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::admission::Place;
 use super::failure::{BrokenBody, Failure};
 use crate::body::BoxError;
 
-/// A body that may be silent only so long between two pieces, and that gives back its permit when it ends.
+/// A body that may be silent only so long between two pieces, and that gives back its place when it ends.
 pub struct DeadlineBody<B> {
     inner: B,
     silence: Duration,
     timer: Pin<Box<Sleep>>,
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Whether the next piece is waited for. While nobody asks for it, the upstream is not to blame.
+    is_awaited: bool,
+    place: Option<Place>,
 }
 
 impl<B> DeadlineBody<B> {
     /// Passes `inner` on; a silence longer than `silence` ends it with [`BrokenBody`] of [`Failure::Timeout`].
-    pub fn new(inner: B, silence: Duration, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { inner, silence, timer: Box::pin(sleep_until(Instant::now() + silence)), _permit: permit }
+    pub fn new(inner: B, silence: Duration, place: Option<Place>) -> Self {
+        Self { inner, silence, timer: Box::pin(sleep_until(Instant::now() + silence)), is_awaited: true, place }
     }
 }
 
@@ -37,16 +39,20 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.inner).poll_frame(cx) {
-            Poll::Ready(frame) => {
-                this.timer.as_mut().reset(Instant::now() + this.silence);
-                Poll::Ready(frame)
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+            this.is_awaited = false;
+            if !matches!(frame, Some(Ok(_))) || this.inner.is_end_stream() {
+                this.place = None;
             }
-            Poll::Pending => {
-                ready!(this.timer.as_mut().poll(cx));
-                Poll::Ready(Some(Err(Box::new(BrokenBody(Failure::Timeout)))))
-            }
+            return Poll::Ready(frame);
         }
+        if !this.is_awaited {
+            this.is_awaited = true;
+            this.timer.as_mut().reset(Instant::now() + this.silence);
+        }
+        ready!(this.timer.as_mut().poll(cx));
+        this.place = None;
+        Poll::Ready(Some(Err(Box::new(BrokenBody(Failure::Timeout)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -134,5 +140,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_body_is_broken_off() {
         assert!(DeadlineBody::new(Silent, Duration::from_secs(5), None).collect().await.is_err());
+    }
+
+    /// Every other time there is a piece.
+    struct Hesitant(bool);
+
+    impl Body for Hesitant {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            self.0 = !self.0;
+            if self.0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_rests_is_no_silence_of_the_upstream() {
+        let mut body = DeadlineBody::new(Hesitant(false), Duration::from_secs(5), None);
+        for _ in 0..3 {
+            assert!(body.frame().await.unwrap().is_ok());
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! An existing API, reached over HTTP/1.1 through a pool of kept-alive connections.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
@@ -12,18 +14,26 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tower_service::Service;
 
 use super::{AbortOnDrop, Backend, BackendError, ResponseFuture};
-use crate::body::{self, Stream};
+use crate::body::{self, BoxError, Stream};
 use crate::request::interim::InterimSender;
 
 /// Python servers close a connection after five idle seconds; it is not used for longer than this, so that few
 /// requests meet one that is just being closed.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
+/// The most that is read of an answer at one time, and the longest head of one, in bytes.
+const MAX_BUFFER: usize = 256 << 10;
+
 /// An API over HTTP.
 pub struct HttpBackend {
-    client: Client<HttpConnector, Stream>,
+    /// Asks over connections that are kept.
+    client: Client<Connector, Stream>,
+    /// Asks over a new connection each time.
+    anew: Client<Connector, Stream>,
     runtime: Handle,
     authority: Authority,
     host: HeaderValue,
@@ -42,23 +52,55 @@ where
     }
 }
 
+/// Makes connections within a deadline, which covers the resolution of the name too.
+#[derive(Clone)]
+struct Connector {
+    inner: HttpConnector,
+    deadline: Duration,
+}
+
+impl Connector {
+    fn new(deadline: Duration) -> Self {
+        let mut inner = HttpConnector::new();
+        inner.set_connect_timeout(Some(deadline));
+        inner.set_nodelay(true);
+        inner.set_keepalive(Some(Duration::from_secs(15)));
+        Self { inner, deadline }
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, deadline) = (self.inner.call(uri), self.deadline);
+        Box::pin(async move {
+            let late = || format!("no connection, or no address for its name, within {deadline:?} (backend.connect_timeout)");
+            timeout(deadline, connecting).await.map_err(|_| late())?.map_err(Into::into)
+        })
+    }
+}
+
 impl HttpBackend {
     /// A client for the API at `authority`, which is sent `host` as `Host`. Connections live on `runtime` and must stand
     /// within `connect_timeout`.
     #[must_use]
     pub fn new(authority: &Authority, host: &Authority, connect_timeout: Duration, runtime: Handle) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(connect_timeout));
-        connector.set_nodelay(true);
-        connector.set_keepalive(Some(Duration::from_secs(15)));
-        let client = Client::builder(BackgroundExecutor(runtime.clone()))
-            .pool_idle_timeout(POOL_IDLE)
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(64)
-            .http1_max_headers(200)
-            .build(connector);
+        let connector = Connector::new(connect_timeout);
+        let client = |kept| {
+            let mut builder = Client::builder(BackgroundExecutor(runtime.clone()));
+            builder.pool_idle_timeout(POOL_IDLE).pool_timer(TokioTimer::new()).pool_max_idle_per_host(kept);
+            builder.http1_max_headers(200).http1_max_buf_size(MAX_BUFFER).build(connector.clone())
+        };
+        let (client, anew) = (client(64), client(0));
         let host = HeaderValue::from_str(host.as_str()).unwrap_or_else(|_| HeaderValue::from_static("localhost"));
-        Self { client, runtime, authority: authority.clone(), host }
+        Self { client, anew, runtime, authority: authority.clone(), host }
     }
 }
 
@@ -78,11 +120,12 @@ impl Backend for HttpBackend {
             // Said where the library would take a body with GET or HEAD for none.
             parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        // A request without a body that can be repeated is repeated once if a kept-alive connection turns out to be
-        // closed: the backend may have closed it while the request was on its way.
+        // A request without a body that can be repeated is repeated if a kept-alive connection turns out to be closed: the backend
+        // may have closed it while the request was on its way. It goes over a new connection, since the others that are kept
+        // may be closed too.
         let repeatable = (matches!(parts.method, Method::GET | Method::HEAD) && body.is_end_stream())
             .then(|| Request::from_parts(parts.clone(), body::empty()));
-        let client = self.client.clone();
+        let (client, anew) = (self.client.clone(), self.anew.clone());
         let interim = parts.extensions.remove::<InterimSender>();
         let mut request = Request::from_parts(parts, body);
         if let Some(interim) = interim {
@@ -90,7 +133,7 @@ impl Backend for HttpBackend {
         }
         let work = async move {
             match (client.request(request).await, repeatable) {
-                (Err(error), Some(request)) if was_closed(&error) => client.request(request).await,
+                (Err(error), Some(request)) if was_closed(&error) => anew.request(request).await,
                 (result, _) => result,
             }
         };

@@ -1,9 +1,10 @@
 //! Whatever answers when the cache cannot: the trait ([`Backend`]), its implementation over HTTP ([`http`]), the bounds around
-//! either ([`Upstream`]), and the fields of requests and responses on their way ([`request_fields`], [`response_fields`], [`locations`]).
+//! either ([`Upstream`]: places by [`admission`], deadlines by phase), and the fields of requests and responses on their way ([`request_fields`], [`response_fields`], [`locations`]).
 //! By which of them a response is chosen says [`selecting`].
 //!
 //! Knows requests and responses. Knows neither routes nor the cache: whether an answer may be kept is not asked here.
 
+pub mod admission;
 pub mod body;
 pub mod failure;
 pub mod http;
@@ -11,9 +12,9 @@ pub mod locations;
 pub mod request_fields;
 pub mod response_fields;
 pub mod selecting;
+pub mod upload;
 
 use std::fmt;
-use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,16 +25,19 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{BoxError, ClientFault, Noting, Stream};
+use crate::http::endless::is_endless;
 use crate::request::secrets::{shown_method, without_secrets};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
+use admission::machine::{Bounds, Party, Phase};
+use admission::{Admission, Place};
 use body::{Begun, DeadlineBody};
 use failure::Failure;
+use upload::{Progress, UploadRoom, Watched};
 
 /// The future of a response.
 pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Stream>, BackendError>> + Send>>;
@@ -103,7 +107,9 @@ impl fmt::Display for BackendError {
             Self::Timeout(after) => write!(f, "the backend did not answer within {after:?} (backend.timeout)"),
             Self::Invalid(_) => f.write_str("the backend's answer is not valid HTTP"),
             Self::Truncated(_) => f.write_str("the backend's answer ended before its body began, or its chunks are malformed"),
-            Self::Overloaded => f.write_str("too many requests are on their way to the backend (backend.max_in_flight)"),
+            Self::Overloaded => {
+                f.write_str("too many requests are on their way to the backend, or wait for it (backend.max_in_flight, backend.queue)")
+            }
             Self::Client(fault) => fault.fmt(f),
         }
     }
@@ -133,18 +139,37 @@ impl From<&BackendError> for Failure {
     }
 }
 
-/// A backend within bounds: so many requests at a time, each with deadlines, all of them counted.
+/// Bounds and deadlines of requests to a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How many places there are.
+    pub bounds: Bounds,
+    /// How long a request may wait for a place.
+    pub queue_timeout: Duration,
+    /// How long the backend may take for the head of its answer, from the end of the request.
+    pub timeout: Duration,
+    /// The largest body of a request that is gathered before it is sent, in bytes.
+    pub upload_buffer: usize,
+    /// All of those together, in bytes.
+    pub upload_memory: usize,
+}
+
+/// A backend within bounds: a place for each request by its phase ([`admission`]), each with deadlines, all of them counted.
 pub struct Upstream {
     backend: Box<dyn Backend>,
-    permits: Arc<Semaphore>,
+    admission: Arc<Admission>,
+    uploads: UploadRoom,
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
-/// The permit to send one request.
+/// A request that may be sent.
 pub struct Admitted {
-    permit: OwnedSemaphorePermit,
-    /// Since when it was waited for.
+    request: Request<Stream>,
+    party: Party,
+    /// `None`: it goes beside all others.
+    place: Option<Place>,
+    /// Since when it has been waiting.
     since: Instant,
 }
 
@@ -159,85 +184,77 @@ fn asked_for(route: &str, request: &Request<Stream>) -> Vec<KeyValue> {
 }
 
 impl Upstream {
-    /// Lets `max_in_flight` requests at a time reach `backend`, and gives each of them `timeout` to the head of its
-    /// response. A request that finds no free permit waits for one for at most `timeout`.
+    /// Lets requests reach `backend` as far as `settings` allow.
     #[must_use]
-    pub fn new(backend: Box<dyn Backend>, max_in_flight: usize, timeout: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { backend, permits: Arc::new(Semaphore::new(max_in_flight)), timeout, metrics }
+    pub fn new(backend: Box<dyn Backend>, settings: Settings, metrics: Arc<Metrics>) -> Self {
+        let Settings { bounds, queue_timeout, timeout, upload_buffer, upload_memory } = settings;
+        let admission = Admission::new(bounds, queue_timeout.min(timeout), Arc::clone(&metrics));
+        let uploads = UploadRoom::new(upload_buffer, upload_memory, metrics.upload_bytes.clone());
+        Self { backend, admission, uploads, timeout, metrics }
     }
 
-    /// Sends a request. The response's body may be silent for `silence` at most, and keeps its permit until it ends.
+    /// Sends a request once there is a place for it. The response's body may be silent for `silence` at most.
     ///
     /// # Errors
     /// A [`BackendError`] if there is no head within the deadline. What the client did wrong is one too, but no failure of the
     /// backend's: it is not counted as its answer.
-    pub async fn call(&self, route: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
-        self.call_once(route, Instant::now(), self.admit(), request, silence).await
+    pub async fn call(&self, party: &Party, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
+        self.call_admitted(self.admit(party, request).await?, silence).await
     }
 
-    /// Waits for the permit to send a request. Nothing is sent before it is there, so a caller that leaves has asked for nothing.
+    /// Gathers the body of a request, and waits for a place for it. Nothing is sent before both are there, so a caller that leaves has
+    /// asked for nothing.
     ///
     /// # Errors
-    /// [`BackendError::Overloaded`] if none becomes free in time.
-    pub async fn admit(&self) -> Result<Admitted, BackendError> {
+    /// [`BackendError::Overloaded`] if the queue is full, or no place becomes free in time; [`BackendError::Client`] for what the client
+    /// did wrong.
+    pub async fn admit(&self, party: &Party, request: Request<Stream>) -> Result<Admitted, BackendError> {
+        let (parts, body) = request.into_parts();
+        let gathered = self.uploads.gather(body).await.map_err(BackendError::Client)?;
         let since = Instant::now();
-        match timeout(self.timeout, Arc::clone(&self.permits).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Admitted { permit, since }),
-            _ => Err(BackendError::Overloaded),
-        }
+        let phase = if gathered.is_whole { Phase::Ask } else { Phase::Upload };
+        let Some(place) = self.admission.admit(phase, party).await else {
+            self.count(&party.rule, BackendError::Overloaded.label(), since);
+            return Err(BackendError::Overloaded);
+        };
+        let request = Request::from_parts(parts, gathered.body);
+        Ok(Admitted { request, party: party.clone(), place: Some(place), since })
     }
 
-    /// The same as [`call`](Self::call) with a permit from before, or the reason why there is none.
+    /// The same as [`call`](Self::call) for a request that has a place.
     ///
     /// # Errors
     /// A [`BackendError`] if there is no head within the deadline.
-    pub async fn call_admitted(
-        &self,
-        route: &str,
-        admitted: Result<Admitted, BackendError>,
-        request: Request<Stream>,
-        silence: Duration,
-    ) -> Result<Response<Stream>, BackendError> {
-        let started = admitted.as_ref().map_or_else(|_| Instant::now(), |admitted| admitted.since);
-        self.call_once(route, started, ready(admitted), request, silence).await
-    }
-
-    async fn call_once(
-        &self,
-        route: &str,
-        started: Instant,
-        admitting: impl Future<Output = Result<Admitted, BackendError>>,
-        request: Request<Stream>,
-        silence: Duration,
-    ) -> Result<Response<Stream>, BackendError> {
-        let told = if trace::is_on() { asked_for(route, &request) } else { Vec::new() };
+    pub async fn call_admitted(&self, admitted: Admitted, silence: Duration) -> Result<Response<Stream>, BackendError> {
+        let Admitted { request, party, place, since } = admitted;
+        let told = if trace::is_on() { asked_for(&party.rule, &request) } else { Vec::new() };
         let (parts, body) = request.into_parts();
-        let (body, fault) = if body.is_end_stream() {
+        let (body, sending) = if body.is_end_stream() {
             (body, None)
         } else {
             let (noting, fault) = Noting::new(body);
-            (noting.boxed_unsync(), Some(fault))
+            let (watched, progress) = Watched::new(noting.boxed_unsync());
+            (watched.boxed_unsync(), Some((fault, progress)))
         };
         let mut request = Request::from_parts(parts, body);
         let asking = async {
             trace::inject(request.headers_mut());
-            self.call_within_bounds(admitting.await?.permit, request, silence).await
+            let progress = sending.as_ref().map(|(_, progress)| &**progress);
+            self.call_within_bounds((&party, place), request, progress, silence).await
         };
         let result = trace::within(SpanKind::Client, "upstream", told, asking, |result| match result {
             Ok(response) => Ok(KeyValue::new("http.response.status_code", i64::from(response.status().as_u16()))),
             Err(error) => Err(error.to_string()),
         });
-        let result = result.await;
-        if let (Err(_), Some(&fault)) = (&result, fault.as_ref().and_then(|fault| fault.get())) {
+        let (result, route) = (result.await, &*party.rule);
+        if let (Err(_), Some(&fault)) = (&result, sending.as_ref().and_then(|(fault, _)| fault.get())) {
             tracing::debug!(route, %fault, "a request could not be sent whole");
             return Err(BackendError::Client(fault));
         }
-        let status = match &result {
-            Ok(response) => response.status().as_str().to_owned(),
-            Err(error) => error.label().to_owned(),
-        };
-        self.metrics.backend_requests.with_label_values(&[route, &status]).inc();
-        self.metrics.backend_seconds.with_label_values(&[route]).observe(started.elapsed().as_secs_f64());
+        match &result {
+            Ok(response) => self.count(route, response.status().as_str(), since),
+            Err(error) => self.count(route, error.label(), since),
+        }
         if let Err(error) = &result {
             let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             tracing::debug!(route, %error, cause, "backend");
@@ -245,16 +262,49 @@ impl Upstream {
         result
     }
 
+    /// Sends a request of Sluice's own beside all others: it takes no place and waits for none. For what must be known also while
+    /// all places are taken; the caller sees to it that there is one at a time.
+    ///
+    /// # Errors
+    /// A [`BackendError`] if there is no head within the deadline.
+    pub async fn call_beside(&self, rule: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
+        let admitted = Admitted { request, party: Party::own(rule), place: None, since: Instant::now() };
+        self.call_admitted(admitted, silence).await
+    }
+
+    fn count(&self, route: &str, status: &str, since: Instant) {
+        self.metrics.backend_requests.with_label_values(&[route, status]).inc();
+        self.metrics.backend_seconds.with_label_values(&[route]).observe(since.elapsed().as_secs_f64());
+    }
+
     async fn call_within_bounds(
         &self,
-        permit: OwnedSemaphorePermit,
+        (party, place): (&Party, Option<Place>),
         request: Request<Stream>,
+        progress: Option<&Progress>,
         silence: Duration,
     ) -> Result<Response<Stream>, BackendError> {
-        let late = |_| BackendError::Timeout(self.timeout);
-        let response = timeout(self.timeout, self.backend.call(request)).await.map_err(late)??;
+        let late = || BackendError::Timeout(self.timeout);
+        let is_beside = place.is_none();
+        let answering = self.backend.call(request);
+        let response = match progress {
+            None => timeout(self.timeout, answering).await.map_err(|_| late())??,
+            Some(progress) => tokio::select! {
+                response = answering => response?,
+                () = progress.overdue(self.timeout) => return Err(late()),
+            },
+        };
+        // The next one may be asked: what is left of this one is a body on its way.
+        drop(place);
         let (head, body) = response.into_parts();
-        let body = Begun::new(DeadlineBody::new(body, silence, Some(permit))).await.map_err(BackendError::Truncated)?;
-        Ok(Response::from_parts(head, body.boxed_unsync()))
+        let body = Begun::new(body).await.map_err(BackendError::Truncated)?;
+        let length = body.size_hint().exact();
+        let place = if body.is_end_stream() || is_beside {
+            None
+        } else {
+            let phase = if is_endless(&head.headers, length) { Phase::Stream } else { Phase::Download };
+            Some(self.admission.try_admit(phase, party).ok_or(BackendError::Overloaded)?)
+        };
+        Ok(Response::from_parts(head, DeadlineBody::new(body, silence, place).boxed_unsync()))
     }
 }

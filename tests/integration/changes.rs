@@ -100,7 +100,8 @@ async fn a_stream_that_is_reset_over_http2_leaves_nothing_void_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_breaks_off_may_have_changed_something() {
     let (backend, _) = counting(Duration::ZERO).await;
-    let sluice = Sluice::with(&config(&backend, "", &format!("[limits]\nstall_timeout='300ms'\n{RULE}")), &[]);
+    let streaming = config(&backend, "upload_buffer='0B'", &format!("[limits]\nstall_timeout='300ms'\n{RULE}"));
+    let sluice = Sluice::with(&streaming, &[]);
     for (number, (fields, bytes, closes)) in [
         ("Content-Length: 9", "half", true),
         ("Transfer-Encoding: chunked", "5\r\nhal", true),
@@ -118,6 +119,19 @@ async fn an_upload_that_breaks_off_may_have_changed_something() {
         let _open = (!closes).then_some(stream);
         until("it counts as done", || async { !is_hit(&sluice, &target).await }).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_breaks_off_while_it_is_gathered_has_asked_for_nothing() {
+    let (backend, _) = counting(Duration::ZERO).await;
+    let sluice = Sluice::with(&config(&backend, "", RULE), &[]);
+    keep(&sluice, "/x").await;
+    let mut stream = TcpStream::connect(sluice.address).await.unwrap();
+    stream.write_all(b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").await.unwrap();
+    until("it is under way", || async { sluice.metric("upload_bytes", &[]).await == 4.0 }).await;
+    drop(stream);
+    until("it is over", || async { sluice.metric("inflight", &[]).await + sluice.metric("upload_bytes", &[]).await == 0.0 }).await;
+    assert!(is_hit(&sluice, "/x").await && backend.asked.lock().unwrap().iter().all(|asked| asked.method == "GET"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! The real program over real sockets, with a scripted backend, a real Redis and a real MariaDB.
 //!
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
-//! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`]), how requests are forwarded ([`forwarding`],
+//! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`]), how requests are forwarded ([`forwarding`], [`admission`],
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, missing_docs, reason = "a test fails by panicking")]
 
 mod admin_page;
+mod admission;
 mod attacks;
 mod bounded_memory;
 mod changes;

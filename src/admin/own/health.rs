@@ -64,7 +64,7 @@ async fn ask(proxy: &Proxy) -> Component {
     *request.uri_mut() = http::Uri::from_static("/health");
     request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let answer = async {
-        let answer = proxy.upstream.call("health", request, DEADLINE).await.ok()?;
+        let answer = proxy.upstream.call_beside("health", request, DEADLINE).await.ok()?;
         let status = answer.status();
         let page = body::read(answer.into_body(), MAX_HEALTH).await?;
         Some((status, page))

@@ -1,0 +1,359 @@
+//! Who may take which place: counts and a queue, without I/O and without a clock. The rules are those of the page of
+//! [`admission`](super).
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Who asks for a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// The client's address, as far as it counts: [`Party::client`]. `None`: Sluice itself.
+    pub address: Option<IpAddr>,
+    /// The rule's name.
+    pub rule: Arc<str>,
+}
+
+impl Party {
+    /// A client at `address`, on a rule.
+    #[must_use]
+    pub fn client(address: IpAddr, rule: &str) -> Self {
+        Self { address: Some(counted(address)), rule: rule.into() }
+    }
+
+    /// Sluice itself, on a rule: no client waits.
+    #[must_use]
+    pub fn own(rule: &str) -> Self {
+        Self { address: None, rule: rule.into() }
+    }
+}
+
+/// An IPv6 client has a whole /64, whose addresses count as one.
+fn counted(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// What a place is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A request on its way, to the head of its answer.
+    Ask,
+    /// A request whose body was not gathered whole, to the head of its answer.
+    Upload,
+    /// The body of an answer.
+    Download,
+    /// A body without an end.
+    Stream,
+}
+
+impl Phase {
+    /// Every phase, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Ask, Self::Upload, Self::Download, Self::Stream];
+
+    /// The value of the metric label `phase`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ask => "ask",
+            Self::Upload => "upload",
+            Self::Download => "download",
+            Self::Stream => "stream",
+        }
+    }
+
+    /// How many times as many places as are free one address and one rule may hold.
+    const fn shares(self) -> (usize, usize) {
+        match self {
+            Self::Ask => (SHARE, SHARE),
+            Self::Upload | Self::Download | Self::Stream => (1, usize::MAX),
+        }
+    }
+}
+
+/// How many times as many places as are free one address, or one rule, may hold where requests are short.
+const SHARE: usize = 7;
+/// From this wait of the oldest on, the queue is overloaded.
+const OVERLOAD: Duration = Duration::from_millis(100);
+
+/// How many places there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// `backend.max_in_flight`.
+    pub ask: usize,
+    /// `backend.max_uploads`.
+    pub upload: usize,
+    /// `backend.max_downloads`.
+    pub download: usize,
+    /// `backend.max_streams`.
+    pub stream: usize,
+    /// `backend.queue`.
+    pub queue: usize,
+}
+
+/// The number of a request that waits.
+pub type Ticket = u64;
+
+/// What an arriving request gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// A place. It must be [ended](Machine::end).
+    Admitted,
+    /// It waits under this number until it is named by [`Machine::end`], or [leaves](Machine::leave).
+    Pending(Ticket),
+    /// Nothing, and nothing is left of it.
+    Refused,
+}
+
+/// The places of one kind, and who holds them.
+#[derive(Debug, Default)]
+struct Pool {
+    most: usize,
+    address_share: usize,
+    rule_share: usize,
+    held: usize,
+    by_address: HashMap<Option<IpAddr>, usize>,
+    by_rule: HashMap<Arc<str>, usize>,
+}
+
+impl Pool {
+    fn new(most: usize, (address_share, rule_share): (usize, usize)) -> Self {
+        Self { most, address_share, rule_share, ..Self::default() }
+    }
+
+    fn of_address(&self, party: &Party) -> usize {
+        self.by_address.get(&party.address).copied().unwrap_or(0)
+    }
+
+    fn of_rule(&self, party: &Party) -> usize {
+        self.by_rule.get(&party.rule).copied().unwrap_or(0)
+    }
+
+    fn may_take(&self, party: &Party) -> bool {
+        let free = self.most.saturating_sub(self.held);
+        let address_share = if party.address.is_none() { 1 } else { self.address_share };
+        let within = |held: usize, share: usize| held <= free.saturating_mul(share);
+        free > 0 && within(self.of_address(party), address_share) && within(self.of_rule(party), self.rule_share)
+    }
+
+    fn take(&mut self, party: &Party) {
+        self.held += 1;
+        *self.by_address.entry(party.address).or_default() += 1;
+        *self.by_rule.entry(Arc::clone(&party.rule)).or_default() += 1;
+    }
+
+    fn give_back(&mut self, party: &Party) {
+        self.held = self.held.saturating_sub(1);
+        less(&mut self.by_address, &party.address);
+        less(&mut self.by_rule, &party.rule);
+    }
+}
+
+/// One less of `key`, which is forgotten at zero.
+fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Pending {
+    phase: Phase,
+    party: Party,
+    since: Duration,
+}
+
+/// All places, and the queue for them.
+#[derive(Debug)]
+pub struct Machine {
+    pools: [Pool; Phase::ALL.len()],
+    /// The places in the queue.
+    queue: Pool,
+    /// Those that wait, the oldest first.
+    pending: BTreeMap<Ticket, Pending>,
+    next: Ticket,
+}
+
+impl Machine {
+    /// All places are free.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        let most = [bounds.ask, bounds.upload, bounds.download, bounds.stream];
+        let pools = Phase::ALL.map(|phase| Pool::new(most[phase as usize], phase.shares()));
+        Self { pools, queue: Pool::new(bounds.queue, (SHARE, SHARE)), pending: BTreeMap::new(), next: 0 }
+    }
+
+    /// How many places of a phase are taken.
+    #[must_use]
+    pub const fn active(&self, phase: Phase) -> usize {
+        self.pools[phase as usize].held
+    }
+
+    /// How many requests wait for a place of a phase.
+    #[must_use]
+    pub fn waiting(&self, phase: Phase) -> usize {
+        self.pending.values().filter(|pending| pending.phase == phase).count()
+    }
+
+    /// How many requests wait.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether nothing is held and nobody waits.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let mut pools = self.pools.iter().chain([&self.queue]);
+        self.pending.is_empty() && pools.all(|pool| pool.held == 0 && pool.by_address.is_empty() && pool.by_rule.is_empty())
+    }
+
+    /// A request asks for a place, at `now` after some fixed moment. It waits if there is none and it `may_wait`.
+    pub fn arrive(&mut self, now: Duration, phase: Phase, party: &Party, may_wait: bool) -> Arrival {
+        // Who may take a place that is free would not be waiting, so nobody is passed over.
+        let pool = &mut self.pools[phase as usize];
+        if pool.may_take(party) {
+            pool.take(party);
+            return Arrival::Admitted;
+        }
+        if !may_wait || !self.queue.may_take(party) {
+            return Arrival::Refused;
+        }
+        self.queue.take(party);
+        let ticket = self.next;
+        self.next += 1;
+        self.pending.insert(ticket, Pending { phase, party: party.clone(), since: now });
+        Arrival::Pending(ticket)
+    }
+
+    /// A place is free again. Returns those that wait no longer, since they have a place from now on.
+    #[must_use]
+    pub fn end(&mut self, now: Duration, phase: Phase, party: &Party) -> Vec<Ticket> {
+        self.pools[phase as usize].give_back(party);
+        let mut admitted = Vec::new();
+        // A place that is free may let in several: it raises what each party may hold.
+        while let Some(ticket) = self.next_of(now, phase) {
+            let Some(pending) = self.pending.remove(&ticket) else { break };
+            self.queue.give_back(&pending.party);
+            self.pools[phase as usize].take(&pending.party);
+            admitted.push(ticket);
+        }
+        admitted
+    }
+
+    /// A request waits no longer. `false`: it has a place by now.
+    pub fn leave(&mut self, ticket: Ticket) -> bool {
+        let Some(pending) = self.pending.remove(&ticket) else { return false };
+        self.queue.give_back(&pending.party);
+        true
+    }
+
+    /// The request that is to be admitted next, if any may be.
+    fn next_of(&self, now: Duration, phase: Phase) -> Option<Ticket> {
+        let pool = &self.pools[phase as usize];
+        if pool.held >= pool.most {
+            return None;
+        }
+        let oldest = self.pending.values().next().map_or(now, |pending| pending.since);
+        let is_overloaded = self.pending.len() * 2 > self.queue.most || now.saturating_sub(oldest) > OVERLOAD;
+        let of_phase = self.pending.iter().filter(|(_, pending)| pending.phase == phase && pool.may_take(&pending.party));
+        let order = |&(&ticket, pending): &(&Ticket, &Pending)| {
+            let age = if is_overloaded { Ticket::MAX - ticket } else { ticket };
+            (pool.of_address(&pending.party), pool.of_rule(&pending.party), age)
+        };
+        of_phase.min_by_key(order).map(|(&ticket, _)| ticket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+
+    fn bounds(ask: usize, queue: usize) -> Bounds {
+        Bounds { ask, upload: 4, download: 8, stream: 8, queue }
+    }
+
+    fn party(number: u8) -> Party {
+        Party::client(IpAddr::from([10, 0, 0, number]), "a")
+    }
+
+    fn pending(arrival: Arrival) -> Ticket {
+        match arrival {
+            Arrival::Pending(ticket) => ticket,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_address_alone_has_all_of_a_few_places_and_seven_eighths_of_many() {
+        for (places, expected) in [(1, 1), (2, 2), (4, 4), (8, 8), (16, 15), (64, 57), (256, 225)] {
+            let mut machine = Machine::new(bounds(places, 0));
+            let taken = (0..places).filter(|_| machine.arrive(NOW, Phase::Ask, &party(1), true) == Arrival::Admitted).count();
+            assert_eq!(taken, expected, "of {places}");
+        }
+    }
+
+    #[test]
+    fn an_address_with_nothing_finds_a_place_beside_some_that_take_all_they_can() {
+        for (phase, greedy) in [(Phase::Ask, 2), (Phase::Upload, 6), (Phase::Download, 7), (Phase::Stream, 7)] {
+            let mut machine = Machine::new(Bounds { ask: 256, upload: 128, download: 256, stream: 256, queue: 100 });
+            for number in 0..greedy {
+                let party = Party { rule: number.to_string().into(), ..party(number) };
+                while machine.arrive(NOW, phase, &party, false) == Arrival::Admitted {}
+            }
+            let last = Party { rule: "other".into(), ..party(99) };
+            assert_eq!(machine.arrive(NOW, phase, &last, false), Arrival::Admitted, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one() {
+        let one = Party::client("2001:db8::1".parse().unwrap(), "a");
+        assert_eq!(one, Party::client("2001:db8::2".parse().unwrap(), "a"));
+        assert_ne!(one, Party::client("2001:db8:0:1::1".parse().unwrap(), "a"));
+        assert_eq!(party(1), Party::client("::ffff:10.0.0.1".parse().unwrap(), "a"));
+    }
+
+    #[test]
+    fn a_place_goes_to_the_address_that_holds_fewest() {
+        let mut machine = Machine::new(bounds(2, 100));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
+        let first = pending(machine.arrive(NOW, Phase::Ask, &party(1), true));
+        let other = pending(machine.arrive(NOW, Phase::Ask, &party(2), true));
+        assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [other]);
+        assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [first]);
+    }
+
+    #[test]
+    fn the_oldest_is_next_and_under_overload_the_newest() {
+        for (later, expected) in [(OVERLOAD, 0), (OVERLOAD * 2, 2)] {
+            let mut machine = Machine::new(bounds(1, 100));
+            assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
+            let waiting: Vec<_> = (0..3).map(|_| pending(machine.arrive(NOW, Phase::Ask, &party(1), true))).collect();
+            assert_eq!(machine.end(later, Phase::Ask, &party(1)), [waiting[expected]]);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once_and_one_address_leaves_room_in_it() {
+        let mut machine = Machine::new(bounds(1, 16));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
+        while machine.arrive(NOW, Phase::Ask, &party(1), true) != Arrival::Refused {}
+        assert_eq!(machine.queued(), 15);
+        let other = Party { rule: "b".into(), ..party(2) };
+        let ticket = pending(machine.arrive(NOW, Phase::Ask, &other, true));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &other, true), Arrival::Refused);
+        assert!(machine.leave(ticket) && !machine.leave(ticket));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &other, false), Arrival::Refused, "it may not wait");
+    }
+}

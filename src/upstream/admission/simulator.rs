@@ -1,0 +1,135 @@
+//! Drives the places and the queue through arrivals, ends and departures from a seed, and checks the invariants of the page after
+//! each step.
+//!
+//! ```text
+//! SLUICE_SEEDS=100000 cargo test --lib admission   # more seeds
+//! SLUICE_SEED=17 cargo test --lib admission        # one seed, told step by step
+//! ```
+
+#![allow(clippy::print_stdout, reason = "a seed is told step by step")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::machine::{Arrival, Bounds, Machine, Party, Phase, Ticket};
+
+const STEPS: usize = 300;
+
+/// What is known of the requests besides the machine.
+#[derive(Default)]
+struct World {
+    active: Vec<(Phase, Party)>,
+    pending: BTreeMap<Ticket, (Phase, Party)>,
+}
+
+impl World {
+    fn admit(&mut self, tickets: Vec<Ticket>) -> Result<(), String> {
+        for ticket in tickets {
+            let admitted = self.pending.remove(&ticket).ok_or_else(|| format!("{ticket} was admitted and did not wait"))?;
+            self.active.push(admitted);
+        }
+        Ok(())
+    }
+}
+
+fn check(machine: &mut Machine, world: &World, bounds: Bounds) -> Result<(), String> {
+    for (phase, most) in Phase::ALL.into_iter().zip([bounds.ask, bounds.upload, bounds.download, bounds.stream]) {
+        let active = world.active.iter().filter(|(of, _)| *of == phase).count();
+        let waiting = world.pending.values().filter(|(of, _)| *of == phase).count();
+        if (machine.active(phase), machine.waiting(phase)) != (active, waiting) {
+            return Err(format!(
+                "{phase:?}: it counts {} and {}, of {active} and {waiting}",
+                machine.active(phase),
+                machine.waiting(phase)
+            ));
+        }
+        if active > most {
+            return Err(format!("{active} are active in {phase:?}, of {most}"));
+        }
+        // A party that holds nothing, and finds a place free, gets it.
+        let newcomer = Party::client(IpAddr::from([192, 0, 2, 1]), "newcomer");
+        if active < most && machine.arrive(Duration::ZERO, phase, &newcomer, false) != Arrival::Admitted {
+            return Err(format!("a newcomer found no place in {phase:?} beside {active} of {most}"));
+        }
+        if active < most && !machine.end(Duration::ZERO, phase, &newcomer).is_empty() {
+            return Err(format!("something waited in {phase:?} that could take a free place"));
+        }
+    }
+    if machine.queued() > bounds.queue {
+        return Err(format!("{} wait, of {}", machine.queued(), bounds.queue));
+    }
+    Ok(())
+}
+
+/// Runs one seed.
+fn run(seed: u64, is_told: bool) -> Result<(), String> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut number = |most: usize| random.usize(1..=most);
+    let bounds = Bounds { ask: number(40), upload: number(10), download: number(20), stream: number(20), queue: number(40) };
+    let (mut machine, mut world, mut now) = (Machine::new(bounds), World::default(), Duration::ZERO);
+    let tell = |text: String| {
+        if is_told {
+            println!("{text}");
+        }
+    };
+    tell(format!("{bounds:?}"));
+    for _ in 0..STEPS {
+        now += Duration::from_millis(random.u64(0..60));
+        match random.u32(..10) {
+            0..6 => {
+                let rule = ["a", "b", "c"][random.usize(..3)];
+                let party = match random.u8(..6) {
+                    0 => Party::own(rule),
+                    number => Party::client(IpAddr::from([10, 0, 0, number]), rule),
+                };
+                let phase = Phase::ALL[random.usize(..4)];
+                let may_wait = matches!(phase, Phase::Ask | Phase::Upload);
+                let arrival = machine.arrive(now, phase, &party, may_wait);
+                tell(format!("{party:?} arrives for {phase:?}: {arrival:?}"));
+                match arrival {
+                    Arrival::Admitted => world.active.push((phase, party)),
+                    Arrival::Pending(ticket) => drop(world.pending.insert(ticket, (phase, party))),
+                    Arrival::Refused => {}
+                }
+            }
+            6..9 if !world.active.is_empty() => {
+                let (phase, party) = world.active.swap_remove(random.usize(..world.active.len()));
+                let admitted = machine.end(now, phase, &party);
+                tell(format!("{party:?} ends {phase:?}: {admitted:?} go on"));
+                world.admit(admitted)?;
+            }
+            _ => {
+                let ticket = world.pending.keys().nth(random.usize(..world.pending.len().max(1))).copied();
+                if let Some(ticket) = ticket {
+                    tell(format!("{ticket} leaves"));
+                    world.pending.remove(&ticket);
+                    if !machine.leave(ticket) {
+                        return Err(format!("{ticket} did not wait"));
+                    }
+                }
+            }
+        }
+        check(&mut machine, &world, bounds)?;
+    }
+    while let Some((phase, party)) = world.active.pop() {
+        let admitted = machine.end(now, phase, &party);
+        world.admit(admitted)?;
+    }
+    match (world.pending.len(), machine.is_empty()) {
+        (0, true) => Ok(()),
+        (left, is_empty) => Err(format!("{left} wait for ever, nothing is counted: {is_empty}")),
+    }
+}
+
+#[test]
+fn no_seed_breaks_an_invariant() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = number("SLUICE_SEED").map_or_else(|| 0..number("SLUICE_SEEDS").unwrap_or(300), |seed| seed..seed + 1);
+    let is_told = number("SLUICE_SEED").is_some();
+    for seed in seeds {
+        if let Err(what) = run(seed, is_told) {
+            panic!("SLUICE_SEED={seed}: {what}");
+        }
+    }
+}

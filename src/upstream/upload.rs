@@ -1,0 +1,282 @@
+//! The body of a request on its way to the upstream: gathered first, so that a slow client takes nothing of the upstream's; and
+//! with deadlines of the upstream's own, which do not run while it is the client that is waited for.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use prometheus::IntGauge;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
+
+use crate::body::{BoxError, ClientFault, Stream};
+
+/// Bytes are added to a piece of a body until it has this size: many small ones would cost more than they hold.
+const PIECE: usize = 16 << 10;
+
+/// Memory for bodies that are gathered.
+pub struct UploadRoom {
+    /// The largest body that is gathered, in bytes.
+    buffer: usize,
+    /// The bytes that are free.
+    free: Arc<Semaphore>,
+    used: IntGauge,
+}
+
+/// Bytes of the room, until this is dropped.
+struct Taken {
+    permit: Option<OwnedSemaphorePermit>,
+    used: IntGauge,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let bytes = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        self.used.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
+
+/// The body of a request, as far as it was waited for.
+pub struct Gathered {
+    /// The body. It begins with what came.
+    pub body: Stream,
+    /// Whether all of it came.
+    pub is_whole: bool,
+}
+
+impl UploadRoom {
+    /// Room for bodies of up to `buffer` bytes, and of `memory` bytes together. `used` says how many are used.
+    #[must_use]
+    pub fn new(buffer: usize, memory: usize, used: IntGauge) -> Self {
+        Self { buffer, free: Arc::new(Semaphore::new(memory.min(Semaphore::MAX_PERMITS))), used }
+    }
+
+    /// Reads a body until it ends, or is larger than is gathered, or there is no room for more of it.
+    ///
+    /// # Errors
+    /// What the client did wrong.
+    pub async fn gather(&self, mut body: Stream) -> Result<Gathered, ClientFault> {
+        if body.is_end_stream() {
+            return Ok(Gathered { body, is_whole: true });
+        }
+        let left = body.size_hint().exact();
+        let taken = Taken { permit: None, used: self.used.clone() };
+        let mut came = Came { pieces: VecDeque::new(), trailers: None, rest: None, left, taken };
+        // One that says that it is too large need not be waited for.
+        let mut is_whole = left.is_none_or(|length| length <= self.buffer as u64);
+        let mut read = 0;
+        while is_whole && !body.is_end_stream() {
+            let Some(frame) = body.frame().await else { break };
+            match frame.map_err(|error| error.downcast_ref().copied().unwrap_or(ClientFault::Broken))?.into_data() {
+                Ok(data) => {
+                    read += data.len();
+                    is_whole = came.take_room(&self.free, data.len()) && read <= self.buffer;
+                    came.add(&data);
+                }
+                Err(frame) => came.trailers = frame.into_trailers().ok(),
+            }
+        }
+        if !is_whole {
+            came.rest = Some(body);
+        }
+        Ok(Gathered { body: came.boxed_unsync(), is_whole })
+    }
+}
+
+/// What came of a body, and the rest of it.
+struct Came {
+    pieces: VecDeque<BytesMut>,
+    trailers: Option<HeaderMap>,
+    rest: Option<Stream>,
+    /// The bytes that are still to be read, if the body says its length.
+    left: Option<u64>,
+    taken: Taken,
+}
+
+impl Came {
+    fn take_room(&mut self, free: &Arc<Semaphore>, bytes: usize) -> bool {
+        let Ok(count) = u32::try_from(bytes) else { return false };
+        let Ok(permit) = Arc::clone(free).try_acquire_many_owned(count) else { return false };
+        self.taken.used.add(i64::from(count));
+        match &mut self.taken.permit {
+            Some(held) => held.merge(permit),
+            held => *held = Some(permit),
+        }
+        true
+    }
+
+    /// Copies bytes: as they arrived they are a slice of the connection's buffer, which they would keep alive.
+    fn add(&mut self, bytes: &[u8]) {
+        match self.pieces.back_mut() {
+            Some(last) if last.len() + bytes.len() <= PIECE => last.extend_from_slice(bytes),
+            _ if bytes.is_empty() => {}
+            _ => self.pieces.push_back(BytesMut::from(bytes)),
+        }
+    }
+}
+
+impl Body for Came {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = if let Some(piece) = self.pieces.pop_front() {
+            Poll::Ready(Some(Ok(Frame::data(piece.freeze()))))
+        } else if let Some(rest) = &mut self.rest {
+            Pin::new(rest).poll_frame(cx)
+        } else {
+            Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+        };
+        if let (Poll::Ready(Some(Ok(frame))), Some(left)) = (&polled, self.left) {
+            self.left = Some(left.saturating_sub(frame.data_ref().map_or(0, Bytes::len) as u64));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty() && self.trailers.is_none() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// Whom a request waits for, and since when.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    /// The client is to send more of its body.
+    Client,
+    /// The upstream is to take what there is of the request, and to answer once it has all.
+    Upstream(Instant),
+}
+
+/// How far a request is on its way.
+pub struct Progress {
+    side: Mutex<Side>,
+    changed: Notify,
+}
+
+impl Progress {
+    /// The request begins now.
+    fn begin() -> Arc<Self> {
+        Arc::new(Self { side: Mutex::new(Side::Upstream(Instant::now())), changed: Notify::new() })
+    }
+
+    fn set(&self, side: Side) {
+        *self.side.lock().unwrap_or_else(PoisonError::into_inner) = side;
+        self.changed.notify_one();
+    }
+
+    /// Waits until the upstream has been waited for longer than `patience`: without taking a byte of the request, or from the
+    /// request's end on.
+    pub async fn overdue(&self, patience: Duration) {
+        loop {
+            let side = *self.side.lock().unwrap_or_else(PoisonError::into_inner);
+            match side {
+                Side::Client => self.changed.notified().await,
+                Side::Upstream(since) => tokio::select! {
+                    () = sleep_until(since + patience) => return,
+                    () = self.changed.notified() => {}
+                },
+            }
+        }
+    }
+}
+
+/// A body that notes how far it is.
+pub struct Watched {
+    inner: Stream,
+    progress: Arc<Progress>,
+}
+
+impl Watched {
+    /// The body, and how far it is.
+    #[must_use]
+    pub fn new(inner: Stream) -> (Self, Arc<Progress>) {
+        let progress = Progress::begin();
+        (Self { inner, progress: Arc::clone(&progress) }, progress)
+    }
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        self.progress.set(if polled.is_pending() { Side::Client } else { Side::Upstream(Instant::now()) });
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    /// A body of pieces. After them it is silent, unless it ends there.
+    struct Pieces(VecDeque<&'static [u8]>, bool);
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            match self.0.pop_front() {
+                Some(piece) => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(piece))))),
+                None if self.1 => Poll::Ready(None),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    fn body(pieces: &[&'static [u8]]) -> Stream {
+        Pieces(pieces.iter().copied().collect(), true).boxed_unsync()
+    }
+
+    #[tokio::test]
+    async fn what_fits_is_gathered_and_the_rest_follows_in_order() {
+        for (buffer, memory, is_whole) in [(100, 100, true), (6, 100, true), (5, 100, false), (100, 5, false), (0, 0, false)] {
+            let used = IntGauge::new("a", "a").unwrap();
+            let room = UploadRoom::new(buffer, memory, used.clone());
+            let gathered = room.gather(body(&[b"ab", b"", b"cd", b"ef"])).await.unwrap();
+            assert_eq!(gathered.is_whole, is_whole, "{buffer} {memory}");
+            assert!(used.get() <= i64::try_from(memory).unwrap());
+            assert_eq!(gathered.body.collect().await.unwrap().to_bytes(), "abcdef");
+            assert_eq!(used.get(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_says_that_it_is_too_large_is_not_waited_for() {
+        let room = UploadRoom::new(3, 100, IntGauge::new("a", "a").unwrap());
+        let gathered = room.gather(crate::body::full(Bytes::from_static(b"four"))).await.unwrap();
+        assert!(!gathered.is_whole && gathered.body.size_hint().exact() == Some(4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_of_the_upstream_runs_while_it_takes_nothing() {
+        let (patience, hour) = (Duration::from_secs(3), Duration::from_secs(3600));
+        let (mut watched, progress) = Watched::new(Pieces([&b"a"[..]].into(), false).boxed_unsync());
+        assert!(timeout(hour, progress.overdue(patience)).await.is_ok(), "it was not asked for its first byte");
+        assert!(watched.frame().await.is_some());
+        assert!(timeout(hour, progress.overdue(patience)).await.is_ok(), "nor for the next");
+        assert!(timeout(patience, watched.frame()).await.is_err());
+        assert!(timeout(hour, progress.overdue(patience)).await.is_err(), "the client is waited for");
+    }
+}
