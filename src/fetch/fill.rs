@@ -1,12 +1,14 @@
 //! A body on its way into the cache, while clients already read it.
 //!
-//! One writer, any number of readers, each at its own place. While the body may still be stored, all of it is held
-//! (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, what every
-//! reader has passed is let go and the writer waits for the slowest: backpressure, constant memory.
+//! One writer, any number of readers, each at its own place; none of them waits for another. While the body may still be stored, all of
+//! it is held (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, the fastest reader
+//! says how fast it is read. What all have passed is let go, and so is what has no room: a reader that is too far behind is cut off.
+//!
+//! A body that is whole is kept for those that still read it, and gives way to bodies on their way.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -14,9 +16,9 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::budget::Budget;
+use super::budget::{Budget, Whole};
 use crate::body::{BoxError, Stream};
 use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
@@ -26,9 +28,11 @@ use crate::upstream::selecting::Selected;
 
 /// How long a body that cannot be stored waits for its first reader.
 const FIRST_READER: Duration = Duration::from_secs(2);
-/// A body whose end is not known is read for nobody for so long: it may never come.
+/// How long a body that will be stored is read for nobody: it may never end.
 const ALONE: Duration = Duration::from_secs(60);
-/// How far the writer may be ahead of the slowest reader once the body is too large to store.
+/// The same for one that says how long it is.
+const ALONE_WITH_LENGTH: Duration = Duration::from_secs(300);
+/// How far the writer may be ahead of the fastest reader once the body is too large to store.
 const WINDOW: usize = 256 << 10;
 
 /// The head of the response whose body fills, and what is known of it.
@@ -70,9 +74,12 @@ pub struct Fill {
     room: Notify,
     /// Wakes those who wait for the end.
     ended: Notify,
+    /// Told when the last reader leaves.
+    left: Notify,
+    /// This very fill, for the list of those that are whole.
+    this: Weak<Self>,
 }
 
-#[derive(Default)]
 struct State {
     chunks: VecDeque<Bytes>,
     /// How many chunks were let go from the front.
@@ -82,15 +89,17 @@ struct State {
     total: usize,
     /// Bytes of the budget that are ours.
     charged: usize,
-    /// Why it is not held for the cache: what all have read is let go.
+    /// Why it is not held for the cache.
     passing: Option<NotHeld>,
     end: Option<Result<(), Failure>>,
     /// What was made of the body, once that is known: an entry, or nothing.
     settled: Option<Option<Arc<Entry>>>,
     readers: HashMap<u64, ReaderState>,
     next_reader: u64,
-    /// When the last reader left.
+    /// Since when it has had no reader.
     alone_since: Option<Instant>,
+    /// It was given up, since nobody read it. There are no readers from then on.
+    given_up: bool,
 }
 
 #[derive(Default)]
@@ -112,13 +121,79 @@ pub enum End {
 }
 
 impl Fill {
-    /// An empty fill and its writer.
+    /// An empty fill and its writer. If the body is meant to be stored and says its length, it gets all its room now or none: then
+    /// `head.stored` is no longer true.
     #[must_use]
-    pub fn start(head: Head, max_object: usize, budget: Arc<Budget>) -> (Arc<Self>, Writer) {
-        let passing = head.length.filter(|&length| length > max_object as u64).map(|_| NotHeld::TooLarge);
-        let state = Mutex::new(State { passing, ..State::default() });
-        let fill = Arc::new(Self { head, max_object, budget, state, room: Notify::new(), ended: Notify::new() });
+    pub fn start(mut head: Head, max_object: usize, budget: Arc<Budget>) -> (Arc<Self>, Writer) {
+        let length = head.length.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+        let mut passing = length.filter(|&length| length > max_object).map(|_| NotHeld::TooLarge);
+        let mut charged = 0;
+        if let Some(length) = length.filter(|_| head.stored && passing.is_none()) {
+            match budget.take(length) {
+                true => charged = length,
+                false => passing = Some(NotHeld::NoRoom),
+            }
+        }
+        head.stored &= passing.is_none();
+        let state = Mutex::new(State {
+            chunks: VecDeque::new(),
+            gone: 0,
+            held: 0,
+            total: 0,
+            charged,
+            passing,
+            end: None,
+            settled: None,
+            readers: HashMap::new(),
+            next_reader: 0,
+            alone_since: Some(Instant::now()),
+            given_up: false,
+        });
+        let notify = Notify::new;
+        let fill = Arc::new_cyclic(|this| Self {
+            head,
+            max_object,
+            budget,
+            state,
+            room: notify(),
+            ended: notify(),
+            left: notify(),
+            this: Weak::clone(this),
+        });
         (Arc::clone(&fill), Writer(fill))
+    }
+
+    /// Why the body is not held for the cache, as far as that is known.
+    #[must_use]
+    pub fn passing(&self) -> Option<NotHeld> {
+        self.state().passing
+    }
+
+    /// Waits until the body is of no use to anybody, and gives it up: nobody reads it, and it will not be stored (`is_stored`), or is
+    /// read for nobody for too long.
+    pub async fn useless(&self, is_stored: bool) {
+        loop {
+            let left = self.left.notified();
+            let wait = {
+                let mut state = self.state();
+                let patience = match (is_stored && state.passing.is_none(), state.next_reader) {
+                    (true, _) if self.head.length.is_some() => ALONE_WITH_LENGTH,
+                    (true, _) => ALONE,
+                    (false, 0) => FIRST_READER,
+                    (false, _) => Duration::ZERO,
+                };
+                let wait = state.alone_since.map(|since| patience.saturating_sub(since.elapsed()));
+                if wait == Some(Duration::ZERO) {
+                    state.given_up = true;
+                    return;
+                }
+                wait
+            };
+            match wait {
+                None => left.await,
+                Some(wait) => drop(timeout(wait, left).await),
+            }
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -129,7 +204,7 @@ impl Fill {
     #[must_use]
     pub fn reader(self: &Arc<Self>) -> Option<Reader> {
         let mut state = self.state();
-        if state.gone > 0 {
+        if state.gone > 0 || state.given_up {
             return None;
         }
         let id = state.next_reader;
@@ -203,14 +278,44 @@ impl State {
         self.readers.values_mut().filter_map(|reader| reader.waker.take()).for_each(Waker::wake);
     }
 
-    /// Lets go of what every reader has passed.
-    fn let_go(&mut self) {
+    /// Lets go of the first chunk that is held.
+    fn drop_first(&mut self) -> bool {
+        let Some(chunk) = self.chunks.pop_front() else { return false };
+        self.held -= chunk.len();
+        self.gone += 1;
+        true
+    }
+
+    /// Lets go of what every reader has passed, and of what is more than may be held, whoever has not read it.
+    fn let_go(&mut self, most: usize) {
         let slowest = self.readers.values().map(|reader| reader.next).min().unwrap_or(self.gone);
-        while self.gone < slowest {
-            let Some(chunk) = self.chunks.pop_front() else { return };
-            self.held -= chunk.len();
-            self.gone += 1;
-        }
+        while (self.gone < slowest || self.held > most) && self.drop_first() {}
+    }
+
+    /// Bytes that no reader has read.
+    fn ahead(&self) -> usize {
+        let fastest = self.readers.values().map(|reader| reader.next).max().unwrap_or(self.gone);
+        self.chunks.iter().skip(fastest.saturating_sub(self.gone)).map(Bytes::len).sum()
+    }
+}
+
+impl Fill {
+    /// Gives back what it had of the budget.
+    fn give_back(&self, state: &mut State) {
+        self.budget.give_back(std::mem::take(&mut state.charged));
+    }
+}
+
+impl Whole for Fill {
+    fn let_go(&self) {
+        let mut state = self.state();
+        while state.drop_first() {}
+        state.wake_readers();
+        self.give_back(&mut state);
+    }
+
+    fn has_bytes(&self) -> bool {
+        self.state().charged > 0
     }
 }
 
@@ -231,12 +336,12 @@ pub enum NotHeld {
     TooLarge,
     /// Bodies on their way into the cache had all the room that they may have together. It says nothing of this one.
     NoRoom,
-    /// Its end is not known, and nobody read it for long.
+    /// Nobody read it, or not for long.
     Alone,
 }
 
 impl Writer {
-    /// Adds bytes; once the body only passes by, waits until the slowest reader is near.
+    /// Adds bytes; once the body only passes by, waits until the fastest reader is near.
     ///
     /// # Errors
     /// Why it is not held, if nobody reads it either: the bytes are of use to nobody.
@@ -245,36 +350,16 @@ impl Writer {
             return Ok(());
         }
         let fill = &self.0;
-        {
-            let mut state = fill.state();
-            if fill.head.length.is_none() && state.alone_since.is_some_and(|since| since.elapsed() >= ALONE) {
-                return Err(NotHeld::Alone);
-            }
-            state.total += chunk.len();
-            state.held += chunk.len();
-            let held = state.passing.is_none();
-            if state.total > fill.max_object {
-                state.passing = Some(NotHeld::TooLarge);
-            } else if held && !fill.budget.take(chunk.len()) {
-                state.passing = Some(NotHeld::NoRoom);
-            }
-            let storable = state.passing.is_none();
-            if storable {
-                state.charged += chunk.len();
-            } else if held {
-                fill.ended.notify_waiters();
-            }
-            // As it arrived it is a slice of the connection's buffer, which it would keep alive with all its slack.
-            state.chunks.push_back(if storable { Bytes::copy_from_slice(&chunk) } else { chunk });
-            state.wake_readers();
-        }
+        self.add(chunk);
         loop {
             let room = fill.room.notified();
             let why = {
                 let mut state = fill.state();
                 let Some(why) = state.passing else { return Ok(()) };
-                state.let_go();
-                if state.held <= WINDOW {
+                // A reader that is behind may be as far behind as what it had to itself anyway.
+                let most = state.charged.max(2 * WINDOW);
+                state.let_go(most);
+                if state.ahead() <= WINDOW {
                     return Ok(());
                 }
                 if state.readers.is_empty() && state.next_reader > 0 {
@@ -283,11 +368,36 @@ impl Writer {
                 why
             };
             // The client that asked is about to read, unless it left before there was anything to read.
-            let deadline = if fill.state().next_reader == 0 { FIRST_READER } else { Duration::MAX };
-            if timeout(deadline, room).await.is_err() {
-                return Err(why);
+            let is_awaited = fill.state().next_reader == 0;
+            tokio::select! {
+                () = room => {}
+                () = sleep(FIRST_READER), if is_awaited => return Err(why),
             }
         }
+    }
+
+    /// Adds bytes to what is held.
+    fn add(&self, chunk: Bytes) {
+        let fill = &self.0;
+        let mut state = fill.state();
+        state.total += chunk.len();
+        state.held += chunk.len();
+        let held = state.passing.is_none();
+        let missing = state.total.saturating_sub(state.charged);
+        if state.total > fill.max_object {
+            state.passing = Some(NotHeld::TooLarge);
+        } else if held && missing > 0 && !fill.budget.take(missing) {
+            state.passing = Some(NotHeld::NoRoom);
+        }
+        let storable = state.passing.is_none();
+        if storable {
+            state.charged += missing;
+        } else if held {
+            fill.ended.notify_waiters();
+        }
+        // As it arrived it is a slice of the connection's buffer, which it would keep alive with all its slack.
+        state.chunks.push_back(if storable { Bytes::copy_from_slice(&chunk) } else { chunk });
+        state.wake_readers();
     }
 
     /// The body is whole. Returns its bytes.
@@ -295,19 +405,33 @@ impl Writer {
     /// # Errors
     /// Why it was not held and only passed by.
     pub fn complete(self) -> Result<Bytes, NotHeld> {
+        let fill = &self.0;
         let whole = {
-            let state = self.0.state();
-            match (state.passing, state.chunks.front()) {
+            let mut state = fill.state();
+            let whole = match (state.passing, state.chunks.front()) {
                 (Some(why), _) => Err(why),
                 (None, Some(only)) if state.chunks.len() == 1 => Ok(only.clone()),
                 (None, _) => {
                     let mut whole = BytesMut::with_capacity(state.held);
                     state.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-                    Ok(whole.freeze())
+                    let whole = whole.freeze();
+                    // The readers read on in the same memory.
+                    let mut from = 0;
+                    for chunk in &mut state.chunks {
+                        let to = from + chunk.len();
+                        *chunk = whole.slice(from..to);
+                        from = to;
+                    }
+                    Ok(whole)
                 }
+            };
+            if state.readers.is_empty() {
+                fill.give_back(&mut state);
             }
+            whole
         };
-        self.0.finish(Ok(()));
+        fill.budget.keep_for_readers(fill.this.clone());
+        fill.finish(Ok(()));
         whole
     }
 
@@ -337,7 +461,11 @@ impl Body for Reader {
         let mut guard = self.fill.state();
         let state = &mut *guard;
         let Some(reader) = state.readers.get_mut(&self.id) else { return Poll::Ready(None) };
-        if let Some(chunk) = reader.next.checked_sub(state.gone).and_then(|at| state.chunks.get(at)) {
+        if reader.next < state.gone {
+            let why = if state.passing.is_some() { Failure::Lost } else { Failure::Overloaded };
+            return Poll::Ready(Some(Err(Box::new(BrokenBody(why)))));
+        }
+        if let Some(chunk) = state.chunks.get(reader.next - state.gone) {
             let chunk = chunk.clone();
             reader.next += 1;
             if state.passing.is_some() {
@@ -371,9 +499,13 @@ impl Drop for Reader {
             state.readers.remove(&self.id);
             if state.readers.is_empty() {
                 state.alone_since = Some(Instant::now());
+                if state.end.is_some() {
+                    self.fill.give_back(&mut state);
+                }
             }
         }
         self.fill.room.notify_one();
+        self.fill.left.notify_one();
     }
 }
 
@@ -383,17 +515,20 @@ mod tests {
     use crate::telemetry::metrics::Metrics;
     use http_body_util::BodyExt;
 
-    fn start(max_object: usize, limit: usize) -> (Arc<Fill>, Writer, Arc<Budget>) {
-        let budget = Arc::new(Budget::new(limit, Arc::new(Metrics::new().unwrap())));
-        let head = Head {
+    fn head() -> Head {
+        Head {
             status: StatusCode::OK,
             fields: HeaderMap::new(),
             coding: Coding::Identity,
             length: None,
             stored: true,
             vary: (Vec::new(), Selected::NOTHING),
-        };
-        let (fill, writer) = Fill::start(head, max_object, Arc::clone(&budget));
+        }
+    }
+
+    fn start(max_object: usize, limit: usize) -> (Arc<Fill>, Writer, Arc<Budget>) {
+        let budget = Arc::new(Budget::new(limit, Arc::new(Metrics::new().unwrap())));
+        let (fill, writer) = Fill::start(head(), max_object, Arc::clone(&budget));
         (fill, writer, budget)
     }
 
@@ -456,35 +591,72 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_without_a_known_end_is_not_read_for_nobody_for_long() {
-        let (fill, writer, _) = start(1000, 1000);
-        drop(fill.reader());
-        tokio::time::advance(ALONE / 2).await;
-        writer.push(chunk(1)).await.unwrap();
-        let late = fill.reader();
-        tokio::time::advance(ALONE).await;
-        writer.push(chunk(1)).await.unwrap();
-        drop(late);
-        tokio::time::advance(ALONE).await;
-        assert_eq!(writer.push(chunk(1)).await, Err(NotHeld::Alone));
+    async fn a_body_that_is_of_no_use_is_given_up() {
+        let useless = |fill: Arc<Fill>, is_stored| async move {
+            let since = Instant::now();
+            fill.useless(is_stored).await;
+            assert!(fill.reader().is_none(), "nobody joins it any more");
+            since.elapsed()
+        };
+        // Without a reader, and after the last has left; to be stored, or not.
+        let (fill, _writer, _) = start(1000, 1000);
+        assert_eq!(useless(Arc::clone(&fill), false).await, FIRST_READER);
+        for (is_stored, patience) in [(false, Duration::ZERO), (true, ALONE)] {
+            let (fill, _writer, _) = start(1000, 1000);
+            let reader = fill.reader();
+            assert!(timeout(ALONE * 10, fill.useless(is_stored)).await.is_err(), "it is read");
+            drop(reader);
+            assert_eq!(useless(fill, is_stored).await, patience);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_too_far_behind_is_cut_off_and_the_other_does_not_wait() {
+        let (fill, writer, _) = start(WINDOW, usize::MAX);
+        let (mut fast, mut slow) = (fill.reader().unwrap(), fill.reader().unwrap());
+        for _ in 0..100 {
+            writer.push(chunk(WINDOW / 2)).await.unwrap();
+            assert!(fast.frame().await.unwrap().is_ok());
+            assert!(fill.state().held <= 3 * WINDOW, "{}", fill.state().held);
+        }
+        assert!(slow.frame().await.unwrap().is_err(), "a gap is no body");
+        assert_eq!(writer.complete(), Err(NotHeld::TooLarge));
+        assert!(fast.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_whole_gives_way_to_one_on_its_way() {
+        let (one, first, budget) = start(1000, 1000);
+        let (mut idle, mut done) = (one.reader().unwrap(), one.reader().unwrap());
+        first.push(chunk(900)).await.unwrap();
+        assert!(done.frame().await.unwrap().is_ok());
+        assert_eq!(first.complete().unwrap().len(), 900);
+        assert_eq!(budget.used(), 900);
+        let head = Head { length: Some(200), ..head() };
+        let (other, second) = Fill::start(head, 1000, Arc::clone(&budget));
+        assert!(other.head.stored && budget.used() == 200);
+        assert!(idle.frame().await.unwrap().is_err() && done.frame().await.is_none());
+        drop((second, other));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn room_for_a_length_that_is_known_is_taken_at_once_or_not_at_all() {
+        let budget = Arc::new(Budget::new(100, Arc::new(Metrics::new().unwrap())));
+        let start = |length| Fill::start(Head { length: Some(length), ..head() }, 90, Arc::clone(&budget));
+        let (first, _writing) = start(80);
+        assert!(first.head.stored && first.passing().is_none() && budget.used() == 80);
+        for (length, why) in [(30, NotHeld::NoRoom), (91, NotHeld::TooLarge)] {
+            let (other, _writer) = start(length);
+            assert!(!other.head.stored && other.passing() == Some(why) && budget.used() == 80);
+        }
     }
 
     #[tokio::test]
     async fn all_fills_together_stay_within_the_budget() {
         let (one, first, budget) = start(1000, 1000);
         first.push(chunk(900)).await.unwrap();
-        let (other, second) = Fill::start(
-            Head {
-                status: StatusCode::OK,
-                fields: HeaderMap::new(),
-                coding: Coding::Identity,
-                length: None,
-                stored: true,
-                vary: (Vec::new(), Selected::NOTHING),
-            },
-            1000,
-            Arc::clone(&budget),
-        );
+        let (other, second) = Fill::start(head(), 1000, Arc::clone(&budget));
         let reader = other.reader();
         second.push(chunk(200)).await.unwrap();
         assert_eq!(other.end().await, End::Passing);

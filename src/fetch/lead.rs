@@ -83,10 +83,17 @@ impl Fetcher {
         let (fill, writer) = self.start_fill(&job, head, names, length, stored);
         if !stored {
             self.end_replaced(&job, status).await;
+        }
+        if !fill.head.stored {
             fill.settle(None);
         }
-        if matches!(verdict, Verdict::StoreForValidation(_)) {
-            // For the one who asked, and for those to come once the upstream has been asked again.
+        let passing = fill.passing();
+        if passing == Some(NotHeld::TooLarge) {
+            self.note_uncacheable(&job.collapse_key);
+        }
+        // One that is not held is read at the pace of the client that asked, and no other depends on that. One that must be validated is for
+        // the one who asked, and for those to come once the upstream has been asked again.
+        if passing.is_some() || matches!(verdict, Verdict::StoreForValidation(_)) {
             if let Some(response) = fill.reader().map(|reader| fill.head.response(reader.boxed_unsync())) {
                 drop(private.send(Private::Response(response)));
             }
@@ -272,7 +279,13 @@ impl Fetcher {
         let mut left = fill.head.length;
         let keep = |leader: Option<Leader>, left: Option<u64>| leader.filter(|_| lifetimes.is_some() || left != Some(0));
         let mut leader = keep(leader, left);
-        while let Some(frame) = body.frame().await {
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = fill.useless(lifetimes.is_some()) => return,
+            };
+            let Some(frame) = frame else { break };
             let chunk = match frame.map(Frame::into_data) {
                 Ok(Ok(chunk)) => chunk,
                 Ok(Err(_trailers)) => continue,

@@ -111,11 +111,14 @@ pub fn inflation_limit(coded: usize, max_object: usize) -> usize {
     max_object.saturating_mul(4).min(usize::try_from(by_ratio).unwrap_or(usize::MAX))
 }
 
-/// Inflates a whole gzip body to at most `limit` bytes.
+/// Inflates a whole gzip body to at most `limit` bytes. No bytes are an empty body, as servers send it to HEAD and elsewhere.
 ///
 /// # Errors
 /// [`InflateError`] if the bytes are not valid gzip or inflate to more than `limit`.
 pub fn gunzip(body: &[u8], limit: usize) -> Result<Bytes, InflateError> {
+    if body.is_empty() {
+        return Ok(Bytes::new());
+    }
     let mut plain = Vec::with_capacity(told_length(body).min(limit).min(1 << 20));
     let cap = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     let read = MultiGzDecoder::new(body).take(cap).read_to_end(&mut plain);

@@ -31,6 +31,8 @@ use crate::upstream::request_fields::{self, Negotiable, is_keyed_range};
 
 /// A small response that was just fetched is waited for this long: then it is sent with its validator, as it is stored.
 const SETTLE: Duration = Duration::from_millis(20);
+/// The body of a response that may be replaced by a stale one is waited for this long before its head is sent.
+const WHOLE: Duration = Duration::from_millis(250);
 /// Responses of up to so many bytes count as small.
 const SMALL: u64 = 64 << 10;
 /// After this many fetches that were answered for others a request is passed.
@@ -169,7 +171,7 @@ impl Proxy {
             if is_failure(head.status) {
                 return Err(Failure::Status(head.status.as_u16()));
             }
-            self.wait_until_whole(fill).await?;
+            wait_for_whole(fill).await?;
         }
         if head.stored && head.length.is_some_and(|length| length <= SMALL) {
             let entry = timeout(SETTLE, fill.settled()).await.ok().flatten();
@@ -181,15 +183,6 @@ impl Proxy {
             // Nothing was sent yet, so the client can be told.
             Some(failure) => Err(failure),
             None => Ok(respond::from_fill(fill, &request.parts.headers).map(|response| without_length(request, head, response))),
-        }
-    }
-
-    /// Waits until a body is whole, for a client that has something to fall back on.
-    async fn wait_until_whole(&self, fill: &Fill) -> Result<(), Failure> {
-        match timeout(self.timeout, fill.end()).await {
-            Ok(End::Broken(failure)) => Err(failure),
-            Ok(End::Whole | End::Passing) => Ok(()),
-            Err(_) => Err(Failure::Timeout),
         }
     }
 
@@ -286,6 +279,15 @@ impl Proxy {
             validated,
             replaces_errors: stored.is_some_and(|entry| entry.may_replace_errors(request.now)),
         }
+    }
+}
+
+/// Waits a little for a body to be whole, for a client that has something to fall back on if it breaks off. One that takes longer is
+/// sent as it comes.
+async fn wait_for_whole(fill: &Fill) -> Result<(), Failure> {
+    match timeout(WHOLE, fill.end()).await {
+        Ok(End::Broken(failure)) => Err(failure),
+        Ok(End::Whole | End::Passing) | Err(_) => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The real program over real sockets, with a scripted backend, a real Redis and a real MariaDB.
 //!
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
-//! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`]), how requests are forwarded ([`forwarding`], [`admission`],
+//! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`], [`readers`]), how requests are forwarded ([`forwarding`], [`admission`],
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
 //! ([`upstream_outages`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
@@ -32,6 +32,7 @@ mod management;
 mod messages;
 mod native_api;
 mod rate_limits;
+mod readers;
 mod recorded_api;
 mod redaction;
 mod redis_outages;
