@@ -80,6 +80,8 @@ impl Breaker {
         match state.until {
             None => Gate::Closed,
             Some(until) if Instant::now() >= until => {
+                // As if it failed: only its success says anything else.
+                state.failures = state.failures.saturating_add(1);
                 state.until = Some(Instant::now() + self.backoff.after(state.failures));
                 Gate::Trial
             }
@@ -97,14 +99,25 @@ impl Breaker {
 
     /// It failed. Returns for how long it is now left alone, if the breaker was closed before.
     pub fn failed(&self) -> Option<Duration> {
-        let mut state = self.state();
-        state.failures = state.failures.saturating_add(1);
-        if state.failures <= self.backoff.tolerated {
+        self.failed_for(Duration::ZERO)
+    }
+
+    /// The same if it is to be left alone for at least so long, which it may ask for itself. Further failures within the while do not
+    /// make it longer: else what fails all the time would keep everybody from trying.
+    pub fn failed_for(&self, least: Duration) -> Option<Duration> {
+        let (mut state, now) = (self.state(), Instant::now());
+        let asked_for = now + least;
+        if let Some(until) = state.until.filter(|&until| now < until) {
+            state.until = Some(until.max(asked_for));
             return None;
         }
-        let span = self.backoff.after(state.failures);
+        state.failures = state.failures.saturating_add(1);
+        if state.failures <= self.backoff.tolerated && least.is_zero() {
+            return None;
+        }
+        let span = self.backoff.after(state.failures).max(least);
         let first = state.until.is_none();
-        state.until = Some(Instant::now() + span);
+        state.until = Some(now + span);
         first.then_some(span)
     }
 }

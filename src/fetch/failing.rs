@@ -1,6 +1,23 @@
-//! What failed lately and is spared: a key whose fetches fail, or the upstream as a whole.
+//! What failed lately and is spared. A failure has a scope:
+//!
+//! ```text
+//! key      one address             spared from its first failure on
+//! rule     addresses of one rule   spared once several of its keys failed, and none of them was answered in between
+//! backend  all of it               spared once several keys failed, or connections, and nothing was answered in between
+//! ```
+//!
+//! Each is spared for a while that grows with each further failure, or for as long as the upstream says (`Retry-After`). When the while is
+//! over, one request may try. Any answer of the upstream, also one to a request that is passed, says that the backend is there: then
+//! nothing is spared any more, keys that failed before included, so that all of them are fresh again soon.
+//!
+//! What is counted of a scope is how many *different* keys failed. One address that fails each time, however often it is asked for, says nothing of
+//! the others.
+//!
+//! A revalidation whose answer may not be stored is no failure. Its key is [put off](Failing::put_off): what is stale is served on, and the
+//! upstream is asked again after a while that grows in the same way.
 
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::remembered::{Remembered, remembered};
@@ -9,17 +26,64 @@ use crate::cache::key::Canonical;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::failure::Failure;
 
-/// An upstream that does not connect, breaks off, times out or answers 502, 503 or 504 so often in a row is spared.
-const UPSTREAM_BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(15), tolerated: 2 };
+/// A rule, or the upstream, is spared after this many different keys failed; and for so long. A trial costs one request: the longest while is short,
+/// so that nobody is served what is stale long after the upstream is back.
+const WIDE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(2), tolerated: 2 };
 /// A key is spared from its first failure on: others may work.
 const KEY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30), tolerated: 0 };
+/// The longest that an upstream may ask to be spared (RFC 9110 §10.2.3).
+pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// Keys whose failures are remembered.
 const KEYS: usize = 16_384;
+/// Failing keys that a scope tells apart. More of them are as many.
+const DIFFERENT: usize = 8;
+
+/// A rule, or the upstream as a whole.
+struct Scope {
+    breaker: Breaker,
+    /// The keys that failed since the last answer, by their canonical forms' digests.
+    failed: Mutex<VecDeque<u64>>,
+}
+
+impl Scope {
+    fn new() -> Self {
+        Self { breaker: Breaker::new(WIDE_BACKOFF), failed: Mutex::default() }
+    }
+
+    fn different(&self) -> MutexGuard<'_, VecDeque<u64>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A key failed. Returns for how long the scope is spared, if it was not before. `counts_alone`: the failure is about more than the key.
+    fn failed(&self, key: u64, counts_alone: bool, after: Option<Duration>) -> Option<Duration> {
+        let mut failed = self.different();
+        // A trial that fails again extends the while; while nothing is spared, a key counts once.
+        if failed.contains(&key) && !counts_alone && !self.breaker.is_open() {
+            return None;
+        }
+        if failed.len() == DIFFERENT {
+            failed.pop_front();
+        }
+        failed.push_back(key);
+        drop(failed);
+        self.breaker.failed_for(after.unwrap_or_default())
+    }
+
+    /// Something was answered. Whether the scope was spared before.
+    fn answered(&self) -> bool {
+        self.different().clear();
+        self.breaker.succeeded()
+    }
+}
 
 /// The breakers.
 pub struct Failing {
-    upstream: Breaker,
+    upstream: Scope,
+    /// By rule. Rules are the operator's, so that there are not many.
+    rules: Mutex<HashMap<String, Arc<Scope>>>,
     keys: Remembered<Arc<Breaker>>,
+    /// Keys whose revalidation gave nothing that could be stored.
+    put_off: Remembered<Arc<Breaker>>,
     metrics: Arc<Metrics>,
 }
 
@@ -27,28 +91,39 @@ impl Failing {
     /// Nothing has failed yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { upstream: Breaker::new(UPSTREAM_BACKOFF), keys: remembered(KEYS), metrics }
+        Self { upstream: Scope::new(), rules: Mutex::default(), keys: remembered(KEYS), put_off: remembered(KEYS), metrics }
     }
 
     /// Whether the upstream as a whole is spared.
     #[must_use]
     pub fn upstream(&self) -> bool {
-        self.upstream.is_open()
+        self.upstream.breaker.is_open()
     }
 
-    /// Whether this key is spared, or the upstream as a whole.
+    fn rule(&self, rule: &str) -> Option<Arc<Scope>> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).get(rule).cloned()
+    }
+
+    /// Whether this key is spared, or its rule, or the upstream as a whole.
     #[must_use]
-    pub fn key(&self, key: &Canonical) -> bool {
-        self.upstream() || self.keys.get(&key.0).is_some_and(|breaker| breaker.is_open())
+    pub fn key(&self, rule: &str, key: &Canonical) -> bool {
+        self.upstream()
+            || self.rule(rule).is_some_and(|scope| scope.breaker.is_open())
+            || self.keys.get(&key.0).is_some_and(|breaker| breaker.is_open())
     }
 
     /// Whether this key may be tried now: nothing is spared, or was for long enough. Of those who ask in one pause, one may.
     #[must_use]
-    pub fn may_try(&self, key: &Canonical) -> bool {
-        let gate = match self.upstream.enter() {
-            Gate::Closed => self.keys.get(&key.0).map_or(Gate::Closed, |breaker| breaker.enter()),
-            gate => gate,
-        };
+    pub fn may_try(&self, rule: &str, key: &Canonical) -> bool {
+        // The widest scope that is spared decides: its trial is one for all that it covers.
+        let rule = || self.rule(rule).map_or(Gate::Closed, |scope| scope.breaker.enter());
+        let key = || self.keys.get(&key.0).map_or(Gate::Closed, |breaker| breaker.enter());
+        let mut gate = self.upstream.breaker.enter();
+        for narrower in [&rule as &dyn Fn() -> Gate, &key] {
+            if gate == Gate::Closed {
+                gate = narrower();
+            }
+        }
         gate != Gate::Open
     }
 
@@ -58,36 +133,195 @@ impl Failing {
         self.keys.remove(&key.0);
     }
 
-    /// The upstream answered, whatever becomes of the body.
-    pub fn answered(&self) {
-        if self.upstream.succeeded() {
+    /// Something was stored for this key.
+    pub fn stored(&self, key: &Canonical) {
+        self.put_off.remove(&key.0);
+    }
+
+    /// The upstream answered a request on this rule, whatever becomes of the body.
+    pub fn answered(&self, rule: &str) {
+        if let Some(scope) = self.rule(rule)
+            && scope.answered()
+        {
+            tracing::info!(route = rule, "the backend answers requests on this rule again");
+        }
+        self.backend_answered();
+    }
+
+    fn backend_answered(&self) {
+        if self.upstream.answered() {
+            // They failed with it: what is stale is asked for again at once.
+            self.keys.clear();
             self.metrics.breaker_open.with_label_values(&["backend"]).set(0);
             tracing::info!("the backend answers again");
         }
     }
 
-    /// A fetch for this key failed. What was not asked, or given up, says nothing of the key.
-    pub fn failed(&self, key: &Canonical, failure: Failure) {
-        if matches!(failure, Failure::Overloaded | Failure::Lost) {
-            return;
+    /// The upstream answered a request on this rule with this key, and the answer says that it failed.
+    pub fn failed_with(&self, rule: &str, key: &Canonical, status: u16, after: Option<Duration>) {
+        if status == 500 {
+            // About one request: who says it is there.
+            self.backend_answered();
         }
-        let breaker = self.keys.get(&key.0).unwrap_or_else(|| {
-            let breaker = Arc::new(Breaker::new(KEY_BACKOFF));
-            self.keys.insert(key.0.clone(), Arc::clone(&breaker));
-            breaker
-        });
-        breaker.failed();
-        // A 500 is about one request; the rest is about the upstream.
+        self.note(rule, key, Failure::Status(status), after);
+    }
+
+    /// A fetch for this key failed. What was not asked, or given up, says nothing of the key.
+    pub fn failed(&self, rule: &str, key: &Canonical, failure: Failure) {
+        if !matches!(failure, Failure::Overloaded | Failure::Lost) {
+            self.note(rule, key, failure, None);
+        }
+    }
+
+    fn note(&self, rule: &str, key: &Canonical, failure: Failure, after: Option<Duration>) {
+        let new = || Arc::new(Breaker::new(KEY_BACKOFF));
+        self.keys.get_or_insert(&key.0, new).failed_for(after.unwrap_or_default());
         if matches!(failure, Failure::Status(500)) {
             return;
         }
-        if let Some(pause) = self.upstream.failed() {
+        // No connection is nobody's fault but the upstream's.
+        let counts_alone = matches!(failure, Failure::Connect);
+        let digest = digest(key);
+        let scope = {
+            let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+            match rules.get(rule) {
+                Some(scope) => Arc::clone(scope),
+                None => Arc::clone(rules.entry(rule.to_owned()).or_insert_with(|| Arc::new(Scope::new()))),
+            }
+        };
+        let reason = failure.answer().1;
+        let rule_pause = scope.failed(digest, counts_alone, None);
+        if let Some(pause) = self.upstream.failed(digest, counts_alone, None) {
             self.metrics.breaker_open.with_label_values(&["backend"]).set(1);
+            tracing::warn!(reason, ?pause, "the backend fails and is left alone; what is stored is served stale meanwhile");
+        } else if let Some(pause) = rule_pause.filter(|_| !self.upstream()) {
             tracing::warn!(
-                reason = failure.answer().1,
+                route = rule,
+                reason,
                 ?pause,
-                "the backend fails and is left alone; what is stored is served stale meanwhile"
+                "the backend fails on this rule, which is left alone; what is stored is served stale meanwhile"
             );
         }
+    }
+
+    /// A revalidation of this key gave nothing that may be stored: the next one waits, at least for `after`.
+    pub fn put_off(&self, key: &Canonical, after: Option<Duration>) {
+        self.put_off.get_or_insert(&key.0, || Arc::new(Breaker::new(KEY_BACKOFF))).failed_for(after.unwrap_or_default());
+    }
+
+    /// Whether this key may be revalidated while what is stale is served. Of those who ask in one pause, one may.
+    #[must_use]
+    pub fn may_revalidate(&self, key: &Canonical) -> bool {
+        self.put_off.get(&key.0).is_none_or(|breaker| breaker.enter() != Gate::Open)
+    }
+}
+
+/// A digest that tells keys apart; two that have one count as one.
+fn digest(key: &Canonical) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(&key.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use tokio::time::advance;
+
+    fn key(number: usize) -> Canonical {
+        Canonical(Bytes::from(number.to_string()))
+    }
+
+    fn failing() -> Failing {
+        Failing::new(Arc::new(Metrics::new().unwrap()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_key_that_fails_however_often_harms_no_other() {
+        for failure in [Failure::Timeout, Failure::Status(503), Failure::Reset, Failure::Truncated] {
+            let failing = failing();
+            for _ in 0..100 {
+                failing.failed("a", &key(1), failure);
+                failing.failed("a", &key(2), failure);
+            }
+            assert!(failing.key("a", &key(1)) && failing.key("a", &key(2)));
+            assert!(!failing.upstream() && !failing.key("a", &key(3)), "{failure:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_fail_spare_their_rule_and_what_another_rule_answers_keeps_the_backend() {
+        let failing = failing();
+        for number in 0..3 {
+            failing.failed("bad", &key(number), Failure::Timeout);
+            failing.answered("good");
+        }
+        assert!(failing.key("bad", &key(9)) && !failing.upstream() && !failing.key("good", &key(9)));
+        // Without an answer in between it is the backend.
+        for number in 0..3 {
+            failing.failed("bad", &key(number), Failure::Timeout);
+        }
+        assert!(failing.upstream() && failing.key("good", &key(9)));
+        failing.answered("other");
+        assert!(!failing.upstream() && !failing.key("good", &key(9)));
+        failing.answered("bad");
+        assert!(!failing.key("bad", &key(0)), "a key that failed with the backend is tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_connection_is_about_the_backend_and_an_error_of_one_request_is_not() {
+        let one = failing();
+        for _ in 0..3 {
+            one.failed("a", &key(1), Failure::Connect);
+        }
+        assert!(one.upstream());
+        one.failed_with("a", &key(1), 500, None);
+        assert!(!one.upstream() && one.key("a", &key(1)), "it answers");
+        let other = failing();
+        for number in 0..100 {
+            other.failed_with("a", &key(number), 500, None);
+            other.failed("a", &key(number), Failure::Overloaded);
+            other.failed("a", &key(1000), Failure::Lost);
+        }
+        assert!(!other.upstream() && !other.key("a", &key(1000)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_may_try_after_a_while_that_is_never_long() {
+        let failing = failing();
+        for number in 0..50 {
+            failing.failed("a", &key(number), Failure::Reset);
+        }
+        assert!(!failing.may_try("a", &key(100)));
+        advance(WIDE_BACKOFF.longest).await;
+        assert!(failing.may_try("a", &key(100)) && !failing.may_try("b", &key(101)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_upstream_asks_for_is_obeyed() {
+        let failing = failing();
+        let after = Some(Duration::from_secs(60));
+        failing.failed_with("a", &key(1), 503, after);
+        failing.put_off(&key(2), after);
+        advance(Duration::from_secs(59)).await;
+        assert!(!failing.may_try("a", &key(1)) && !failing.may_revalidate(&key(2)));
+        advance(Duration::from_secs(2)).await;
+        assert!(failing.may_try("a", &key(1)) && failing.may_revalidate(&key(2)));
+        assert!(!failing.may_revalidate(&key(2)), "one at a time");
+        failing.stored(&key(2));
+        assert!(failing.may_revalidate(&key(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_stored_is_revalidated_less_and_less() {
+        let failing = failing();
+        let mut times = 0;
+        for _ in 0..600 {
+            if failing.may_revalidate(&key(1)) {
+                times += 1;
+                failing.put_off(&key(1), None);
+            }
+            advance(Duration::from_millis(100)).await;
+        }
+        assert!((5..15).contains(&times), "{times} in a minute");
     }
 }

@@ -2,6 +2,7 @@
 //! arrives, and stores it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, response};
@@ -10,6 +11,7 @@ use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 
 use super::collapse::Leader;
+use super::failing::LONGEST_RETRY_AFTER;
 use super::fill::{Fill, Head, NotHeld, Writer};
 use super::partial::Beginning;
 use super::{Fetcher, Job, Private};
@@ -20,6 +22,7 @@ use crate::http::cache_control::CacheControl;
 use crate::http::encoding::Coding;
 use crate::http::endless::is_endless;
 use crate::http::freshness::{Lifetimes, Unstorable, Verdict, is_failure, verdict};
+use crate::http::headers;
 use crate::http::taken_back::takes_back;
 use crate::http::vary::{Vary, content_language};
 use crate::upstream::failure::{BrokenBody, Failure};
@@ -37,18 +40,22 @@ impl Fetcher {
         let response = match self.negotiate(&mut job, &leader).await {
             Ok(response) => response,
             Err(failure) => {
-                self.failing.failed(&job.collapse_key, failure);
+                self.failing.failed(&job.route, &job.collapse_key, failure);
                 return leader.fail(failure);
             }
         };
         let Some(response) = self.validated(&job, response).await else {
             tracing::warn!(route = job.route, "the backend answered 304 to what was not asked; it counts as a failure");
-            self.failing.failed(&job.collapse_key, Failure::Invalid);
+            self.failing.failed(&job.route, &job.collapse_key, Failure::Invalid);
             return leader.fail(Failure::Invalid);
         };
         match is_failure(response.status()) {
-            true => self.failing.failed(&job.collapse_key, Failure::Status(response.status().as_u16())),
-            false => self.failing.answered(),
+            true => self.failing.failed_with(&job.route, &job.collapse_key, response.status().as_u16(), retry_after(response.headers())),
+            false => self.failing.answered(&job.route),
+        }
+        if job.found.is_some() && !is_failure(response.status()) {
+            // Until something is stored: whatever keeps that from happening would be asked for again and again.
+            self.failing.put_off(&job.collapse_key, retry_after(response.headers()));
         }
         self.note_whether_shared(&job, &response);
         let status = response.status();
@@ -121,7 +128,7 @@ impl Fetcher {
                 response.headers_mut().insert(VARY, HeaderValue::from_static("*"));
                 return Ok(response);
             }
-            self.varying.insert(job.key.canonical.0.clone(), named.into());
+            self.varying.insert(&job.key.canonical.0, named.into());
         }
     }
 
@@ -178,7 +185,7 @@ impl Fetcher {
     fn note_whether_shared(&self, job: &Job, response: &Response<Stream>) {
         let (key, control) = (&job.key.canonical.0, CacheControl::of(response.headers()));
         if control.shares_authorized() && !control.private && !control.no_store {
-            self.shared.insert(key.clone(), ());
+            self.shared.insert(key, ());
         } else if response.status().is_success() {
             self.shared.remove(key);
         }
@@ -292,7 +299,7 @@ impl Fetcher {
                 Err(error) => {
                     let failure = BrokenBody::failure(&error);
                     tracing::warn!(route = job.route, %error, "the backend's body broke off; it was not stored");
-                    self.failing.failed(&job.collapse_key, failure);
+                    self.failing.failed(&job.route, &job.collapse_key, failure);
                     drop(leader);
                     return writer.fail(failure);
                 }
@@ -322,4 +329,9 @@ fn is_for_its_credentials(job: &Job, fields: &HeaderMap) -> bool {
     }
     let control = CacheControl::of(fields);
     !control.shares_authorized() || control.private || (control.no_store && !control.must_understand)
+}
+
+/// For how long the upstream is not to be asked again, as far as that is obeyed.
+fn retry_after(fields: &HeaderMap) -> Option<Duration> {
+    headers::retry_after(fields, Wall::now()).map(|after| after.min(LONGEST_RETRY_AFTER))
 }

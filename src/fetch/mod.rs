@@ -219,7 +219,7 @@ impl Fetcher {
     }
 
     fn note_uncacheable(&self, key: &Canonical) {
-        self.uncacheable.insert(key.0.clone(), Instant::now() + UNCACHEABLE_FOR);
+        self.uncacheable.insert(&key.0, Instant::now() + UNCACHEABLE_FOR);
     }
 
     /// The fields by which responses to this request varied lately, so far as they are remembered.

@@ -139,7 +139,7 @@ impl Beginnings {
         let limit = usize::try_from(LARGEST).unwrap_or(usize::MAX);
         let bytes = body::read(stream, limit).await.ok_or(Failure::Truncated)?;
         if let Some(beginning) = Beginning::of(head.status, &head.headers, &bytes, policy, Wall::now(), asked_at) {
-            self.0.insert(key.0.clone(), Arc::new(beginning));
+            self.0.insert(&key.0, Arc::new(beginning));
         }
         Ok(Response::from_parts(head, body::full(bytes)))
     }

@@ -74,6 +74,7 @@ impl Fetcher {
             marking.await;
         }
         self.uncacheable.remove(&job.collapse_key.0);
+        self.failing.stored(&job.collapse_key);
     }
 
     /// Checks, compresses and digests a body; `None` if it claims to be gzip and is not, or inflates too far.

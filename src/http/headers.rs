@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use http::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE, ETAG,
-    EXPIRES, HOST, HeaderName, ORIGIN, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE, VARY, VIA,
+    EXPIRES, HOST, HeaderName, ORIGIN, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RETRY_AFTER, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VARY, VIA,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -77,6 +77,14 @@ pub fn freshened(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
     fields
 }
 
+/// For how long the sender of a response is not to be asked again (RFC 9110 §10.2.3): seconds, or until a date. `None`: it does not say, or
+/// not in a way that can be read.
+#[must_use]
+pub fn retry_after(headers: &HeaderMap, now: Wall) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?;
+    delta_seconds(value.as_bytes().trim_ascii()).or_else(|| Some(http_date(value)?.since(now)))
+}
+
 /// A date in any of the three forms of RFC 9110 §5.6.7. Names in any case count; the weekday is not held against it.
 /// Years of two digits are of the fifty years around now, within which a cache's dates lie.
 #[must_use]
@@ -142,6 +150,24 @@ pub fn age(headers: &HeaderMap) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_long_not_to_ask_again() {
+        let now = Wall::from_millis(784_111_777_000);
+        for (text, seconds) in [
+            ("30", Some(30)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("1.5", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            assert_eq!(retry_after(&headers, now), seconds.map(Duration::from_secs), "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
 
     #[test]
     fn connection_fields_go_and_protecting_ones_stay() {

@@ -65,7 +65,7 @@ impl Proxy {
     /// What to do with a request, given what was found.
     pub(super) fn decide(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) -> Decision {
         let life = found.as_ref().map(|entry| (entry.stored_at, entry.lifetimes)).map_err(|why| *why);
-        let decision = decide(life, request.now, || self.fetcher.failing().key(&request.collapse_key()));
+        let decision = decide(life, request.now, || self.fetcher.failing().key(&request.route.name, &request.collapse_key()));
         let decision = match (decision, found) {
             // Its credentials have an answer of their own, which refreshes nothing: it is asked for instead.
             (Decision::StaleAndRevalidate(by), Ok(entry)) if self.has_own_answer(request) => {

@@ -224,6 +224,9 @@ impl Proxy {
 
     /// Has a stored response that is served stale revalidated in the background.
     pub(super) fn revalidate(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) {
+        if !self.fetcher.failing().may_revalidate(&request.collapse_key()) {
+            return;
+        }
         self.fetcher.revalidate(self.job(request, found.as_ref().ok()));
     }
 
@@ -231,14 +234,18 @@ impl Proxy {
     pub(super) fn refresh_if_early(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>, left: Duration) {
         let Ok(entry) = found else { return };
         let cost = Duration::from_millis(u64::from(entry.cost));
-        if self.refresh_early && is_early(left, entry.lifetimes.fresh, cost, fastrand::f64) && request.parts.method == Method::GET {
+        if self.refresh_early
+            && is_early(left, entry.lifetimes.fresh, cost, fastrand::f64)
+            && request.parts.method == Method::GET
+            && self.fetcher.failing().may_revalidate(&request.collapse_key())
+        {
             self.fetcher.refresh_early(self.job(request, Some(entry)));
         }
     }
 
     /// The same where the upstream fails: only if it was spared for long enough.
     pub(super) fn revalidate_if_due(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) {
-        if self.fetcher.failing().may_try(&request.collapse_key()) {
+        if self.fetcher.failing().may_try(&request.route.name, &request.collapse_key()) {
             self.revalidate(request, found);
         }
     }

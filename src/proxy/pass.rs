@@ -19,6 +19,7 @@ use crate::config::rate_limit::Counts;
 use crate::config::route::Route;
 use crate::fetch::Job;
 use crate::fetch::other_methods::represents_its_target;
+use crate::http::freshness::is_failure;
 use crate::http::invalidation::is_unsafe;
 use crate::request::refusal::Refusal;
 use crate::upstream::BackendError;
@@ -48,6 +49,9 @@ impl Proxy {
             let sending = self.send(route, parts, body, forwarding, storable);
             spent.on(Step::Pass, sending).await.map(|response| Changed { response, is_newest: true, asked_at })
         };
+        if sent.as_ref().is_ok_and(|changed| !is_failure(changed.response.status())) {
+            self.fetcher.failing().answered(route.map_or("none", |route| &route.name));
+        }
         let Changed { response, is_newest, asked_at } = match sent {
             Ok(changed) => changed,
             Err(BackendError::Client(ClientFault::Broken)) => return Answer::refused(Refusal::BrokenBody),
