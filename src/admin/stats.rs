@@ -90,6 +90,8 @@ struct Counts {
     passed: u64,
     refused: u64,
     failed: u64,
+    /// Whose clients left before there was an answer.
+    left: u64,
     hit_ratio: Option<f64>,
     mean_hit_ms: Option<f64>,
     mean_miss_ms: Option<f64>,
@@ -155,7 +157,7 @@ fn keys(by_prefix: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
 
 #[allow(clippy::cast_precision_loss, reason = "ratios and means")]
 fn counts(of: &[(u64, f64); OutcomeLabel::ALL.len()]) -> Counts {
-    let [hits, stale, misses, collapsed, passed, refused, failed, _local] = of.map(|(count, _)| count);
+    let [hits, stale, misses, collapsed, passed, refused, failed, _local, left] = of.map(|(count, _)| count);
     let cacheable = hits + stale + misses + collapsed;
     let round = |value: f64| (value * 1e4).round() / 1e4;
     let mean = |(count, seconds): (u64, f64)| (count > 0).then(|| round(seconds / count as f64 * 1e3));
@@ -168,6 +170,7 @@ fn counts(of: &[(u64, f64); OutcomeLabel::ALL.len()]) -> Counts {
         passed,
         refused,
         failed,
+        left,
         hit_ratio: (cacheable > 0).then(|| round((hits + stale) as f64 / cacheable as f64)),
         mean_hit_ms: mean(of[OutcomeLabel::Hit as usize]),
         mean_miss_ms: mean(of[OutcomeLabel::Miss as usize]),

@@ -152,7 +152,7 @@ pub struct Log {
 pub enum Access {
     /// Every one.
     All,
-    /// Those that failed, were refused, or were served stale for a failure.
+    /// Those that failed, were refused, were served stale for a failure, or were given up by their clients.
     Errors,
     /// None.
     Off,

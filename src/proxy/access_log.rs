@@ -83,7 +83,8 @@ impl Line {
         );
     }
 
-    fn write(&self, bytes: u64, whole: bool) {
+    /// Writes the line: so many bytes of the body were sent, all of it or not.
+    pub fn write(&self, bytes: u64, whole: bool) {
         let (head_ms, total_ms) = (milliseconds(self.head), milliseconds(self.started.elapsed()));
         log_line!(self, "access", bytes, whole, head_ms, total_ms);
     }

@@ -20,8 +20,8 @@ use crate::request::client::{Client, PublicUrl};
 use crate::request::fields::REQUEST_ID;
 use crate::request::interim::InterimSender;
 use crate::request::secrets::{shown_method, without_secrets};
-use crate::telemetry::metrics::{Metrics, OneMore};
-use crate::telemetry::trace;
+use crate::telemetry::metrics::{CLIENT_LEFT, Metrics, OneMore};
+use crate::telemetry::trace::{self, Here};
 use crate::upstream::request_fields::Forwarding;
 
 /// The longest id that is taken over from a client, in bytes.
@@ -48,6 +48,29 @@ impl Exchange {
         }
         let started = looked_up.map_or_else(Instant::now, |looked_up| looked_up.began);
         Self { id: given.cloned().unwrap_or_else(made), started, spent, _in_flight: OneMore::of(&metrics.inflight) }
+    }
+
+    /// The client left while this was being answered: says so in the log and in the span `here`.
+    pub fn gave_up(&self, rules: &Rules, route: &str, parts: &request::Parts, client: IpAddr, here: Option<&Here>, outcome: &Outcome) {
+        let head = self.elapsed();
+        let target = without_secrets(parts.uri.path_and_query().map_or("", |target| target.as_str()));
+        let (method, id) = (shown_method(&parts.method), self.id.to_str().unwrap_or_default());
+        let (outcome, detail, status) = (outcome.label().name(), outcome.detail(), CLIENT_LEFT);
+        if let Some(here) = here {
+            let told = Told { method, target: target.clone(), rule: route, outcome, detail, status, id };
+            here.describe(told.name(), told.attributes(), false);
+        }
+        if rules.access == Access::Off && !rules.are_slow(head) {
+            return;
+        }
+        let (id, method, target, route) = (id.to_owned(), method.to_owned(), target.into_owned(), route.to_owned());
+        let line = Line { id, client, method, target, route, outcome, detail, status, started: self.started, head };
+        if rules.are_slow(head) {
+            line.write_slow(&self.spent);
+        }
+        if rules.access != Access::Off {
+            line.write(0, false);
+        }
     }
 
     /// The id, to be put into the response.

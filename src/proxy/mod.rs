@@ -71,9 +71,9 @@ use crate::request::fields::REQUEST_ID;
 use crate::request::refusal::Refusal;
 use crate::request::target::Target;
 use crate::request::validate::validate;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{CLIENT_LEFT, Metrics};
 use crate::telemetry::samples::Samples;
-use crate::telemetry::trace::Tracer;
+use crate::telemetry::trace::{self, Tracer};
 use crate::timeline::Timeline;
 use crate::upstream::Upstream;
 use crate::upstream::locations::relocate;
@@ -171,6 +171,8 @@ impl Proxy {
             _ => rules.limits.of(row, name, client.address, &parts.headers),
         };
         let limits = limits.unless(own);
+        let leaving = Leaving { proxy: self, rules: &rules, exchange: &exchange, row: (row, name), parts: &parts, client: &client };
+        let leaving = Unanswered(Some((leaving, trace::here())));
         let asked = |target| Asked { parts: &parts, target, route, forwarding, limits: &limits, spent: exchange.spent(), own };
         let mut answer = match &target {
             Err(refusal) => Answer::refused(*refusal),
@@ -181,6 +183,7 @@ impl Proxy {
             Ok(target) => self.answer(asked(target), body).await,
         };
         limits.describe(answer.response.headers_mut());
+        leaving.end();
         self.finish(exchange, &rules, (row, name), &parts, &client, answer)
     }
 
@@ -264,6 +267,36 @@ impl Proxy {
         headers.insert(REQUEST_ID, exchange.take_id());
         self.metrics.record(&rules.rows, row, name, outcome.label(), response.status().as_u16(), exchange.elapsed());
         exchange.end(rules, name, parts, client.address, response, &outcome)
+    }
+}
+
+/// What is known of a request should its client leave.
+struct Leaving<'a> {
+    proxy: &'a Proxy,
+    rules: &'a Rules,
+    exchange: &'a Exchange,
+    row: (usize, &'a str),
+    parts: &'a request::Parts,
+    client: &'a Client,
+}
+
+/// A request without an answer. If it is dropped so, its client has left, which is told as any outcome is.
+struct Unanswered<'a>(Option<(Leaving<'a>, Option<trace::Here>)>);
+
+impl Unanswered<'_> {
+    /// There is an answer.
+    fn end(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let Some((leaving, here)) = self.0.take() else { return };
+        let Leaving { proxy, rules, exchange, row: (row, name), parts, client } = leaving;
+        let outcome = Outcome::ClientLeft(exchange.spent().waits_for());
+        proxy.metrics.record(&rules.rows, row, name, outcome.label(), CLIENT_LEFT, exchange.elapsed());
+        exchange.gave_up(rules, name, parts, client.address, here.as_ref(), &outcome);
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::spent::Step;
 use crate::cache::ready::HIT;
 use crate::request::refusal::Refusal;
 use crate::telemetry::metrics::OutcomeLabel;
@@ -33,6 +34,8 @@ pub enum Outcome {
     Failed(Failure),
     /// Answered by Sluice itself: `/health` and the like.
     Local,
+    /// The client left before there was an answer, and this is what it waited for. Nobody is told by a field; metrics, log and spans are.
+    ClientLeft(Option<Step>),
 }
 
 /// The reason of what was answered from the timeline.
@@ -117,13 +120,17 @@ impl Outcome {
             Self::Refused(_) => OutcomeLabel::Refused,
             Self::Failed(_) => OutcomeLabel::Failed,
             Self::Local => OutcomeLabel::Local,
+            Self::ClientLeft(_) => OutcomeLabel::ClientLeft,
         }
     }
 
-    /// Whether the access log calls it an error: failed, refused, or served stale for a failure.
+    /// Whether the access log calls it an error: failed, refused, given up by its client, or served stale for a failure.
     #[must_use]
     pub const fn is_error(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Failed(_) | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::WhileFailing))
+        matches!(
+            self,
+            Self::Refused(_) | Self::Failed(_) | Self::ClientLeft(_) | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::WhileFailing)
+        )
     }
 
     /// The reason, for the log and the `detail` parameter; empty where the outcome says it all.
@@ -136,6 +143,8 @@ impl Outcome {
             Self::Pass(why) => why.detail(),
             Self::Refused(why) => why.row().detail,
             Self::Failed(why) => why.detail(),
+            Self::ClientLeft(Some(step)) => step.detail(),
+            Self::ClientLeft(None) => "",
         }
     }
 
@@ -168,6 +177,7 @@ impl Outcome {
             Self::Refused(why) => write!(text, "sluice; fwd=bypass; detail={}", why.row().detail),
             Self::Failed(why) => write!(text, "sluice; fwd=miss; detail={}", why.detail()),
             Self::Local => write!(text, "sluice; fwd=bypass; detail=local"),
+            Self::ClientLeft(_) => write!(text, "sluice"),
         };
         debug_assert!(written.is_ok(), "the longest of these has under 128 bytes");
         let length = usize::try_from(text.position()).unwrap_or(0);

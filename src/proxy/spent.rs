@@ -1,6 +1,6 @@
 //! Where the time of a request goes that does not hit, for the log of slow requests (`log.slow`) and for traces.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use opentelemetry::trace::SpanKind;
@@ -34,17 +34,37 @@ impl Step {
             Self::Pass => "pass",
         }
     }
+
+    /// As the reason of a request whose client left meanwhile.
+    #[must_use]
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::Limit => "waited-for-limit",
+            Self::Redis => "waited-for-redis",
+            Self::Timeline => "waited-for-timeline",
+            Self::Fetch => "waited-for-fetch",
+            Self::Pass => "waited-for-backend",
+        }
+    }
+
+    const ALL: [Self; 5] = [Self::Limit, Self::Redis, Self::Timeline, Self::Fetch, Self::Pass];
 }
 
 /// How long a request has waited for each of these.
 #[derive(Debug, Default)]
-pub struct Spent([AtomicU64; 5]);
+pub struct Spent {
+    micros: [AtomicU64; Step::ALL.len()],
+    /// The number of the step under way, counted from one.
+    under_way: AtomicU8,
+}
 
 impl Spent {
     /// Waits for `work`, and notes how long that took. Steps of one request do not overlap.
     pub async fn on<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
+        let outer = self.under_way.swap(step as u8 + 1, Ordering::Relaxed);
         let done = work.await;
+        self.under_way.store(outer, Ordering::Relaxed);
         let took = began.elapsed();
         // Redis has spans of its own.
         if step != Step::Redis {
@@ -57,13 +77,19 @@ impl Spent {
     /// Notes that it has waited for that so long.
     pub fn add(&self, step: Step, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.0[step as usize].fetch_add(micros, Ordering::Relaxed);
+        self.micros[step as usize].fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// What it waits for.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<Step> {
+        Step::ALL.get(usize::from(self.under_way.load(Ordering::Relaxed)).checked_sub(1)?).copied()
     }
 
     /// How long it has waited for that.
     #[must_use]
     pub fn of(&self, step: Step) -> Duration {
-        Duration::from_micros(self.0[step as usize].load(Ordering::Relaxed))
+        Duration::from_micros(self.micros[step as usize].load(Ordering::Relaxed))
     }
 }
 

@@ -19,6 +19,25 @@ const COMMON: [u16; 4] = [200, 304, 404, 400];
 /// What the label `result` of answers in shadow tells apart.
 pub const SHADOW_RESULTS: [&str; 6] = ["same", "status", "fields", "body", "not_stored", "not_compared"];
 
+/// What the label `kind` of failed calls to a tier tells apart.
+const STORE_ERRORS: [&str; 15] = [
+    "connection",
+    "decode_checksum",
+    "decode_content",
+    "decode_length",
+    "decode_magic",
+    "decode_version",
+    "forbidden",
+    "foreign",
+    "forged",
+    "protocol",
+    "refused",
+    "refused_write",
+    "timeout",
+    "unknown_key",
+    "unsealed",
+];
+
 /// What the label `outcome` tells apart. What an outcome is made of besides (reasons, times) is in `Cache-Status` and the
 /// access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +58,14 @@ pub enum OutcomeLabel {
     Failed,
     /// Answered by Sluice itself.
     Local,
+    /// The client left before there was an answer.
+    ClientLeft,
 }
 
 impl OutcomeLabel {
     /// Every label, in the order of their numbers.
-    pub const ALL: [Self; 8] = [Self::Hit, Self::Stale, Self::Miss, Self::Collapsed, Self::Pass, Self::Refused, Self::Failed, Self::Local];
+    pub const ALL: [Self; 9] =
+        [Self::Hit, Self::Stale, Self::Miss, Self::Collapsed, Self::Pass, Self::Refused, Self::Failed, Self::Local, Self::ClientLeft];
 
     /// The label's value.
     #[must_use]
@@ -57,9 +79,24 @@ impl OutcomeLabel {
             Self::Refused => "refused",
             Self::Failed => "failed",
             Self::Local => "local",
+            Self::ClientLeft => "client-left",
+        }
+    }
+
+    /// Statuses, besides the common ones, whose counters exist from the start, so that the first of them is seen as an increase.
+    const fn rare(self) -> &'static [u16] {
+        match self {
+            Self::Failed => &[502, 503, 504],
+            Self::Refused => &[429, 431, 503],
+            Self::ClientLeft => &[CLIENT_LEFT],
+            Self::Miss | Self::Collapsed | Self::Pass => &[500, 502, 503, 504],
+            Self::Hit | Self::Stale | Self::Local => &[],
         }
     }
 }
+
+/// The status of a request whose client left before there was one to send, as nginx counts it.
+pub const CLIENT_LEFT: u16 = 499;
 
 /// A metric as it is declared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +220,7 @@ pub struct Rows(Vec<[Cell; OutcomeLabel::ALL.len()]>);
 /// What is kept for one route and outcome.
 struct Cell {
     seconds: Histogram,
-    common: [IntCounter; COMMON.len()],
+    common: Option<[IntCounter; COMMON.len()]>,
 }
 
 impl Metrics {
@@ -204,7 +241,7 @@ impl Metrics {
         let request_seconds = histograms("request_seconds", "Seconds from a request's head to its answer's head.", &["route", "outcome"])?;
         let build = gauges("build_info", "1, with the version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self {
+        let metrics = Self {
             request_seconds,
             config_reloads: counters("config_reloads_total", "Times that the configuration was read again while serving.", &["result"])?,
             backend_requests: counters(
@@ -281,7 +318,9 @@ impl Metrics {
             requests,
             declared: making.declared.take(),
             registry: making.registry,
-        })
+        };
+        metrics.begin();
+        Ok(metrics)
     }
 
     /// All that there are, whether they ever moved or not.
@@ -295,12 +334,68 @@ impl Metrics {
     #[must_use]
     pub fn rows<'n>(&self, names: impl Iterator<Item = &'n str>) -> Rows {
         let cells = |route: &str| {
+            for outcome in OutcomeLabel::ALL {
+                for status in outcome.rare() {
+                    self.requests.with_label_values(&[route, outcome.name(), &status.to_string()]);
+                }
+            }
+            self.begin_of_route(route);
             OutcomeLabel::ALL.map(|outcome| Cell {
                 seconds: self.request_seconds.with_label_values(&[route, outcome.name()]),
-                common: COMMON.map(|status| self.requests.with_label_values(&[route, outcome.name(), &status.to_string()])),
+                common: match outcome {
+                    OutcomeLabel::ClientLeft => None,
+                    _ => Some(COMMON.map(|status| self.requests.with_label_values(&[route, outcome.name(), &status.to_string()]))),
+                },
             })
         };
         Rows(names.chain(["none"]).map(cells).collect())
+    }
+
+    /// Has the counters of a rule that have labels known before anything happens.
+    fn begin_of_route(&self, route: &str) {
+        self.collapsed.with_label_values(&[route]);
+        self.rate_limited.with_label_values(&[route]);
+        self.early_refreshes.with_label_values(&[route]);
+        for status in ["200", "304", "404", "500", "502", "503", "504", "connect", "reset", "timeout", "invalid", "truncated", "overloaded"]
+        {
+            self.backend_requests.with_label_values(&[route, status]);
+        }
+        for result in SHADOW_RESULTS {
+            self.shadow.with_label_values(&[route, result]);
+        }
+    }
+
+    /// The same for those that are about no rule. `increase()` sees nothing of a counter that begins with its first event.
+    fn begin(&self) {
+        for (counters, labels) in [
+            (&self.evictions, &[&["size"][..], &["expired"]][..]),
+            (&self.config_reloads, &[&["applied"], &["unchanged"], &["refused"]]),
+            (&self.timeline_answers, &[&["known"], &["waited"], &["stale"]]),
+            (&self.timeline_fetches, &[&["newest", "answered"], &["newest", "failed"], &["spans", "answered"], &["spans", "failed"]]),
+        ] {
+            for labels in labels {
+                counters.with_label_values(labels);
+            }
+        }
+        for endpoint in ["liquidations", "orders"] {
+            for result in ["equal", "different", "unanswered"] {
+                self.timeline_checks.with_label_values(&[endpoint, result]);
+            }
+        }
+        for phase in ["ask", "upload", "download", "stream"] {
+            for why in ["full", "timeout"] {
+                self.backend_rejected.with_label_values(&[phase, why]);
+            }
+        }
+        for op in ["read", "write"] {
+            for kind in STORE_ERRORS {
+                self.store_errors.with_label_values(&["redis", op, kind]);
+            }
+        }
+        self.store_errors.with_label_values(&["redis", "connect", "failed"]);
+        for of in ["backend", "redis", "mysql"] {
+            self.breaker_open.with_label_values(&[of]);
+        }
     }
 
     /// Counts an answered request, which took so long to the head of its response. `route` is the rule's index, or
@@ -308,8 +403,8 @@ impl Metrics {
     pub fn record(&self, rows: &Rows, route: usize, name: &str, outcome: OutcomeLabel, status: u16, took: Duration) {
         let Some(cell) = rows.0.get(route).map(|row| &row[outcome as usize]) else { return };
         cell.seconds.observe(took.as_secs_f64());
-        match COMMON.iter().position(|&common| common == status) {
-            Some(at) => cell.common[at].inc(),
+        match cell.common.as_ref().zip(COMMON.iter().position(|&common| common == status)) {
+            Some((common, at)) => common[at].inc(),
             None => self.requests.with_label_values(&[name, outcome.name(), &status.to_string()]).inc(),
         }
     }
@@ -337,7 +432,7 @@ impl Metrics {
         ["known", "waited", "stale"].into_iter().map(|how| self.timeline_answers.with_label_values(&[how]).get()).sum()
     }
 
-    /// All metrics in the text format of Prometheus. Series that never moved are left out, to keep the page short.
+    /// All metrics in the text format of Prometheus. Histograms that never moved are left out, to keep the page short.
     #[must_use]
     pub fn render(&self) -> Vec<u8> {
         let mut families = self.registry.gather();
@@ -370,14 +465,9 @@ impl Rows {
     }
 }
 
-/// A labelled counter or histogram that never moved. Gauges, and what has no labels, always show.
+/// A labelled histogram that never moved. Counters show from the start: the first event must be an increase.
 fn is_idle(kind: MetricType, metric: &Metric) -> bool {
-    let moved = match kind {
-        MetricType::COUNTER => metric.get_counter().get_value() > 0.0,
-        MetricType::HISTOGRAM => metric.get_histogram().get_sample_count() > 0,
-        _ => true,
-    };
-    !moved && !metric.get_label().is_empty()
+    kind == MetricType::HISTOGRAM && metric.get_histogram().get_sample_count() == 0 && !metric.get_label().is_empty()
 }
 
 #[cfg(test)]
@@ -402,6 +492,8 @@ mod tests {
         assert!(page.contains("route=\"none\",status=\"418\"} 1"));
         assert!(page.contains("sluice_build_info{version="));
         assert!(page.contains("sluice_inflight 0"));
-        assert!(!page.contains("outcome=\"hit\""));
+        assert!(page.contains("sluice_requests_total{outcome=\"failed\",route=\"a\",status=\"502\"} 0"));
+        assert!(page.contains("sluice_config_reloads_total{result=\"refused\"} 0"));
+        assert!(!page.contains("sluice_request_seconds_count{outcome=\"hit\",route=\"a\"}"));
     }
 }

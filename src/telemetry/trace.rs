@@ -134,12 +134,27 @@ pub fn is_on() -> bool {
 
 /// Names the current span, and says more of it.
 pub fn describe(name: String, attributes: Vec<KeyValue>, is_error: bool) {
-    let context = Context::current();
-    let span = context.span();
-    span.update_name(name);
-    span.set_attributes(attributes);
-    if is_error {
-        span.set_status(Status::error(""));
+    Here(Context::current()).describe(name, attributes, is_error);
+}
+
+/// The span that was current at some moment.
+pub struct Here(Context);
+
+/// The current span, if there is one, for what is told of it where it is not current any more.
+#[must_use]
+pub fn here() -> Option<Here> {
+    is_on().then(|| Here(Context::current()))
+}
+
+impl Here {
+    /// Names the span, and says more of it.
+    pub fn describe(&self, name: String, attributes: Vec<KeyValue>, is_error: bool) {
+        let span = self.0.span();
+        span.update_name(name);
+        span.set_attributes(attributes);
+        if is_error {
+            span.set_status(Status::error(""));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`], [`readers`]), how requests are forwarded ([`forwarding`], [`admission`],
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
 //! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
-//! ([`rate_limits`]), what operators use ([`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
+//! ([`rate_limits`]), what operators use ([`client_left`], [`alerts`], [`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
 //! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say and what is shipped beside them ([`guides`],
 //! [`deployment`]), and the order of
 //! the source ([`house`]). Long tables stand beside their test as text.
@@ -16,9 +16,11 @@
 
 mod admin_page;
 mod admission;
+mod alerts;
 mod attacks;
 mod bounded_memory;
 mod changes;
+mod client_left;
 mod collapsed_forwarding;
 mod command_line;
 mod deployment;

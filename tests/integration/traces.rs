@@ -8,7 +8,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use prost::Message as _;
 
-use crate::support::backend::{Backend, ok, reply};
+use crate::support::backend::{Backend, Step, ok, reply};
+use crate::support::client::Connection;
 use crate::support::mariadb::MariaDb;
 use crate::support::redis::Redis;
 use crate::support::sluice::{Sluice, one_rule};
@@ -187,4 +188,22 @@ async fn where_traces_are_off_fields_go_on_as_they_came() {
     let sluice = Sluice::ruled(backend.address, "", "").await;
     sluice.get_with("/x", &[("traceparent", SAMPLED)]).await;
     assert_eq!(backend.last().field("traceparent"), Some(SAMPLED));
+}
+
+#[tokio::test]
+async fn the_span_of_a_client_that_left_says_so() {
+    let (collector, redis) = (collector().await, Redis::start(&[]).await);
+    let backend = Backend::start(|_| vec![Step::Hang]).await;
+    let sluice = traced(&backend, &redis, &collector, "100%").await;
+    let mut client = Connection::open(sluice.address).await;
+    client.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    until("the backend is asked", || async { backend.count() == 1 }).await;
+    drop(client);
+    until("it is counted", || async { sluice.metric("requests_total", &["client-left"]).await == 1.0 }).await;
+    end(sluice).await;
+    let spans = spans(&collector);
+    let server = spans.iter().find(|span| span.kind == SpanKind::Server as i32).unwrap();
+    let said = attributes(server);
+    assert_eq!((said["sluice.outcome"].as_str(), said["sluice.detail"].as_str()), ("client-left", "waited-for-fetch"));
+    assert_eq!(said["http.response.status_code"], "499");
 }

@@ -4,7 +4,7 @@
 
 const EVERY = 2000;
 const KEPT = 150;
-const OUTCOMES = ["hit", "stale", "miss", "collapsed", "pass", "failed"];
+const OUTCOMES = ["hit", "stale", "miss", "collapsed", "pass", "failed", "client-left"];
 const at = (id) => document.getElementById(id);
 
 /** An element with a text, and attributes. */
