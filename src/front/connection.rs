@@ -12,18 +12,20 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
+use super::connection_limits::Admitted;
 use super::deadlines::{Activity, InFlight, watchdog};
 use super::frames;
 use super::message::{Fields, MAX_FIELDS, join_cookies};
 use super::outgoing;
 use super::select::{Either, select};
 use super::socket::{Notes, Socket};
+use super::stream::{Stream, Streams};
 use crate::body::{BoxError, Reply};
 use crate::config::Limits;
 use crate::request::Arrival;
@@ -33,6 +35,8 @@ use crate::request::short_way::ShortWay;
 
 /// Streams of one HTTP/2 connection that may be open at a time.
 const MAX_STREAMS: u32 = 256;
+/// Bytes of one stream that the library takes before the client has room for them.
+const MAX_UNSENT: usize = 32 << 10;
 /// How often an HTTP/2 client is pinged, and how long it has to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -72,22 +76,29 @@ enum Told {
 pub async fn serve<F, A>(
     stream: TcpStream,
     peer: SocketAddr,
-    limits: &Limits,
+    admitted: &Admitted,
     (answer, short): (F, Option<Arc<dyn ShortWay>>),
     draining: watch::Receiver<bool>,
 ) where
     F: Fn(Request<RequestBody>, Arrival) -> A + Clone + Send + Unpin + 'static,
     A: Future<Output = Response<Reply>> + Send + 'static,
 {
-    let (activity, interim, notes) = (Arc::new(Activity::default()), Arc::new(InterimQueue::default()), Arc::new(Notes::default()));
+    let (limits, activity) = (admitted.limits(), Arc::clone(&admitted.activity));
+    let (interim, notes) = (Arc::new(InterimQueue::default()), Arc::new(Notes::default()));
     let ending = Arc::new(AtomicBool::new(false));
     let shared = (Arc::clone(&activity), Arc::clone(&interim), Arc::clone(&notes), Arc::clone(&ending));
-    let socket = Socket::new(stream, limits.header_bytes, short, shared);
+    let socket = Socket::new(stream, limits, short, shared);
     let (counted, end) = (Arc::clone(&activity), Arc::clone(&ending));
+    let streams = Streams::default();
+    let opened = streams.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (version, ending, notes) = (request.version(), Arc::clone(&ending), Arc::clone(&notes));
         let is_head = request.method() == Method::HEAD;
         let in_flight = InFlight::begin(&counted, version);
+        let stream = (version == Version::HTTP_2).then(|| Stream::new(limits));
+        if let Some(stream) = &stream {
+            opened.open(Arc::clone(stream));
+        }
         let number = counted.did_read_request();
         let refused = notes.refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
         let refused = refused.or_else(|| if version == Version::HTTP_2 { enter_http2(request.headers_mut()) } else { None });
@@ -107,11 +118,11 @@ pub async fn serve<F, A>(
             if let Some(sender) = sender {
                 sender.close().await;
             }
-            let response = response.map(|body| ResponseBody::new(body, in_flight));
+            let response = response.map(|body| ResponseBody::new(body, in_flight, stream));
             Ok::<_, Infallible>(if version == Version::HTTP_10 { response.map(|body| body.ended_by_close(notes)) } else { response })
         }
     });
-    let watched = Watched { activity, limits, draining, end };
+    let watched = Watched { activity, limits, draining, end, streams, way: Arc::clone(&admitted.end) };
     match watched.serve(socket, service).await {
         Ok(()) => {}
         Err(Ended::Broken(error)) => tracing::debug!(%peer, error, "a connection ended early"),
@@ -133,6 +144,10 @@ struct Watched<'l> {
     draining: watch::Receiver<bool>,
     /// Set once the connection is to end.
     end: Arc<AtomicBool>,
+    /// Runs the streams, over HTTP/2.
+    streams: Streams,
+    /// Told when it is to make room for another connection while it is idle.
+    way: Arc<Notify>,
 }
 
 impl Watched<'_> {
@@ -143,7 +158,7 @@ impl Watched<'_> {
         S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible, Future: Send + 'static> + Unpin,
     {
         loop {
-            match select(pin!(socket.answer_plain()), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
+            match select(pin!(socket.answer_plain()), pin!(told(&self.activity, self.limits, &self.way, &mut self.draining))).await {
                 Either::Busy(arrived) => arrived?,
                 Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
                 // The library knows how to end a connection.
@@ -172,7 +187,7 @@ impl Watched<'_> {
         loop {
             let quiet_or_told = async {
                 tokio::select! {
-                    told = told(&self.activity, self.limits, &mut self.draining) => Some(told),
+                    told = told(&self.activity, self.limits, &self.way, &mut self.draining) => Some(told),
                     () = self.activity.quiet_for(REST) => None,
                 }
             };
@@ -213,15 +228,16 @@ impl Watched<'_> {
     where
         S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible, Future: Send + 'static> + Unpin,
     {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(self.streams.clone());
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(MAX_UNSENT)
             .max_header_list_size(u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(Some(PING_INTERVAL))
             .keep_alive_timeout(PING_TIMEOUT);
         let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
-        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
+        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &self.way, &mut self.draining))).await {
             Either::Busy(ended) => return Ok(ended?),
             Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
             Either::Quiet(Told::End) => serving.as_mut().graceful_shutdown(),
@@ -233,10 +249,21 @@ impl Watched<'_> {
     }
 }
 
+/// Waits until a connection is told to make room for another, and is idle.
+async fn gives_way(activity: &Activity, way: &Notify) -> &'static str {
+    loop {
+        way.notified().await;
+        if activity.idle_for().is_some() {
+            return "it was idle, and another needs its place (limits.connections)";
+        }
+    }
+}
+
 /// Waits for what a connection is to be told.
-async fn told(activity: &Activity, limits: &Limits, draining: &mut watch::Receiver<bool>) -> Told {
+async fn told(activity: &Activity, limits: &Limits, way: &Notify, draining: &mut watch::Receiver<bool>) -> Told {
     tokio::select! {
         why = watchdog(activity, limits) => Told::Overdue(why),
+        why = gives_way(activity, way) => Told::Overdue(why),
         _ = draining.wait_for(|&draining| draining) => Told::End,
     }
 }
@@ -244,11 +271,12 @@ async fn told(activity: &Activity, limits: &Limits, draining: &mut watch::Receiv
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::front::connection_limits::ConnectionLimits;
     use crate::request::short_way::Way;
     use http::Extensions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use tokio::sync::{Notify, oneshot};
+    use tokio::sync::oneshot;
     use tokio::task::JoinHandle;
     use tokio::time::{Instant, sleep};
 
@@ -288,13 +316,13 @@ mod tests {
             counted.did_read_request();
             async move {
                 let reply = Reply::Full(Some("hello".into()));
-                Ok::<_, Infallible>(Response::new(ResponseBody::new(reply, in_flight)))
+                Ok::<_, Infallible>(Response::new(ResponseBody::new(reply, in_flight, None)))
             }
         });
         let shared = (Arc::clone(&activity), Arc::default(), Arc::default(), Arc::clone(&end));
-        let socket = Socket::new(server, limits.header_bytes, None, shared);
+        let socket = Socket::new(server, &limits, None, shared);
         let (_stop, draining) = watch::channel(false);
-        let mut watched = Watched { activity, limits: &limits, draining, end };
+        let mut watched = Watched { activity, limits: &limits, draining, end, streams: Streams::default(), way: Arc::default() };
         let mut rested = Some((socket, service));
         for _ in 0..3 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -338,7 +366,9 @@ mod tests {
         let peer = server.peer_addr().unwrap();
         let serving = tokio::spawn(async move {
             let (_stop, draining) = watch::channel(false);
-            serve(server, peer, &limits(), (answer, short), draining).await;
+            let counts = ConnectionLimits::uncounted(limits());
+            let admitted = counts.admit(peer.ip()).await.unwrap();
+            serve(server, peer, &admitted, (answer, short), draining).await;
         });
         (client, serving)
     }

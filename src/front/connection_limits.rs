@@ -1,18 +1,29 @@
 //! How many connections there may be, in all and from one address.
+//!
+//! When all are open, those that are idle give way to new ones, beginning with the address that has most. One address may
+//! have no more than are free: it never takes the last ones from others (see [`admission`](crate::upstream::admission) for the rule). Trusted
+//! proxies have no limit of their own.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntGauge};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 
+use super::deadlines::Activity;
 use crate::config::Limits;
 
 /// How often the log says that an address has too many connections.
 const WARN_EVERY: Duration = Duration::from_secs(60);
+/// How long a new connection waits for one that is told to end.
+const ROOM: Duration = Duration::from_millis(500);
+/// So many idle connections are told to end at one time, so that looking for them costs each new one little.
+const AT_ONCE: usize = 16;
+/// Connections that have been quiet for less are not idle: the next request may be on its way.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// The limits that all listeners of a kind share, and the connections that count against them.
 #[derive(Clone)]
@@ -20,17 +31,45 @@ pub struct ConnectionLimits {
     /// The limits of a connection's requests.
     pub limits: Limits,
     free: Arc<Semaphore>,
-    /// Open connections by address, of those whose number is bounded.
-    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    open: Arc<Mutex<Open>>,
     /// When it was last said that an address has too many.
     warned: Arc<Mutex<Option<Instant>>>,
     /// Open connections, and those that were refused; `None`: nobody counts.
     counted: Option<(IntGauge, IntCounter)>,
 }
 
+/// The connections that are open.
+#[derive(Default)]
+struct Open {
+    /// How many, by address, of those whose number is bounded.
+    by_address: HashMap<IpAddr, usize>,
+    connections: HashMap<u64, OneOpen>,
+    next: u64,
+}
+
+impl Open {
+    /// One less of an address.
+    fn give_back(&mut self, address: Option<IpAddr>) {
+        let Some(address) = address else { return };
+        if let Some(count) = self.by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// One of them.
+struct OneOpen {
+    address: Option<IpAddr>,
+    activity: Weak<Activity>,
+    end: Arc<Notify>,
+}
+
 impl ConnectionLimits {
     /// Takes as many connections as `limits` say, shows how many are `open`, and counts in `refused` those that an address
-    /// has too many.
+    /// has too many, or for which there was no room.
     #[must_use]
     pub fn new(limits: Limits, open: IntGauge, refused: IntCounter) -> Self {
         Self { counted: Some((open, refused)), ..Self::uncounted(limits) }
@@ -40,36 +79,70 @@ impl ConnectionLimits {
     #[must_use]
     pub fn uncounted(limits: Limits) -> Self {
         let free = Arc::new(Semaphore::new(limits.connections));
-        Self { limits, free, by_address: Arc::default(), warned: Arc::default(), counted: None }
+        Self { limits, free, open: Arc::default(), warned: Arc::default(), counted: None }
     }
 
-    /// Waits until there may be another connection.
-    pub async fn free(&self) -> OwnedSemaphorePermit {
-        match Arc::clone(&self.free).acquire_owned().await {
-            Ok(permit) => permit,
-            // Nobody closes the semaphore.
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    /// Admits a connection; `None` if its address has as many as it may.
-    #[must_use]
-    pub fn admit(&self, peer: IpAddr, permit: OwnedSemaphorePermit) -> Option<Admitted> {
+    /// Admits a connection that was accepted; `None` if its address has as many as it may, or if all are open and none is idle.
+    pub async fn admit(&self, peer: IpAddr) -> Option<Admitted> {
         let address = (!self.limits.trusts(peer)).then(|| counted_address(peer));
-        if let Some(address) = address {
-            let mut by_address = self.by_address();
-            let count = by_address.entry(address).or_insert(0);
-            if *count >= self.limits.connections_per_address {
-                drop(by_address);
-                self.refuse(peer);
-                return None;
-            }
-            *count += 1;
+        if !self.reserve(address) {
+            self.refuse(peer);
+            return None;
         }
+        let permit = match Arc::clone(&self.free).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) if self.make_room() => timeout(ROOM, Arc::clone(&self.free).acquire_owned()).await.ok().and_then(Result::ok),
+            Err(_) => None,
+        };
+        if permit.is_none() {
+            self.open().give_back(address);
+            self.refuse(peer);
+        }
+        permit.map(|permit| self.count(address, permit))
+    }
+
+    /// Counts one more connection of an address, if it may have one.
+    fn reserve(&self, address: Option<IpAddr>) -> bool {
+        let Some(address) = address else { return true };
+        let free = self.free.available_permits();
+        // Where one address may have all, that is the operator's word.
+        let may_have_all = self.limits.connections_per_address >= self.limits.connections;
+        let mut open = self.open();
+        let held = open.by_address.get(&address).copied().unwrap_or(0);
+        let may = held < self.limits.connections_per_address && (held <= free || may_have_all);
+        if may {
+            open.by_address.insert(address, held + 1);
+        }
+        may
+    }
+
+    fn count(&self, address: Option<IpAddr>, permit: OwnedSemaphorePermit) -> Admitted {
+        let mut open = self.open();
+        let (number, activity, end) = (open.next, Arc::new(Activity::default()), Arc::new(Notify::new()));
+        open.next += 1;
+        open.connections.insert(number, OneOpen { address, activity: Arc::downgrade(&activity), end: Arc::clone(&end) });
+        drop(open);
         if let Some((open, _)) = &self.counted {
             open.inc();
         }
-        Some(Admitted { limits: self.clone(), address, _permit: permit })
+        Admitted { limits: self.clone(), address, number, activity, end, _permit: permit }
+    }
+
+    /// Tells some idle connections to end: of the address that has most those that are idle for longest, then of the others. Whether
+    /// there are any.
+    fn make_room(&self) -> bool {
+        let open = self.open();
+        let of_address = |one: &OneOpen| one.address.and_then(|address| open.by_address.get(&address)).copied().unwrap_or(0);
+        let idle = open.connections.values().filter_map(|one| {
+            let idle_for = one.activity.upgrade()?.idle_for().filter(|idle| *idle >= IDLE)?;
+            Some((of_address(one), idle_for, &one.end))
+        });
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_by_key(|&(most, idle_for, _)| std::cmp::Reverse((most, idle_for)));
+        for (.., end) in idle.iter().take(AT_ONCE) {
+            end.notify_one();
+        }
+        !idle.is_empty()
     }
 
     fn refuse(&self, peer: IpAddr) {
@@ -84,8 +157,8 @@ impl ConnectionLimits {
         }
     }
 
-    fn by_address(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,6 +175,11 @@ fn counted_address(peer: IpAddr) -> IpAddr {
 pub struct Admitted {
     limits: ConnectionLimits,
     address: Option<IpAddr>,
+    number: u64,
+    /// When it last moved.
+    pub activity: Arc<Activity>,
+    /// Told when it is idle and is to make room for another.
+    pub end: Arc<Notify>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -118,14 +196,9 @@ impl Drop for Admitted {
         if let Some((open, _)) = &self.limits.counted {
             open.dec();
         }
-        let Some(address) = self.address else { return };
-        let mut by_address = self.limits.by_address();
-        if let Some(count) = by_address.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&address);
-            }
-        }
+        let mut open = self.limits.open();
+        open.connections.remove(&self.number);
+        open.give_back(self.address);
     }
 }
 
@@ -133,22 +206,59 @@ impl Drop for Admitted {
 mod tests {
     use super::*;
 
+    fn limits(lines: &str) -> ConnectionLimits {
+        let text = format!("trusted_proxies=['192.0.2.0/24']\n[backend]\nurl='http://127.0.0.1:1'\n[limits]\n{lines}");
+        let limits = crate::config::check("t", &text, &|_| None).config.unwrap().limits;
+        ConnectionLimits::new(limits, IntGauge::new("a", "a").unwrap(), IntCounter::new("b", "b").unwrap())
+    }
+
     #[tokio::test]
     async fn an_address_has_so_many_connections_and_a_trusted_proxy_any_number() {
-        let text = "trusted_proxies=['192.0.2.0/24']\n[backend]\nurl='http://127.0.0.1:1'\n[limits]\nconnections_per_address=2";
-        let limits = crate::config::check("t", text, &|_| None).config.unwrap().limits;
-        let (open, refused) = (IntGauge::new("a", "a").unwrap(), IntCounter::new("b", "b").unwrap());
-        let limits = ConnectionLimits::new(limits, open.clone(), refused.clone());
-        let admit = |peer: &str| limits.admit(peer.parse().unwrap(), Arc::clone(&limits.free).try_acquire_owned().unwrap());
-        let (first, _second) = (admit("198.51.100.1"), admit("::ffff:198.51.100.1"));
-        assert!(first.is_some() && admit("198.51.100.1").is_none() && refused.get() == 1);
+        let limits = limits("connections_per_address=2");
+        let (open, refused) = limits.counted.clone().unwrap();
+        let admit = async |peer: &str| limits.admit(peer.parse().unwrap()).await;
+        let (first, _second) = (admit("198.51.100.1").await, admit("::ffff:198.51.100.1").await);
+        assert!(first.is_some() && admit("198.51.100.1").await.is_none() && refused.get() == 1);
         drop(first);
-        let _third = admit("198.51.100.1").unwrap();
-        let _sixth = (admit("2001:db8::1").unwrap(), admit("2001:db8::2").unwrap());
-        assert!(admit("2001:db8::3").is_none() && admit("2001:db8:0:1::3").is_some());
-        let _proxies: Vec<_> = (0..5).map(|_| admit("192.0.2.9").unwrap()).collect();
-        assert_eq!(open.get(), 9);
-        drop((_second, _third, _sixth, _proxies));
-        assert!(limits.by_address().is_empty());
+        let _third = admit("198.51.100.1").await.unwrap();
+        let _sixth = (admit("2001:db8::1").await.unwrap(), admit("2001:db8::2").await.unwrap());
+        assert!(admit("2001:db8::3").await.is_none());
+        let _seventh = admit("2001:db8:0:1::3").await.unwrap();
+        let mut proxies = Vec::new();
+        for _ in 0..5 {
+            proxies.push(admit("192.0.2.9").await.unwrap());
+        }
+        assert_eq!(open.get(), 10);
+        drop((_second, _third, _sixth, _seventh, proxies));
+        assert!(limits.open().by_address.is_empty() && limits.open().connections.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn some_addresses_leave_room_for_others_and_what_is_idle_gives_way() {
+        let limits = limits("connections=64\nconnections_per_address=40");
+        let admit = async |peer: u8| limits.admit(IpAddr::from([198, 51, 100, peer])).await;
+        let mut held = Vec::new();
+        for peer in 0..5 {
+            while let Some(admitted) = admit(peer).await {
+                held.push(admitted);
+            }
+        }
+        assert!(held.len() < 64, "one that has none gets one");
+        for peer in 10..10 + u8::try_from(64 - held.len()).unwrap() {
+            held.push(admit(peer).await.unwrap());
+        }
+        // All are open. The one that asks next makes idle ones of the first address end.
+        tokio::time::advance(IDLE).await;
+        let ending = {
+            let first = &held[0];
+            let end = Arc::clone(&first.end);
+            async move { end.notified().await }
+        };
+        let (admitted, ()) = tokio::join!(admit(99), async {
+            ending.await;
+            held.remove(0);
+        });
+        assert!(admitted.is_some());
+        assert!(admit(98).await.is_none(), "the others that were told have not ended");
     }
 }

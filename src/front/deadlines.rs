@@ -1,14 +1,18 @@
 //! Keep-alive and stall deadlines: when a connection last moved, what it waits for, and when it is therefore overdue.
 //!
 //! Sockets and bodies note what happens in the connection's [`Activity`]. One [`watchdog`] a connection looks at that now and
-//! then, so that requests need not touch a timer.
+//! then, so that requests need not touch a timer. Over HTTP/2 each stream has deadlines of its own ([`Stream`](super::stream::Stream)).
+//!
+//! That the kernel takes bytes says that the client takes them only while it holds few that are not sent: [`limit_unsent`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
 use http::Version;
+use socket2::SockRef;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock::millis;
@@ -17,6 +21,12 @@ use crate::config::Limits;
 /// Writes of fewer bytes are no sign that an HTTP/2 client takes its responses: the reply to a ping may be as large.
 const PING: usize = 256;
 
+/// Bytes that the kernel may hold unsent, at least and at most.
+const LEAST_UNSENT: u32 = 4 << 10;
+const MOST_UNSENT: u32 = 64 << 10;
+/// A response of more bytes may take a slow client long.
+pub const LARGE: usize = 64 << 10;
+
 /// When a connection last moved, and what it waits for. Moments are milliseconds after `start`; zero means never.
 pub struct Activity {
     start: Instant,
@@ -24,7 +34,8 @@ pub struct Activity {
     moved: AtomicU64,
     /// The end of the last response.
     answered: AtomicU64,
-    /// The first byte read since the last response: a head is on its way.
+    /// The first byte read since the last response: a head is on its way. Over HTTP/2: the first byte of a block of fields that is not
+    /// whole, whatever else is under way.
     head_since: AtomicU64,
     /// Since when bytes wait for the client to take them.
     blocked_since: AtomicU64,
@@ -38,9 +49,6 @@ pub struct Activity {
     read: AtomicU64,
     /// Whether the library's part of the connection is to end the next time that nothing is under way.
     to_rest: AtomicBool,
-    /// For each response over HTTP/2, where every stream has a flow-control window of its own: since when bytes wait for the
-    /// client to open it.
-    streams: Mutex<Vec<Weak<AtomicU64>>>,
 }
 
 impl Default for Activity {
@@ -57,7 +65,6 @@ impl Default for Activity {
             in_flight: zero(),
             read: zero(),
             to_rest: AtomicBool::new(false),
-            streams: Mutex::default(),
         }
     }
 }
@@ -127,6 +134,29 @@ impl Activity {
         }
     }
 
+    /// Over HTTP/2: whether the bytes that were read end within a block of fields.
+    pub fn is_within_fields(&self, within: bool) {
+        let since = self.head_since.load(Ordering::Relaxed);
+        if within && since == 0 {
+            self.head_since.store(self.now(), Ordering::Relaxed);
+        } else if !within && since != 0 {
+            self.head_since.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Since when nothing has been under way, in milliseconds after the connection was opened; `None`: something is.
+    #[must_use]
+    pub fn idle_since(&self) -> Option<u64> {
+        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        (load(&self.in_flight) == 0 && load(&self.head_since) == 0).then(|| load(&self.moved).max(load(&self.answered)))
+    }
+
+    /// For how long nothing has been under way; `None`: something is.
+    #[must_use]
+    pub fn idle_for(&self) -> Option<Duration> {
+        self.idle_since().map(|since| Duration::from_millis(self.now().saturating_sub(since)))
+    }
+
     /// The client was sent bytes and took so many, or none for now.
     pub fn did_write(&self, taken: Poll<usize>, http2: bool) {
         let Poll::Ready(taken) = taken else {
@@ -151,25 +181,19 @@ impl Activity {
     fn deadline(&self, limits: &Limits) -> (u64, &'static str) {
         let after = |since: u64, span: Duration| since.saturating_add(millis(span));
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        let stalled = [load(&self.blocked_since), self.longest_waiting_stream()].into_iter().filter(|&since| since != 0).min();
-        let blocked = match stalled {
-            None => (u64::MAX, ""),
-            Some(since) => (after(since, limits.stall_timeout), "the client takes no bytes (limits.stall_timeout)"),
+        let blocked = match load(&self.blocked_since) {
+            0 => (u64::MAX, ""),
+            since => (after(since, limits.stall_timeout), "the client takes no bytes (limits.stall_timeout)"),
         };
         let waiting = match (load(&self.in_flight), load(&self.head_since)) {
             (0, 0) => (after(load(&self.moved).max(load(&self.answered)), limits.idle_timeout), "idle (limits.idle_timeout)"),
-            (0, since) => (after(since, limits.header_timeout), "the request's head did not come in time (limits.header_timeout)"),
+            // Over HTTP/1 a head is on its way only while nothing is answered.
+            (_, since) if since != 0 => {
+                (after(since, limits.header_timeout), "the request's head did not come in time (limits.header_timeout)")
+            }
             _ => (u64::MAX, ""),
         };
         blocked.min(waiting)
-    }
-
-    /// Since when the stream waits that waits longest for its client.
-    fn longest_waiting_stream(&self) -> u64 {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|stream| stream.strong_count() > 0);
-        let since = |stream: &Weak<AtomicU64>| stream.upgrade().map_or(0, |since| since.load(Ordering::Relaxed));
-        streams.iter().map(since).filter(|&since| since != 0).min().unwrap_or(0)
     }
 
     /// Whether the client, while it was waited for, took fewer bytes a second than `limits.min_rate`. Computed anew after
@@ -209,11 +233,25 @@ pub async fn watchdog(activity: &Activity, limits: &Limits) -> &'static str {
     }
 }
 
+/// How many bytes the kernel may hold unsent of a client that is slow: as many as it takes in half a stall at the lowest rate, so that
+/// it is seen twice in that time.
+#[must_use]
+pub fn most_unsent(limits: &Limits) -> u32 {
+    let slowest = limits.min_rate.saturating_mul(limits.stall_timeout.as_secs()) / 2;
+    u32::try_from(slowest).unwrap_or(MOST_UNSENT).clamp(LEAST_UNSENT, MOST_UNSENT)
+}
+
+/// Has the kernel take bytes only while it holds fewer unsent than `most`: then that it takes some says that the client, or its kernel,
+/// has taken others. Its buffer may hold megabytes, which a slow client takes minutes for.
+pub fn limit_unsent(stream: &TcpStream, most: u32) {
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(most) {
+        tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
+    }
+}
+
 /// A request that is being answered, until this is dropped.
 pub struct InFlight {
     activity: Arc<Activity>,
-    /// Over HTTP/2: since when bytes of the response wait for the client; zero: none do.
-    waiting_since: Option<Arc<AtomicU64>>,
 }
 
 impl InFlight {
@@ -221,20 +259,10 @@ impl InFlight {
     #[must_use]
     pub fn begin(activity: &Arc<Activity>, version: Version) -> Self {
         activity.in_flight.fetch_add(1, Ordering::Relaxed);
-        activity.head_since.store(0, Ordering::Relaxed);
-        let waiting_since = (version == Version::HTTP_2).then(|| {
-            let since = Arc::new(AtomicU64::new(0));
-            activity.streams.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&since));
-            since
-        });
-        Self { activity: Arc::clone(activity), waiting_since }
-    }
-
-    /// Says whether bytes of the response wait for the client from now on.
-    pub(super) fn bytes_wait(&self, any: bool) {
-        if let Some(since) = &self.waiting_since {
-            since.store(if any { self.activity.now() } else { 0 }, Ordering::Relaxed);
+        if version != Version::HTTP_2 {
+            activity.head_since.store(0, Ordering::Relaxed);
         }
+        Self { activity: Arc::clone(activity) }
     }
 }
 

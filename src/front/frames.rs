@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use http::{HeaderMap, HeaderName};
 
+use super::flood::Flood;
 use super::hpack::{Decoder, Malformed};
 use super::message::bad_target;
 use crate::request::refusal::Refusal;
@@ -26,9 +27,14 @@ const MOST_OPEN: usize = 4096;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY_FRAME: u8 = 2;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
@@ -44,6 +50,8 @@ pub struct Frames {
     newest: u32,
     /// The streams whose requests have begun and not ended, as far as is seen here: not when the server resets them.
     open: BTreeSet<u32>,
+    /// What it has brought that costs more than it says.
+    flood: Flood,
     /// The largest block of fields, in bytes as it is sent.
     max_block: usize,
     /// The most frames that may continue a block before the one that ends it.
@@ -86,8 +94,8 @@ impl Frames {
         // A client that fills its frames needs a quarter less; the library allows as many.
         let full = (max_head / LARGEST_FRAME).max(1);
         let max_continuations = (full + full / 4).max(5);
-        let (decoder, open) = (Decoder::default(), BTreeSet::new());
-        Self { skip: PREFACE_REST, decoder, newest: 0, open, max_block, max_continuations }
+        let (decoder, open, flood) = (Decoder::default(), BTreeSet::new(), Flood::default());
+        Self { skip: PREFACE_REST, decoder, newest: 0, open, flood, max_block, max_continuations }
     }
 
     /// Looks at the next bytes. Returns how many of them may go on, and why no more, unless more bytes must come first.
@@ -117,6 +125,9 @@ impl Frames {
                     None => return (at, None),
                 },
                 kind => {
+                    if !self.may_come(head) {
+                        return (at, Some(Stop::End));
+                    }
                     if kind == RST_STREAM || (kind == DATA && head[4] & END_STREAM != 0) {
                         self.open.remove(&stream_of(head));
                     }
@@ -125,6 +136,21 @@ impl Frames {
             }
         }
         (at, None)
+    }
+
+    /// Whether a frame without fields may come; if not, the connection is flooded with them.
+    fn may_come(&mut self, head: &[u8; HEAD]) -> bool {
+        match head[3] {
+            // Answers to what was sent.
+            SETTINGS | PING if head[4] & ACK != 0 => true,
+            SETTINGS | PING | PRIORITY_FRAME => self.flood.may_come(),
+            DATA if length_of(head) == 0 && head[4] & END_STREAM == 0 => self.flood.may_come(),
+            // Of a stream that was never opened it costs as much, and is no reset of one.
+            RST_STREAM => self.flood.may_reset() && (stream_of(head) <= self.newest || self.flood.may_come()),
+            WINDOW_UPDATE | DATA => true,
+            // Unknown ones are skipped (§4.1).
+            _ => self.flood.may_come(),
+        }
     }
 
     /// A block of fields at the beginning of `bytes`: a frame of HEADERS, and those that continue it.
@@ -159,6 +185,9 @@ impl Frames {
     /// Reads the fields of a whole block, and says what is wrong with them that the library does not see.
     fn judge(&mut self, first: &Frame<'_>, block: &[u8]) -> Result<Option<Fault>, Malformed> {
         let is_request = first.stream > self.newest;
+        if is_request {
+            self.flood.did_open();
+        }
         self.newest = self.newest.max(first.stream);
         // Whatever comes for a stream that has ended is the library's to answer.
         let is_trailers = !is_request && self.open.contains(&first.stream);

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::RequestBody;
 use super::connection;
-use super::connection_limits::ConnectionLimits;
+use super::connection_limits::{Admitted, ConnectionLimits};
 use super::sockets::{Listener, retire};
 use crate::body::Reply;
 use crate::request::Arrival;
@@ -63,11 +63,10 @@ where
     let (open, mut all_closed) = mpsc::channel::<()>(1);
     let inherited = listener.inherited;
     let listener = TcpListener::from_std(listener.socket)?;
-    let begin = |(stream, peer, permit): (TcpStream, SocketAddr, OwnedSemaphorePermit)| {
-        let Some(admitted) = limits.admit(peer.ip(), permit) else { return };
+    let begin = |(stream, peer, admitted): (TcpStream, SocketAddr, Admitted)| {
         let (answering, draining, open) = ((answer.clone(), short.clone()), draining.clone(), open.clone());
         tokio::spawn(async move {
-            connection::serve(stream, peer, admitted.limits(), answering, draining).await;
+            connection::serve(stream, peer, &admitted, answering, draining).await;
             drop((admitted, open));
         });
     };
@@ -101,16 +100,17 @@ where
     Ok(())
 }
 
-/// The next connection, once there may be another. Out of file descriptors, it waits for some to be closed.
-async fn accept(listener: &TcpListener, limits: &ConnectionLimits) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+/// The next connection that is admitted. Out of file descriptors, it waits for some to be closed.
+async fn accept(listener: &TcpListener, limits: &ConnectionLimits) -> (TcpStream, SocketAddr, Admitted) {
     loop {
-        let permit = limits.free().await;
         match listener.accept().await {
             Ok((stream, peer)) => {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY");
                 }
-                return (stream, peer, permit);
+                if let Some(admitted) = limits.admit(peer.ip()).await {
+                    return (stream, peer, admitted);
+                }
             }
             Err(error) => {
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {

@@ -13,7 +13,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::deadlines::{Activity, InFlight};
+use super::deadlines::{Activity, InFlight, LARGE, limit_unsent};
 use crate::request::short_way::{ShortWay, Waiting, Way};
 
 /// Bodies of up to so many bytes are copied behind their heads: one write is cheaper than a vectored one.
@@ -28,6 +28,9 @@ thread_local!(
 pub struct Plain {
     short: Arc<dyn ShortWay>,
     under_way: UnderWay,
+    /// How many bytes the kernel may hold unsent, and whether it was told.
+    most_unsent: u32,
+    is_limited: bool,
 }
 
 enum UnderWay {
@@ -58,8 +61,8 @@ pub type Unanswered = (Vec<u8>, Extensions);
 impl Plain {
     /// A connection whose plain requests `short` may answer.
     #[must_use]
-    pub const fn new(short: Arc<dyn ShortWay>) -> Self {
-        Self { short, under_way: UnderWay::Nothing }
+    pub const fn new(short: Arc<dyn ShortWay>, most_unsent: u32) -> Self {
+        Self { short, under_way: UnderWay::Nothing, most_unsent, is_limited: false }
     }
 
     /// Whether anything is under way.
@@ -138,6 +141,10 @@ impl Plain {
         if body.len() <= COPIED {
             head.extend_from_slice(&body);
             body = Bytes::new();
+        }
+        if body.len() > LARGE && !self.is_limited {
+            limit_unsent(stream, self.most_unsent);
+            self.is_limited = true;
         }
         let polled = if body.is_empty() {
             Pin::new(stream).poll_write(cx, head)

@@ -16,10 +16,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::deadlines::Activity;
+use super::deadlines::{Activity, limit_unsent, most_unsent};
 use super::frames::with_fault;
 use super::framing::{Framing, Next};
 use super::plain::Plain;
+use crate::config::Limits;
 use crate::request::interim::InterimQueue;
 use crate::request::refusal::Refusal;
 use crate::request::short_way::ShortWay;
@@ -28,10 +29,11 @@ use crate::request::short_way::ShortWay;
 /// Nothing of what the client sent gets further than here, but for HEAD: its answer has no body, a refusal neither.
 const PLACEHOLDER: &[u8] = b"REFUSED / HTTP/1.1\r\n\r\n";
 const PLACEHOLDER_HEAD: &[u8] = b"HEAD / HTTP/1.1\r\n\r\n";
-/// How many bytes of the rest of a refused connection are read and thrown away, and for how long (RFC 9112 §9.6): closing
-/// while the client is still sending would reset the connection, and the client might lose the answer.
-const LINGER_BYTES: usize = 256 << 10;
-const LINGER: Duration = Duration::from_secs(2);
+/// How many bytes of the rest of a connection are read and thrown away, for how long, and how long none may come (RFC 9112 §9.6): closing while the
+/// client is still sending would reset the connection, and the client might lose the answer.
+const LINGER_BYTES: usize = 64 << 20;
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(2);
 /// Larger requests go to the library, in bytes.
 const MAX_PLAIN: usize = 4096;
 
@@ -73,7 +75,10 @@ pub struct Socket {
     held: BytesMut,
     /// How many of those may be handed out.
     checked: usize,
-    linger: Option<(Pin<Box<Sleep>>, usize)>,
+    linger: Option<Linger>,
+    /// How many bytes the kernel may hold unsent, and whether it was told.
+    most_unsent: u32,
+    is_limited: bool,
     /// Whether a body was malformed: nothing after it is read, but to be thrown away.
     broken: bool,
     /// Whether the library was told that the connection ended, which it has not.
@@ -81,13 +86,14 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A connection whose requests have heads of at most `max_head` bytes.
+    /// A connection whose requests have heads of at most `limits.header_bytes`.
     #[must_use]
-    pub fn new(stream: TcpStream, max_head: usize, short: Option<Arc<dyn ShortWay>>, shared: Shared) -> Self {
+    pub fn new(stream: TcpStream, limits: &Limits, short: Option<Arc<dyn ShortWay>>, shared: Shared) -> Self {
         let (activity, interim, notes, ending) = shared;
+        let (max_head, most_unsent) = (limits.header_bytes, most_unsent(limits));
         Self {
             stream,
-            plain: short.filter(|_| max_head >= MAX_PLAIN).map(Plain::new),
+            plain: short.filter(|_| max_head >= MAX_PLAIN).map(|short| Plain::new(short, most_unsent)),
             settled: 0,
             ending,
             activity,
@@ -97,6 +103,8 @@ impl Socket {
             held: BytesMut::new(),
             checked: 0,
             linger: None,
+            most_unsent,
+            is_limited: false,
             broken: false,
             rested: false,
         }
@@ -246,6 +254,10 @@ impl Socket {
     /// Acts on what the framing says of bytes: `count` of those that are held may be handed out.
     fn apply(&mut self, count: usize, mut next: Next) {
         self.checked = count;
+        if self.framing.is_http2() {
+            // What is held beyond that begins a block of fields, or a frame's head.
+            self.activity.is_within_fields(self.held.len() > count && next == Next::More);
+        }
         loop {
             match next {
                 Next::More => return,
@@ -322,12 +334,14 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_finish_before_write(cx))?;
+        self.limit_unsent();
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.note_write(polled)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         ready!(self.poll_finish_before_write(cx))?;
+        self.limit_unsent();
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
         self.note_write(polled)
     }
@@ -356,21 +370,40 @@ impl AsyncWrite for Socket {
         if this.rested {
             return Poll::Ready(Ok(()));
         }
-        if this.notes.refused.get().is_none() && !this.broken {
+        // The client may be sending a body that was answered before its end, or more requests than it may.
+        let is_read = this.framing.is_between_requests() || this.framing.is_http2();
+        if this.notes.refused.get().is_none() && !this.broken && is_read && this.linger.is_none() {
             return Pin::new(&mut this.stream).poll_shutdown(cx);
         }
         if this.linger.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
         }
-        let (timer, read) = this.linger.get_or_insert_with(|| (Box::pin(sleep_until(Instant::now() + LINGER)), 0));
-        let mut rest = [0; 4096];
-        while *read < LINGER_BYTES && timer.as_mut().poll(cx).is_pending() {
+        this.linger.get_or_insert_with(Linger::begin).poll(cx, &mut this.stream)
+    }
+}
+
+/// Reading what a client still sends, to throw it away.
+struct Linger {
+    until: Instant,
+    silence: Pin<Box<Sleep>>,
+    read: usize,
+}
+
+impl Linger {
+    fn begin() -> Self {
+        Self { until: Instant::now() + LINGER, silence: Box::pin(sleep_until(Instant::now() + LINGER_SILENCE)), read: 0 }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<()>> {
+        let mut rest = [0; 16 << 10];
+        while self.read < LINGER_BYTES && Instant::now() < self.until && self.silence.as_mut().poll(cx).is_pending() {
             let mut piece = ReadBuf::new(&mut rest);
-            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut piece))?;
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut piece))?;
             if piece.filled().is_empty() {
                 break;
             }
-            *read += piece.filled().len();
+            self.read += piece.filled().len();
+            self.silence.as_mut().reset(Instant::now() + LINGER_SILENCE);
         }
         Poll::Ready(Ok(()))
     }
@@ -385,6 +418,14 @@ impl Drop for Socket {
 }
 
 impl Socket {
+    /// Once a connection: what the library writes may be long.
+    fn limit_unsent(&mut self) {
+        if !self.is_limited {
+            self.is_limited = true;
+            limit_unsent(&self.stream, self.most_unsent);
+        }
+    }
+
     fn note_write(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &polled {
             Poll::Pending => self.activity.did_write(Poll::Pending, false),

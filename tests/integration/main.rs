@@ -3,7 +3,7 @@
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
 //! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`], [`readers`]), how requests are forwarded ([`forwarding`], [`admission`],
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
-//! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`]), who asks too much
+//! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`], [`slow_clients`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`client_left`], [`alerts`], [`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
 //! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say and what is shipped beside them ([`guides`],
 //! [`deployment`]), and the order of
@@ -44,6 +44,7 @@ mod restarts;
 mod rollout;
 mod shared_voids;
 mod short_way;
+mod slow_clients;
 mod stored_responses;
 mod streams;
 mod support;

@@ -1,0 +1,91 @@
+//! Frames of HTTP/2 that cost their receiver more than their sender: how many of them a connection may bring.
+//!
+//! Each is right by itself (RFC 9113 §10.5): a PING and SETTINGS want an answer, a PRIORITY and an empty DATA are looked at for nothing, and a stream that is
+//! reset as soon as it was opened has had its request begun. Clients that mean well send some of them, now and then many at once.
+
+use tokio::time::Instant;
+
+/// How many such frames may come at once, and each second after that.
+const BURST: u32 = 1000;
+const EACH_SECOND: u32 = 100;
+/// From this many reset streams on, most of a connection's streams must end otherwise.
+const RESETS: u32 = 100;
+/// After so many streams those before count half.
+const STREAMS: u32 = 1000;
+
+/// What a connection has brought.
+#[derive(Debug)]
+pub struct Flood {
+    left: u32,
+    since: Instant,
+    opened: u32,
+    reset: u32,
+}
+
+impl Default for Flood {
+    fn default() -> Self {
+        Self { left: BURST, since: Instant::now(), opened: 0, reset: 0 }
+    }
+}
+
+impl Flood {
+    /// One more such frame. `false`: the connection is to end.
+    #[must_use]
+    pub fn may_come(&mut self) -> bool {
+        if self.left == 0 {
+            let seconds = u32::try_from(self.since.elapsed().as_secs()).unwrap_or(u32::MAX);
+            self.left = seconds.saturating_mul(EACH_SECOND).min(BURST);
+            self.since = Instant::now();
+        }
+        let may_come = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may_come
+    }
+
+    /// A stream was opened.
+    pub const fn did_open(&mut self) {
+        if self.opened == STREAMS {
+            (self.opened, self.reset) = (self.opened / 2, self.reset / 2);
+        }
+        self.opened += 1;
+    }
+
+    /// The client has reset a stream. `false`: it does so with most of them, and the connection is to end.
+    #[must_use]
+    pub const fn may_reset(&mut self) -> bool {
+        self.reset = self.reset.saturating_add(1);
+        self.reset <= RESETS || self.reset <= self.opened / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::advance;
+
+    #[tokio::test(start_paused = true)]
+    async fn many_may_come_at_once_and_some_each_second() {
+        let mut flood = Flood::default();
+        assert_eq!((0..5000).filter(|_| flood.may_come()).count(), 1000);
+        advance(Duration::from_secs(3)).await;
+        assert_eq!((0..5000).filter(|_| flood.may_come()).count(), 300);
+        let mut steady = Flood::default();
+        for _ in 0..3600 {
+            assert!((0..EACH_SECOND / 2).all(|_| steady.may_come()));
+            advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    #[test]
+    fn who_resets_most_streams_is_told_from_who_resets_some() {
+        let resets_each = |each: u32| {
+            let mut flood = Flood::default();
+            (1..100_000).find(|number| {
+                flood.did_open();
+                number % each == 0 && !flood.may_reset()
+            })
+        };
+        assert_eq!((resets_each(1), resets_each(2), resets_each(3)), (Some(101), None, None));
+    }
+}

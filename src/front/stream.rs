@@ -1,0 +1,179 @@
+//! The deadlines of one stream of HTTP/2. A client that takes nothing of one answer, or takes it too slowly, loses that stream
+//! (RFC 9113 §5.4.2); the others of its connection go on.
+//!
+//! The library asks for the next piece of a body once the client has opened its window for all pieces before. So a body is given to it in pieces that
+//! are small enough to see a client move, and the time from one piece to the request for the next is time in which the client is waited for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::rt::Executor;
+use tokio::time::{Instant, sleep};
+
+use super::deadlines::is_too_slow;
+use super::select::{Either, select};
+use crate::clock::millis;
+use crate::config::Limits;
+
+/// The pieces of a body, at least and at most, in bytes.
+const SMALLEST_PIECE: u64 = 1 << 10;
+const LARGEST_PIECE: u64 = 16 << 10;
+
+/// When a stream's client was last waited for. Moments are milliseconds after `start`, and at least one.
+#[derive(Debug)]
+pub struct Stream {
+    start: Instant,
+    silence: Duration,
+    min_rate: u64,
+    /// Since when bytes wait for the client; zero: none do.
+    since: AtomicU64,
+    /// For how long bytes waited, in milliseconds, since the rate was last computed, and how many the client took in that time.
+    waited: AtomicU64,
+    taken: AtomicU64,
+    /// How many bytes wait.
+    waiting: AtomicU64,
+}
+
+impl Stream {
+    /// A stream that is opened now.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        let zero = || AtomicU64::new(0);
+        Arc::new(Self {
+            start: Instant::now(),
+            silence: limits.stall_timeout,
+            min_rate: limits.min_rate,
+            since: zero(),
+            waited: zero(),
+            taken: zero(),
+            waiting: zero(),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.start.elapsed()) + 1
+    }
+
+    /// The largest piece of a body, in bytes: the slowest client that is tolerated takes two in the longest silence.
+    #[must_use]
+    pub fn piece(&self) -> usize {
+        let slowest = self.min_rate.saturating_mul(self.silence.as_secs()) / 2;
+        usize::try_from(slowest.clamp(SMALLEST_PIECE, LARGEST_PIECE)).unwrap_or(1 << 10)
+    }
+
+    /// So many bytes wait for the client from now on.
+    pub fn gave(&self, bytes: usize) {
+        self.waiting.store(bytes as u64, Ordering::Relaxed);
+        self.since.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// The client has taken what waited.
+    pub fn took(&self) {
+        let since = self.since.swap(0, Ordering::Relaxed);
+        if since != 0 {
+            self.waited.fetch_add(self.now().saturating_sub(since), Ordering::Relaxed);
+            self.taken.fetch_add(self.waiting.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the client is overdue: it has taken nothing for too long, or too little.
+    fn is_overdue(&self) -> bool {
+        let since = self.since.load(Ordering::Relaxed);
+        let waits = Duration::from_millis(if since == 0 { 0 } else { self.now().saturating_sub(since) });
+        if waits >= self.silence {
+            return true;
+        }
+        // What the client is taking now is not counted before it has all of it, neither bytes nor time.
+        let waited = Duration::from_millis(self.waited.load(Ordering::Relaxed));
+        if waited < self.silence {
+            return false;
+        }
+        self.waited.store(0, Ordering::Relaxed);
+        is_too_slow(self.taken.swap(0, Ordering::Relaxed), waited, self.min_rate)
+    }
+
+    /// Waits until the client is overdue.
+    async fn overdue(&self) {
+        // Often enough to see it soon after.
+        let nap = (self.silence / 4).max(Duration::from_millis(10));
+        while !self.is_overdue() {
+            sleep(nap).await;
+        }
+    }
+}
+
+/// Runs the streams of one connection, each until it ends or its client is overdue: then it is dropped, which resets it.
+#[derive(Clone, Debug, Default)]
+pub struct Streams(Arc<Mutex<Option<Arc<Stream>>>>);
+
+impl Streams {
+    /// The library has read a request, and runs its stream next.
+    pub fn open(&self, stream: Arc<Stream>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+    }
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        tokio::spawn(async move {
+            let work = std::pin::pin!(work);
+            let Some(stream) = opened else {
+                work.await;
+                return;
+            };
+            if let Either::Quiet(()) = select(work, std::pin::pin!(stream.overdue())).await {
+                tracing::debug!("a stream was reset: the client takes nothing, or too little (limits.stall_timeout, limits.min_rate)");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    fn stream() -> Arc<Stream> {
+        let limits = crate::config::check("t", "[backend]\nurl='http://127.0.0.1:1'", &|_| None).config.unwrap().limits;
+        Stream::new(&limits)
+    }
+
+    /// A client that takes `bytes` each time, every so often.
+    async fn takes(stream: &Stream, bytes: usize, every: Duration) {
+        loop {
+            stream.gave(bytes);
+            sleep(every).await;
+            stream.took();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_or_too_little_is_overdue() {
+        let s = Duration::from_secs;
+        for (bytes, every, is_overdue) in
+            [(1, s(3600), true), (300, s(3), true), (2000, s(3), false), (7000, s(12), false), (1, s(31), true)]
+        {
+            let stream = stream();
+            let ended = timeout(s(600), async {
+                tokio::select! {
+                    () = stream.overdue() => (),
+                    () = takes(&stream, bytes, every) => (),
+                }
+            });
+            assert_eq!(ended.await.is_ok(), is_overdue, "{bytes} B every {every:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_upstream_takes_long_for_is_not_the_clients_fault() {
+        let stream = stream();
+        stream.gave(100);
+        stream.took();
+        assert!(timeout(Duration::from_secs(3600), stream.overdue()).await.is_err());
+    }
+}
