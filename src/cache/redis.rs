@@ -141,6 +141,8 @@ impl RedisStore {
 
     async fn write(&self, key: &Key, entry: &Entry) {
         let name = key.name(&self.namespace);
+        let size = usize::try_from(entry.weight()).unwrap_or(usize::MAX);
+        let Ok(_room) = self.link.room(size) else { return };
         for _ in 0..TRIES {
             let left = entry.lifetimes.kept().saturating_sub(Wall::now().since(entry.stored_at));
             if left.is_zero() || !self.link.is_up() || self.writes.enter() == Gate::Open {
@@ -159,7 +161,7 @@ impl RedisStore {
             };
             let Some(body) = self.pack(name.as_bytes(), standing, position) else { return };
             let command = self.log.scripts().write(position, name, &body, millis(left).max(1));
-            match self.link.call(&command).await {
+            match self.link.call_with(&command, size).await {
                 Ok(written) => {
                     if self.writes.succeeded() {
                         tracing::info!("Redis takes writes again");

@@ -358,7 +358,7 @@ impl OnConnect for VoidLog {
         Box::pin(async {
             self.connect(client, connection).await.map_err(|failure| match failure {
                 RedisFailure::Error(error) => error,
-                RedisFailure::Down | RedisFailure::Timeout => RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)),
+                _ => RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)),
             })
         })
     }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError, Value};
+use redis::{Client, RedisError, Value};
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::failure::RedisFailure;
+use super::large::{CONNECT_TIMEOUT, Large, connection_config};
 use super::reads::Reads;
 use crate::breaker::Backoff;
 use crate::telemetry::metrics::Metrics;
@@ -20,10 +22,10 @@ use crate::telemetry::metrics::Metrics;
 /// Connections: the first writes, so that a large object on its way out delays no read; the others read in turn, for threads that
 /// have none of their own.
 const CONNECTIONS: usize = 3;
-/// A new connection must stand and answer within this.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a failing Redis is left alone between attempts. Recovery is seen within the longest.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(800), tolerated: 0 };
+/// How often a connection is used that would be idle otherwise: Redis ends none sooner than after a second.
+const LOOK: Duration = Duration::from_millis(400);
 /// How long a Redis that fails is asked before it counts as away, for whoever must know what it says.
 pub(super) const ASKING: Duration = Duration::from_millis(100);
 
@@ -47,6 +49,12 @@ pub(super) struct Connections {
     /// Whether the connections broke, or were never made, and Redis has not been found to be away since.
     asking: AtomicBool,
     asked: Notify,
+    /// How often connections were made.
+    made: watch::Sender<u64>,
+    /// Whether Redis is being asked if it answers at all.
+    doubting: AtomicBool,
+    /// For values that are large.
+    pub(super) large: Large,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -56,6 +64,8 @@ pub(super) type ConnectionSet = Arc<Vec<MultiplexedConnection>>;
 /// The connection over which one thread reads.
 #[derive(Default)]
 struct Own {
+    /// Its number among all; zero: none yet.
+    number: usize,
     /// The set that it belongs to.
     set: Weak<Vec<MultiplexedConnection>>,
     /// `None` while it is being made, or could not be.
@@ -76,6 +86,9 @@ impl Connections {
     /// No connections yet.
     pub(super) fn new(client: Client, metrics: Arc<Metrics>) -> Self {
         Self {
+            large: Large::new(client.clone()),
+            made: watch::Sender::new(0),
+            doubting: AtomicBool::new(false),
             client,
             sets: ArcSwapOption::empty(),
             next: AtomicUsize::new(0),
@@ -138,13 +151,79 @@ impl Connections {
         OWN.with_borrow_mut(|own| if own.is_of(set) { std::mem::take(&mut own.reads) } else { Reads::default() })
     }
 
+    /// Makes this thread's own connection, and looks for as long as it is used whether it still stands: Redis may end what is idle
+    /// (`timeout`), or an operator may (`CLIENT KILL`).
     async fn make_own(self: Arc<Self>, set: ConnectionSet) {
-        let Ok(connection) = self.client.get_multiplexed_async_connection_with_config(&connection_config()).await else { return };
-        OWN.with_borrow_mut(|own| {
-            if own.is_of(&set) {
-                own.connection = Some(connection);
+        let Ok(mut connection) = self.client.get_multiplexed_async_connection_with_config(&connection_config()).await else { return };
+        let is_ours = OWN.with_borrow_mut(|own| {
+            let is_ours = own.is_of(&set) && own.connection.is_none();
+            if is_ours {
+                own.connection = Some(connection.clone());
+                own.number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+            }
+            is_ours.then_some(own.number)
+        });
+        let (Some(number), set) = (is_ours, Arc::downgrade(&set)) else { return };
+        loop {
+            sleep(LOOK).await;
+            let is_used = OWN.with_borrow(|own| own.number == number);
+            let Some(set) = set.upgrade().filter(|_| is_used) else { return };
+            if !answers(&mut connection, CONNECT_TIMEOUT).await {
+                return Self::forget_own(&set);
+            }
+        }
+    }
+
+    /// This thread's own connection is of no use any more: another one is made when the thread reads next. What was to be sent over it is
+    /// told so.
+    pub(super) fn forget_own(set: &ConnectionSet) {
+        let unsent = OWN.with_borrow_mut(|own| {
+            let is_made = own.is_of(set) && own.connection.is_some();
+            is_made.then(|| std::mem::take(own).reads)
+        });
+        if let Some(unsent) = unsent {
+            unsent.fail(&RedisFailure::Down);
+        }
+    }
+
+    /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries no values; if it
+    /// does not answer there either, it is taken out of the way.
+    pub(super) fn doubt(self: &Arc<Self>, set: &ConnectionSet, deadline: Duration) {
+        if self.doubting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (connections, set) = (Arc::clone(self), Arc::clone(set));
+        tokio::spawn(async move {
+            let mut connection = set[0].clone();
+            let is_alive = answers(&mut connection, deadline).await;
+            connections.doubting.store(false, Ordering::Release);
+            if !is_alive {
+                connections.take_down(&set, "timeout");
             }
         });
+    }
+
+    /// A connection of this set broke: all are made anew, while those that stand are used.
+    pub(super) fn renew(&self, set: &ConnectionSet) {
+        if self.is_current(set) {
+            self.broken.notify_one();
+        }
+    }
+
+    fn is_current(&self, set: &ConnectionSet) -> bool {
+        self.sets.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, set))
+    }
+
+    /// The connections that were made after these ones; `None`: none in time.
+    pub(super) async fn renewed(&self, set: &ConnectionSet, deadline: Duration) -> Option<ConnectionSet> {
+        let mut made = self.made.subscribe();
+        let waiting = async {
+            while self.is_current(set) {
+                made.changed().await.ok()?;
+            }
+            self.sets.load_full()
+        };
+        timeout(deadline, waiting).await.ok().flatten()
     }
 
     /// Takes Redis out of the way, unless others did or it was mended since.
@@ -172,26 +251,51 @@ impl Connections {
             self.end_asking();
             match made {
                 Ok(Ok(set)) => {
-                    self.sets.store(Some(Arc::new(set)));
+                    let set = Arc::new(set);
+                    let before = self.sets.swap(Some(Arc::clone(&set)));
+                    self.made.send_modify(|times| *times += 1);
+                    self.large.forget();
                     self.metrics.breaker_open.with_label_values(&["redis"]).set(0);
-                    tracing::info!(address = %self.client.get_connection_info().addr(), "Redis answers");
+                    if before.is_none() {
+                        tracing::info!(address = %self.client.get_connection_info().addr(), "Redis answers");
+                    }
                     let since = Instant::now();
-                    self.broken.notified().await;
+                    self.stand(set).await;
                     // One that breaks again soon after it was mended counts as failing all the while.
                     if since.elapsed() > RECONNECT.longest * 2 {
                         failures = 0;
                         continue;
                     }
                 }
-                Ok(Err(error)) => self.report_failure(failures, &error.to_string()),
-                Err(_) => self.report_failure(failures, "no answer in time"),
+                Ok(Err(error)) => self.failed_to_connect(failures, &error.to_string()),
+                Err(_) => self.failed_to_connect(failures, "no answer in time"),
             }
             failures += 1;
             sleep(RECONNECT.after(failures)).await;
         }
     }
 
-    fn report_failure(&self, failures: u32, error: &str) {
+    /// Waits until connections are to be made anew: those that stand broke, or do not answer. Each is used now and then, so that Redis does not
+    /// take it for idle.
+    async fn stand(&self, set: ConnectionSet) {
+        loop {
+            if timeout(LOOK, self.broken.notified()).await.is_ok() {
+                return;
+            }
+            for connection in set.iter() {
+                if !answers(&mut connection.clone(), CONNECT_TIMEOUT).await {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn failed_to_connect(&self, failures: u32, error: &str) {
+        // What could not be renewed is not used any more either.
+        if let Some(set) = self.sets.load_full() {
+            self.take_down(&set, "connection");
+            self.end_asking();
+        }
         self.metrics.breaker_open.with_label_values(&["redis"]).set(1);
         self.metrics.store_errors.with_label_values(&["redis", "connect", "failed"]).inc();
         if failures == 0 {
@@ -216,6 +320,8 @@ impl Connections {
     }
 }
 
-fn connection_config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None).set_pipeline_buffer_size(1024)
+/// Whether Redis answers over a connection in time.
+async fn answers(connection: &mut MultiplexedConnection, deadline: Duration) -> bool {
+    let ping = redis::cmd("PING");
+    matches!(timeout(deadline, connection.send_packed_command(&ping)).await, Ok(Ok(answer)) if answer.clone().extract_error().is_ok())
 }

@@ -1,8 +1,8 @@
-//! Why a call to Redis brought nothing, and what that says of the connection.
+//! Why a call to Redis gave nothing, and what that says of more than the call.
 
 use redis::{ErrorKind, RedisError};
 
-/// Why a call to Redis brought nothing.
+/// Why a call to Redis gave nothing.
 #[derive(Clone, Debug)]
 pub enum RedisFailure {
     /// Redis is being left alone.
@@ -11,22 +11,52 @@ pub enum RedisFailure {
     Timeout,
     /// Redis or the connection said no.
     Error(RedisError),
+    /// The value is larger than Redis takes.
+    TooLarge,
+    /// Too much is on its way to Redis already.
+    Full,
 }
 
+/// What a failure belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The command alone: others go on over the same connection.
+    Command,
+    /// The connection: what went over it fails, Redis itself may be well.
+    Connection,
+    /// Unknown: Redis may be slow, the value large, the connection dead.
+    Doubt,
+    /// Redis as a whole.
+    Redis,
+}
+
+/// Codes with which Redis says of itself that it cannot answer.
+const UNABLE: [&str; 6] = ["LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "BUSY"];
+
 impl RedisFailure {
-    /// The metric label, and whether the connection is to be given up.
-    pub(super) fn classify(&self) -> (&'static str, bool) {
+    /// The metric label, and what it belongs to.
+    pub(super) fn classify(&self) -> (&'static str, Scope) {
         match self {
-            Self::Down => ("down", false),
-            Self::Timeout => ("timeout", true),
-            Self::Error(error) if refuses_writes(error) => ("refused_write", false),
+            Self::Down => ("down", Scope::Command),
+            Self::TooLarge => ("too_large", Scope::Command),
+            Self::Full => ("dropped", Scope::Command),
+            Self::Timeout => ("timeout", Scope::Doubt),
+            Self::Error(error) if refuses_writes(error) => ("refused_write", Scope::Command),
             // This user may not run this command. Others may work.
-            Self::Error(error) if error.code() == Some("NOPERM") => ("forbidden", false),
-            Self::Error(error) if error.is_io_error() || error.is_connection_dropped() => ("connection", true),
-            Self::Error(error) if error.kind() == ErrorKind::Parse => ("protocol", true),
-            Self::Error(_) => ("refused", true),
+            Self::Error(error) if error.code() == Some("NOPERM") => ("forbidden", Scope::Command),
+            Self::Error(error) if error.is_io_error() || error.is_connection_dropped() => ("connection", Scope::Connection),
+            Self::Error(error) if error.kind() == ErrorKind::Parse => ("protocol", Scope::Connection),
+            Self::Error(error) if error.code().is_some_and(|code| UNABLE.contains(&code)) => ("refused", Scope::Redis),
+            // Redis closes a connection that it cannot understand, such as one with a value over proto-max-bulk-len.
+            Self::Error(error) if is_protocol_error(error) => ("refused", Scope::Connection),
+            Self::Error(_) => ("refused", Scope::Command),
         }
     }
+}
+
+/// Whether Redis says that it did not understand what came, and closes the connection.
+fn is_protocol_error(error: &RedisError) -> bool {
+    error.detail().is_some_and(|text| text.contains("Protocol error"))
 }
 
 /// Full, a replica, short of good replicas, or unable to save: Redis reads but does not write. Before Redis 7 an error within a script
@@ -36,4 +66,32 @@ pub fn refuses_writes(error: &RedisError) -> bool {
     const REFUSALS: [&str; 4] = ["OOM", "READONLY", "MISCONF", "NOREPLICAS"];
     let within = |text: &str| text.contains("script") && REFUSALS.iter().any(|refusal| text.contains(&format!("-{refusal} ")));
     error.code().is_some_and(|code| REFUSALS.contains(&code)) || error.detail().is_some_and(within)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redis::Value;
+
+    #[test]
+    fn what_a_refusal_belongs_to() {
+        for (text, kind, scope) in [
+            ("-OOM command not allowed", "refused_write", Scope::Command),
+            ("-READONLY You can't write", "refused_write", Scope::Command),
+            ("-MISCONF Redis is configured", "refused_write", Scope::Command),
+            ("-NOPERM this user", "forbidden", Scope::Command),
+            ("-WRONGTYPE Operation against a key", "refused", Scope::Command),
+            ("-ERR string exceeds maximum allowed size", "refused", Scope::Command),
+            ("-ERR Protocol error: invalid bulk length", "refused", Scope::Connection),
+            ("-LOADING dataset", "refused", Scope::Redis),
+            ("-NOAUTH Authentication required.", "refused", Scope::Redis),
+            ("-MASTERDOWN Link with MASTER is down", "refused", Scope::Redis),
+        ] {
+            let error = redis::parse_redis_value(format!("{text}\r\n").as_bytes()).and_then(Value::extract_error).unwrap_err();
+            assert_eq!(RedisFailure::Error(error).classify(), (kind, scope), "{text}");
+        }
+        let cut = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert_eq!(RedisFailure::Error(cut).classify(), ("connection", Scope::Connection));
+        assert_eq!(RedisFailure::Timeout.classify().1, Scope::Doubt);
+    }
 }

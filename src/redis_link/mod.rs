@@ -1,13 +1,25 @@
 //! Connections to Redis, for everything that is shared between instances.
 //!
-//! Redis is never in the way: every call has a deadline in tens of milliseconds, and after a failure nothing touches Redis until
-//! a task in the background has seen it answer again. Connections are multiplexed and pipelined; no blocking command, no
-//! `KEYS`, no `FLUSHDB`.
+//! Redis is never in the way: every call has a deadline in tens of milliseconds, longer for what is large. Connections are multiplexed and
+//! pipelined; no blocking command, no `KEYS`, no `FLUSHDB`.
+//!
+//! A failure belongs to what failed:
+//!
+//! | failure | what follows |
+//! |---|---|
+//! | a refused command (full, read-only, not allowed, of another type) | that command's alone |
+//! | a value that Redis does not take | it is not tried again; it went over a connection of its own ([`large`]) |
+//! | a connection broke | a read goes once more over another one; the broken one is made anew, while the others are used |
+//! | no answer in time | that read is a miss; Redis is asked whether it answers at all, over the connection that carries no values. If not: |
+//! | Redis does not answer, says that it cannot, or takes no connection | nothing touches it until a task in the background has seen it answer again |
+//!
+//! Connections are used at least twice a second, so that Redis takes none for idle.
 //!
 //! Knows commands and answers. Knows nothing of what they mean.
 
 pub mod connections;
 pub mod failure;
+pub mod large;
 pub mod reads;
 
 use std::future::poll_fn;
@@ -28,7 +40,8 @@ use crate::config::RedisUrl;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use connections::{ConnectionSet, Connections, OnConnect};
-use failure::RedisFailure;
+use failure::{RedisFailure, Scope};
+use large::{LARGE, Room, deadline_of};
 use reads::{Read, Reads};
 
 /// So many turns of the runtime from the socket to whoever waits: one reads, one hands out, and one to spare.
@@ -95,6 +108,40 @@ impl RedisLink {
         answer
     }
 
+    /// Room for a value of `size` bytes on its way to Redis, to be held until it is there.
+    ///
+    /// # Errors
+    /// Redis takes none of that size, or too much is on its way. It is counted.
+    pub fn room(&self, size: usize) -> Result<Room, RedisFailure> {
+        self.connections.large.room(size).inspect_err(|failure| self.count("write", failure))
+    }
+
+    /// Runs a command with a value of `size` bytes, over a connection of its own if that is large.
+    ///
+    /// # Errors
+    /// [`RedisFailure`].
+    pub async fn call_with(&self, command: &Cmd, size: usize) -> Result<Value, RedisFailure> {
+        if size < LARGE {
+            return self.call(command).await;
+        }
+        if !self.is_up() {
+            return Err(RedisFailure::Down);
+        }
+        let (began, started) = (begin(), Instant::now());
+        let deadline = deadline_of(size, self.read_timeout * WRITE_FACTOR);
+        let answer = self.connections.large.call(command, size, deadline).await;
+        self.connections.metrics.store_seconds.with_label_values(&["redis", "write"]).observe(started.elapsed().as_secs_f64());
+        if let Err(failure) = &answer {
+            self.count("write", failure);
+        }
+        tell("write", began, &answer);
+        answer
+    }
+
+    fn count(&self, op: &str, failure: &RedisFailure) {
+        self.connections.metrics.store_errors.with_label_values(&["redis", op, failure.classify().0]).inc();
+    }
+
     /// What is kept under a name. What one thread reads at the same time goes in one round trip.
     ///
     /// # Errors
@@ -112,9 +159,34 @@ impl RedisLink {
             }
         };
         // Those that it went with may have been given up with their connection.
-        let read = answer.await.unwrap_or(Err(RedisFailure::Down));
+        let mut read = answer.await.unwrap_or(Err(RedisFailure::Down));
+        if let Err(failure) = &read
+            && failure.classify().1 == Scope::Connection
+        {
+            // Redis may be well. Whatever it would have said is asked for once more, over another connection.
+            read = self.get_again(name, &set).await;
+        }
         tell("read", began, &read);
         read
+    }
+
+    /// Reads over a connection that others use too; if that one is broken as well, over one that is made now.
+    async fn get_again(&self, name: &str, set: &ConnectionSet) -> Read {
+        let over = async |set: &ConnectionSet| {
+            let mut reads = Reads::default();
+            let answer = reads.add(name);
+            self.send(reads, self.connections.next_reader(set), set).await;
+            answer.await.unwrap_or(Err(RedisFailure::Down))
+        };
+        let read = over(set).await;
+        if !read.as_ref().is_err_and(|failure| failure.classify().1 == Scope::Connection) {
+            return read;
+        }
+        self.connections.renew(set);
+        match self.connections.renewed(set, self.read_timeout).await {
+            Some(renewed) => over(&renewed).await,
+            None => read,
+        }
     }
 
     /// Lets a read go with those that this thread makes until the tasks have had their turn that can go on now. `None`: the thread has
@@ -168,7 +240,7 @@ impl RedisLink {
         answer
     }
 
-    /// Waits for an answer within a deadline; any failure of the connection takes Redis out of the way.
+    /// Waits for an answer within a deadline, and does what a failure asks for.
     async fn within<T>(
         &self,
         op: &'static str,
@@ -186,12 +258,21 @@ impl RedisLink {
         answer
     }
 
-    /// Counts a failure; one of the connection takes Redis out of the way.
+    /// Counts a failure, and does what it asks for beyond its call.
     fn failed(&self, op: &str, set: &ConnectionSet, failure: &RedisFailure) {
-        let (kind, fatal) = failure.classify();
-        self.connections.metrics.store_errors.with_label_values(&["redis", op, kind]).inc();
-        if fatal {
-            self.connections.take_down(set, kind);
+        let (kind, scope) = failure.classify();
+        self.count(op, failure);
+        match scope {
+            Scope::Command => {}
+            // A read goes once more over another one.
+            Scope::Connection if op == "read" => Connections::forget_own(set),
+            Scope::Connection => self.connections.renew(set),
+            Scope::Doubt => {
+                // What is behind a large value on this connection waits for it; another one does not.
+                Connections::forget_own(set);
+                self.connections.doubt(set, self.read_timeout.max(Duration::from_millis(10)));
+            }
+            Scope::Redis => self.connections.take_down(set, kind),
         }
     }
 }

@@ -20,13 +20,14 @@ const COMMON: [u16; 4] = [200, 304, 404, 400];
 pub const SHADOW_RESULTS: [&str; 6] = ["same", "status", "fields", "body", "not_stored", "not_compared"];
 
 /// What the label `kind` of failed calls to a tier tells apart.
-const STORE_ERRORS: [&str; 15] = [
+const STORE_ERRORS: [&str; 17] = [
     "connection",
     "decode_checksum",
     "decode_content",
     "decode_length",
     "decode_magic",
     "decode_version",
+    "dropped",
     "forbidden",
     "foreign",
     "forged",
@@ -34,6 +35,7 @@ const STORE_ERRORS: [&str; 15] = [
     "refused",
     "refused_write",
     "timeout",
+    "too_large",
     "unknown_key",
     "unsealed",
 ];

@@ -144,6 +144,103 @@ async fn read_only_it_still_answers_what_it_holds() {
     until("writes go on", || async { sluice.get("/2").await.cache_status().contains("hit") }).await;
 }
 
+/// Two hundred answers that are in Redis, which stay hits while `meanwhile` happens.
+async fn hits_of_others_stay_hits(redis: &Redis, max_object: &str, meanwhile: impl AsyncFnOnce(&Sluice)) {
+    let backend = Backend::start(|asked| match asked.target.strip_prefix("/large") {
+        // Nothing that packs well.
+        Some(_) => {
+            let mut random = fastrand::Rng::with_seed(7);
+            ok("", &(0..4 << 20).map(|_| random.u8(..)).collect::<Vec<u8>>())
+        }
+        None => ok("", asked.target.as_bytes()),
+    })
+    .await;
+    let sluice = Sluice::over_redis(backend.address, &redis.url(), &format!("redis_timeout='1s'\nmax_object='{max_object}'"));
+    for number in 0..200 {
+        let target = format!("/{number}");
+        until("it is in Redis", || async { sluice.get(&target).await.cache_status().contains("hit") }).await;
+    }
+    let misses = async || sluice.metric("requests_total", &["outcome=\"miss\"", "status=\"200\""]).await;
+    meanwhile(&sluice).await;
+    let before = misses().await;
+    let mut connection = Connection::open(sluice.address).await;
+    for number in 0..200 {
+        let answer = connection.ask("GET", &format!("/{number}"), &[], b"").await;
+        assert!(answer.cache_status().contains("hit"), "/{number}: {}", answer.cache_status());
+    }
+    assert_eq!(misses().await, before);
+    assert_eq!(sluice.metric("breaker_open", &["of=\"redis\""]).await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_redis_does_not_take_breaks_nothing_else() {
+    let redis = Redis::start(&["--proto-max-bulk-len", "1mb"]).await;
+    hits_of_others_stay_hits(&redis, "16MiB", async |sluice| {
+        for number in 0..3 {
+            assert_eq!(sluice.get(&format!("/large/{number}")).await.body.len(), 4 << 20);
+        }
+        until("it is refused", || async { sluice.metric("store_errors_total", &["op=\"write\""]).await >= 3.0 }).await;
+        assert!(sluice.metric("store_errors_total", &["kind=\"too_large\""]).await >= 1.0, "it is not tried again");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_another_type_is_a_miss_alone() {
+    let redis = Redis::start(&[]).await;
+    hits_of_others_stay_hits(&redis, "16MiB", async |sluice| {
+        until("it is in Redis", || async { sluice.get("/typed").await.cache_status().contains("hit") }).await;
+        let all = redis.keys().await;
+        let mut values = Vec::new();
+        for key in &all {
+            values.push(redis.command(&[b"STRLEN", key.as_bytes()]).await);
+        }
+        // Whichever it is: each is made a list, asked for, and made what it was.
+        let key = all.iter().zip(&values).max_by_key(|(_, length)| length.len()).map(|(key, _)| key.clone()).unwrap();
+        let kept = redis.command(&[b"RENAME", key.as_bytes(), b"kept"]).await;
+        assert!(kept.starts_with(b"+OK"), "{kept:?}");
+        redis.command(&[b"RPUSH", key.as_bytes(), b"x"]).await;
+        for number in 0..200 {
+            assert_eq!(sluice.get(&format!("/{number}")).await.status, 200);
+        }
+        sluice.get("/typed").await;
+        assert!(sluice.metric("store_errors_total", &["kind=\"refused\""]).await >= 1.0);
+        redis.command(&[b"RENAME", b"kept", key.as_bytes()]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_redis_ends_cost_no_miss() {
+    let redis = Redis::start(&["--timeout", "1"]).await;
+    hits_of_others_stay_hits(&redis, "16MiB", async |sluice| {
+        // Longer than Redis lets a connection be idle.
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        assert!(sluice.get("/1").await.cache_status().contains("hit"));
+        redis.command(&[b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_or_read_only_at_the_start_it_is_read() {
+    for (refuse, allow) in [
+        ([&b"CONFIG"[..], b"SET", b"maxmemory", b"1"].to_vec(), [&b"CONFIG"[..], b"SET", b"maxmemory", b"0"].to_vec()),
+        ([&b"REPLICAOF"[..], b"127.0.0.1", b"1"].to_vec(), [&b"REPLICAOF"[..], b"NO", b"ONE"].to_vec()),
+    ] {
+        let redis = Redis::start(&["--maxmemory-policy", "noeviction"]).await;
+        let (backend, first) = over(&redis.url()).await;
+        until("an entry is in Redis", || async { first.get("/1").await.cache_status().contains("hit") }).await;
+        drop(first);
+        redis.command(&refuse).await;
+        let sluice = Sluice::over_redis(backend.address, &redis.url(), "");
+        until("it is read", || async { sluice.get("/1").await.cache_status().contains("hit") }).await;
+        assert_eq!(backend.count_of("/2"), 0);
+        redis.command(&allow).await;
+        until("writes go on", || async { sluice.get("/2").await.cache_status().contains("hit") }).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn evicting_is_a_miss() {
     let redis = Redis::start(&[]).await;
