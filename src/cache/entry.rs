@@ -9,7 +9,7 @@ use http::header::{CONTENT_ENCODING, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAS
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::key::{Canonical, Key};
-use super::ready::Ready;
+use super::ready::{Head, Ready};
 use super::void::effect::Effect;
 use super::void::moment::Moment;
 use crate::clock::Wall;
@@ -70,8 +70,8 @@ pub struct StoredResponse {
     pub body: Bytes,
     /// The identity bytes too, once they have been asked for often enough to be kept.
     pub plain: Option<Bytes>,
-    /// As it is sent, made when it first is: plain, coded, and each as a 304.
-    ready: [OnceLock<Box<Ready>>; 4],
+    /// The heads with which it is sent, each made when it first is: plain, coded, and each as a 304. `None`: not one that can be kept as bytes.
+    heads: [OnceLock<Option<Box<Head>>>; 4],
 }
 
 impl StoredResponse {
@@ -81,13 +81,13 @@ impl StoredResponse {
         if coding != Coding::Opaque {
             fields.remove(CONTENT_ENCODING);
         }
-        Self { status, coding, sent_coding, body, plain: None, ready: Default::default(), fields }
+        Self { status, coding, sent_coding, body, plain: None, heads: Default::default(), fields }
     }
 
     /// The same response with its identity bytes at hand too.
     #[must_use]
     pub fn with_plain(&self, plain: Bytes) -> Self {
-        Self { plain: Some(plain), ready: Default::default(), ..self.clone() }
+        Self { plain: Some(plain), heads: Default::default(), ..self.clone() }
     }
 
     /// The body as the upstream meant it, without gzip (another coding stays); `None` if it is damaged or larger than
@@ -123,22 +123,39 @@ impl StoredResponse {
         }
     }
 
-    /// The head for a client that takes gzip or not, and that holds the response already or not.
+    /// The head for a client that takes gzip or not, and that holds the response already or not; `None` if a hit takes more than filling in what
+    /// changes.
     #[must_use]
-    pub fn ready(&self, gzip_accepted: bool, not_modified: bool) -> &Ready {
+    pub fn head(&self, gzip_accepted: bool, not_modified: bool) -> Option<&Head> {
         let coded = gzip_accepted && self.coding == Coding::Gzip;
-        self.ready[usize::from(coded) + 2 * usize::from(not_modified)].get_or_init(|| {
-            let fields = self.sent_fields(if coded { Coding::Gzip } else { Coding::Identity });
-            Box::new(if not_modified {
-                Ready::not_modified(fields)
-            } else {
-                let length = match self.form(coded) {
-                    Form::Ready(body) => Some(body.len()),
-                    Form::Inflate(_) => None,
-                };
-                Ready::new(self.status, fields, length)
-            })
-        })
+        let head = &self.heads[usize::from(coded) + 2 * usize::from(not_modified)];
+        head.get_or_init(|| self.ready(gzip_accepted, not_modified).head().map(Box::new)).as_deref()
+    }
+
+    /// The same as fields.
+    #[must_use]
+    pub fn ready(&self, gzip_accepted: bool, not_modified: bool) -> Ready {
+        let coded = gzip_accepted && self.coding == Coding::Gzip;
+        let fields = self.sent_fields(if coded { Coding::Gzip } else { Coding::Identity });
+        if not_modified {
+            return Ready::not_modified(fields);
+        }
+        let length = match self.form(coded) {
+            Form::Ready(body) => Some(body.len()),
+            Form::Inflate(_) => None,
+        };
+        Ready::new(self.status, fields, length)
+    }
+
+    /// How many bytes it takes beside its own struct, with the forms in which most are sent: one as a whole, and one that says that the client has it.
+    fn weight(&self) -> usize {
+        const FORMS: usize = 2;
+        let (count, text) =
+            self.fields.iter().fold((0, 0), |(count, text), (name, value)| (count + 1, text + name.as_str().len() + value.len()));
+        let values = shared(text) + 64;
+        let form = allocated(size_of::<Head>()) + allocated(text + count * 4 + ADDED) + allocated(PLACES);
+        let plain = self.plain.as_ref().map_or(0, |plain| shared(plain.len()));
+        shared(self.body.len()) + plain + map_of(count) + values + FORMS * form
     }
 
     /// The fields as they are sent with the body in this coding.
@@ -158,6 +175,30 @@ impl StoredResponse {
         }
         fields
     }
+}
+
+/// What a head has besides the fields that are stored, in bytes: the status line, and those that a hit sets. And the places of these.
+const ADDED: usize = 128;
+const PLACES: usize = 96;
+/// A field's name in a list.
+const NAME: usize = 32;
+
+/// What the allocator takes for so many bytes: its classes of sizes are an eighth apart.
+const fn allocated(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { bytes + bytes / 16 + 8 }
+}
+
+/// The same for bytes that are shared, whose owners are counted beside them.
+const fn shared(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { allocated(bytes) + 32 }
+}
+
+/// What a map of so many fields takes besides their values: a table that has places for those that are set when it is sent, and a
+/// place for each.
+const fn map_of(fields: usize) -> usize {
+    const PLACE: usize = 104;
+    let most = fields + 6;
+    allocated((most + most / 3).next_power_of_two() * 4) + allocated(fields * PLACE)
 }
 
 /// The newest void that an entry was checked against, so that it is checked once against each. It belongs to this process: it is no
@@ -236,22 +277,18 @@ impl Entry {
         Key::of(Canonical(self.canonical.clone()), self.readable.clone(), self.tags.clone(), self.target)
     }
 
-    /// About how many bytes it takes in memory: its parts, and the allocator's and the map's share.
+    /// How many bytes it takes in memory: all that it allocates, and the allocator's and the map's share. A test fills memory with entries and
+    /// compares.
     #[must_use]
     pub fn weight(&self) -> u64 {
-        const FIXED: usize = 512;
-        const FIELD: usize = 120;
-        let fields = |map: &HeaderMap| map.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>();
+        /// Its place in the map of the tier in memory, and what that remembers of keys that are gone.
+        const PLACE: usize = 160;
         let content = match &self.content {
-            Content::Response(response) => {
-                // Its own, and those of the forms in which it is sent.
-                let forms = if response.coding == Coding::Gzip { 3 } else { 2 };
-                response.body.len() + response.plain.as_ref().map_or(0, Bytes::len) + fields(&response.fields) * forms
-            }
-            Content::Varies(names) => names.len() * FIELD,
+            Content::Response(response) => response.weight(),
+            Content::Varies(names) => names.iter().map(|name| NAME + name.as_str().len()).sum(),
         };
-        let tags: usize = self.tags.iter().map(|tag| tag.len() + 32).sum();
-        (FIXED + self.canonical.len() + self.readable.len() + tags + content) as u64
+        let tags: usize = self.tags.iter().map(|tag| size_of::<String>() + allocated(tag.len())).sum();
+        (PLACE + allocated(size_of::<Self>()) + shared(self.canonical.len()) + allocated(self.readable.len()) + tags + content) as u64
     }
 
     /// Its age at `now`, in whole seconds (RFC 9111 §4.2.3).
@@ -309,13 +346,13 @@ mod tests {
         let mut fields = HeaderMap::new();
         fields.insert(ETAG, HeaderValue::from_static("\"x\""));
         let response = StoredResponse::new(StatusCode::OK, fields, Coding::Gzip, Coding::Identity, Bytes::from_static(b"z"));
-        let (coded, plain) = (&response.ready(true, false).fields, &response.ready(false, false).fields);
+        let (coded, plain) = (response.ready(true, false).fields, response.ready(false, false).fields);
         assert_eq!((&coded[ETAG], &plain[ETAG]), (&HeaderValue::from_static("W/\"x\""), &HeaderValue::from_static("\"x\"")));
         assert_eq!((coded[VARY].as_bytes(), plain[VARY].as_bytes()), (&b"Accept-Encoding"[..], &b"Accept-Encoding"[..]));
         assert_eq!(coded[CONTENT_ENCODING], "gzip");
         assert!(!plain.contains_key(CONTENT_ENCODING) && matches!(response.form(false), Form::Inflate(_)));
-        assert!(response.ready(true, false).head().is_some() && response.ready(false, false).head().is_none());
+        assert!(response.head(true, false).is_some() && response.head(false, false).is_none());
         let inflated = response.with_plain(Bytes::from_static(b"plain"));
-        assert!(inflated.ready(false, false).head().is_some());
+        assert!(inflated.head(false, false).is_some());
     }
 }

@@ -1,10 +1,10 @@
 //! Stored responses as they are sent: their fields with a place for each that a hit adds, and their heads as bytes.
 //!
 //! A hit changes four things of a head: `Age`, the rest of its life in `Cache-Status`, the request's id, and `Date` where the
-//! upstream sent none. Everything else is the same from hit to hit, and is made once, when the first one comes.
+//! upstream sent none. Everything else is the same from hit to hit. As bytes it is made once, when the first one comes, and kept; as fields it
+//! would take many times as much memory, and is made for each hit that needs them.
 
 use std::cell::RefCell;
-use std::sync::OnceLock;
 
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_TYPE, DATE, LAST_MODIFIED, LOCATION, TRANSFER_ENCODING,
@@ -27,7 +27,6 @@ pub struct Ready {
     status: StatusCode,
     /// The length of its body in bytes, if that is known.
     length: Option<usize>,
-    head: OnceLock<Option<Head>>,
 }
 
 /// What a hit fills in.
@@ -66,13 +65,13 @@ impl Ready {
         for name in [AGE, CACHE_STATUS, REQUEST_ID] {
             fields.insert(name, HeaderValue::from_static(""));
         }
-        Self { fields, status, length, head: OnceLock::new() }
+        Self { fields, status, length }
     }
 
-    /// Its head as HTTP/1.1 has it, made when it is first asked for; `None` if a hit of it takes more than filling in what changes.
+    /// Its head as HTTP/1.1 has it; `None` if a hit of it takes more than filling in what changes.
     #[must_use]
-    pub fn head(&self) -> Option<&Head> {
-        self.head.get_or_init(|| Head::new(self.status, &self.fields, self.length?)).as_ref()
+    pub fn head(&self) -> Option<Head> {
+        Head::new(self.status, &self.fields, self.length?)
     }
 
     /// The same as what tells a client that it has the response already (RFC 9110 §15.4.5).
@@ -123,6 +122,7 @@ impl Head {
             head.text("\r\n");
         }
         head.text("\r\n");
+        head.bytes.shrink_to_fit();
         Some(head)
     }
 
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn heads_that_depend_on_more_are_left_to_the_library() {
-        let head = |status, fields, length| Ready::new(status, fields, length).head().cloned();
+        let head = |status, fields, length| Ready::new(status, fields, length).head();
         let bare = |status| head(status, HeaderMap::new(), Some(1));
         assert!(bare(StatusCode::OK).is_some() && bare(StatusCode::NOT_FOUND).is_some());
         for status in [StatusCode::NO_CONTENT, StatusCode::MOVED_PERMANENTLY, StatusCode::INTERNAL_SERVER_ERROR] {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_LANGUAGE, AGE, ETAG, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -25,6 +25,9 @@ const COMPRESS_ELSEWHERE: usize = 64 << 10;
 /// Coded bodies from this size on are inflated there: they may be hundreds of times as large.
 const INFLATE_ELSEWHERE: usize = 4 << 10;
 
+/// Fields that a stored response gets, and those that are set when it is sent.
+const MORE: usize = 6;
+
 impl Fetcher {
     /// Stores the body of a fill, and says what was made of it.
     pub(super) async fn store(&self, job: &Job, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
@@ -38,7 +41,9 @@ impl Fetcher {
         fields.remove(AGE);
         fields.append(VIA, OWN_VIA);
         fields.entry(ETAG).or_insert(body.etag);
-        let response = StoredResponse::new(head.status, fields, body.coding, head.coding, body.bytes);
+        // The clone has room for no more fields than there are.
+        let response = StoredResponse::new(head.status, fields.clone(), body.coding, head.coding, body.bytes);
+        drop(fields);
         let now = Wall::now();
         let cost = u32::try_from(millis(job.began.elapsed())).unwrap_or(u32::MAX);
         let entry = |key: &Key, content: Content| {
@@ -120,13 +125,17 @@ impl PreparedBody {
     }
 }
 
-/// The same fields in memory of their own. As they arrived they are slices of the connection's buffer, which they would keep
+/// The same fields in memory of their own, all values in one piece. As they arrived they are slices of the connection's buffer, which they would keep
 /// alive for as long as the entry lives.
 fn with_own_memory(fields: &HeaderMap) -> HeaderMap {
-    let mut own = HeaderMap::with_capacity(fields.len() + 2);
+    let mut block = BytesMut::with_capacity(fields.values().map(HeaderValue::len).sum());
+    fields.values().for_each(|value| block.extend_from_slice(value.as_bytes()));
+    let mut block = block.freeze();
+    // With a table that has places for the fields that are added here and when it is sent: it is cloned as it is.
+    let mut own = HeaderMap::with_capacity(fields.len() + MORE);
     for (name, value) in fields {
-        let copy = (HeaderName::from_bytes(name.as_str().as_bytes()), HeaderValue::from_bytes(value.as_bytes()));
-        if let (Ok(name), Ok(value)) = copy {
+        let copy = block.split_to(value.len());
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_str().as_bytes()), HeaderValue::from_maybe_shared(copy)) {
             own.append(name, value);
         }
     }

@@ -87,7 +87,7 @@ fn pack(plain: &[u8], level: Compression) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4 + 64), level);
     // Writing to a Vec fails only when memory does; an empty result is then told apart by its length.
     let written = encoder.write_all(plain).and_then(|()| encoder.finish());
-    written.map(Bytes::from).unwrap_or_default()
+    written.map(without_slack).unwrap_or_default()
 }
 
 /// Why a gzip body was not inflated.
@@ -124,9 +124,15 @@ pub fn gunzip(body: &[u8], limit: usize) -> Result<Bytes, InflateError> {
     let read = MultiGzDecoder::new(body).take(cap).read_to_end(&mut plain);
     match read {
         Ok(_) if plain.len() > limit => Err(InflateError::TooLarge),
-        Ok(_) => Ok(Bytes::from(plain)),
+        Ok(_) => Ok(without_slack(plain)),
         Err(_) => Err(InflateError::Corrupt),
     }
+}
+
+/// Bytes that take no more memory than they say.
+fn without_slack(mut bytes: Vec<u8>) -> Bytes {
+    bytes.shrink_to_fit();
+    Bytes::from(bytes)
 }
 
 /// The length that a gzip body of one member says that it inflates to (RFC 1952 §2.3.1), which need not be true.

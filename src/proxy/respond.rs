@@ -41,7 +41,7 @@ pub async fn from_stored(
     let ranged = ranges && stored.status == StatusCode::OK && stored.coding != Coding::Opaque && request.contains_key(RANGE);
     let gzip = stored.coding == Coding::Gzip && !ranged && accepts_gzip(request);
     let held = stored.status == StatusCode::OK && not_modified(request, &stored.fields);
-    let mut headers = stored.ready(gzip, held).fields.clone();
+    let mut headers = stored.ready(gzip, held).fields;
     headers.insert(AGE, HeaderValue::from(entry.age(now)));
     if held {
         return Ok(build(StatusCode::NOT_MODIFIED, headers, Bytes::new()));

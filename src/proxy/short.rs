@@ -136,7 +136,7 @@ impl Proxy {
                 return self.hit(plain, &inflated, began, head);
             }
         };
-        let ready = stored.ready(gzip, held).head()?;
+        let ready = stored.head(gzip, held)?;
         let made = new_id();
         let id = fields.id.as_deref().filter(|id| fits_as_id(id)).unwrap_or(&made);
         ready.write(&Moment { age: entry.age(now), left: left.as_secs(), id, now }, head);

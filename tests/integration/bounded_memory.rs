@@ -38,6 +38,57 @@ async fn many_keys_through_a_small_tier() {
     assert!(resident < 128 * MIB, "{} MiB", resident / MIB);
 }
 
+/// Fills a tier of 128 MiB with answers of a size, asks for some of them again, and sees that no more memory is resident than it says.
+async fn is_as_large_as_it_says_when_full_of(size: usize, fields: &'static str, path: &str) {
+    let backend = Backend::start(move |asked| {
+        let mut random = fastrand::Rng::with_seed(asked.target.len() as u64);
+        ok(fields, &(0..size).map(|_| random.alphanumeric() as u8).collect::<Vec<u8>>())
+    })
+    .await;
+    let text = format!("[backend]\nurl='http://{}'\n[cache]\nmemory='128MiB'\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    let most = 128 * MIB;
+    let filling: Vec<_> = (0..16)
+        .map(|client| {
+            let (address, path) = (sluice.address, path.to_owned());
+            tokio::spawn(async move {
+                let mut connection = Connection::open(address).await;
+                let mut number = 0_u64;
+                // Each is asked for twice: what is stored, and the forms in which it is sent.
+                let each = most / 16 / (size as u64 + 900) + 8;
+                while number < each {
+                    for _ in 0..2 {
+                        let answer = connection.ask("GET", &format!("{path}/{client}/{number}"), &[], b"").await;
+                        assert_eq!(answer.status, 200);
+                    }
+                    number += 1;
+                }
+            })
+        })
+        .collect();
+    for filling in filling {
+        filling.await.unwrap();
+    }
+    assert!(sluice.metric("evictions_total", &["size"]).await > 0.0, "{size}: it is not full");
+    let entries = sluice.metric("memory_entries", &[]).await;
+    // What answering took is given back in a moment.
+    let allowed = most + most * 15 / 100 + 24 * MIB;
+    until("it is as large as it says", || async { sluice.process.resident() <= allowed || sluice.get("/health").await.status == 0 }).await;
+    let resident = sluice.process.resident() / MIB;
+    eprintln!("{size} bytes, a path of {}: {entries} entries, {resident} MiB resident", path.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_cache_is_as_large_as_it_says() {
+    const MANY: &str = "Content-Type: application/json\r\nX-One: 1\r\nX-Two: 2\r\nX-Three: 3\r\nLast-Modified: Wed, 01 Jan 2025 00:00:00 GMT\r\nX-Four: 4\r\nX-Five: 5\r\n";
+    let long = format!("/{}", "a".repeat(1500));
+    for (size, fields, path) in
+        [(200, "Content-Type: application/json\r\n", ""), (200, MANY, &long[..]), (2000, MANY, ""), (20_000, "", ""), (1 << 20, "", "")]
+    {
+        is_as_large_as_it_says_when_full_of(size, fields, path).await;
+    }
+}
+
 /// `size` MiB in chunks, without an announced length.
 fn endless(size: usize) -> Vec<Step> {
     let mut piece = b"10000\r\n".to_vec();
