@@ -33,7 +33,7 @@ const ALONE: Duration = Duration::from_secs(60);
 /// The same for one that says how long it is.
 const ALONE_WITH_LENGTH: Duration = Duration::from_secs(300);
 /// How far the writer may be ahead of the fastest reader once the body is too large to store.
-const WINDOW: usize = 256 << 10;
+const WINDOW: usize = 64 << 10;
 
 /// The head of the response whose body fills, and what is known of it.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Fill {
         let mut passing = length.filter(|&length| length > max_object).map(|_| NotHeld::TooLarge);
         let mut charged = 0;
         if let Some(length) = length.filter(|_| head.stored && passing.is_none()) {
-            match budget.take(length) {
+            match budget.take(length, length) {
                 true => charged = length,
                 false => passing = Some(NotHeld::NoRoom),
             }
@@ -386,7 +386,10 @@ impl Writer {
         let missing = state.total.saturating_sub(state.charged);
         if state.total > fill.max_object {
             state.passing = Some(NotHeld::TooLarge);
-        } else if held && missing > 0 && !fill.budget.take(missing) {
+        } else if held
+            && missing > 0
+            && !fill.budget.take(missing, fill.head.length.map_or(state.total, |length| usize::try_from(length).unwrap_or(usize::MAX)))
+        {
             state.passing = Some(NotHeld::NoRoom);
         }
         let storable = state.passing.is_none();
@@ -624,17 +627,22 @@ mod tests {
         assert!(fast.frame().await.is_none());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_body_that_is_whole_gives_way_to_one_on_its_way() {
-        let (one, first, budget) = start(1000, 1000);
+        const LARGE: usize = 1 << 20;
+        let (one, first, budget) = start(LARGE, LARGE);
         let (mut idle, mut done) = (one.reader().unwrap(), one.reader().unwrap());
-        first.push(chunk(900)).await.unwrap();
+        first.push(chunk(LARGE)).await.unwrap();
         assert!(done.frame().await.unwrap().is_ok());
-        assert_eq!(first.complete().unwrap().len(), 900);
-        assert_eq!(budget.used(), 900);
-        let head = Head { length: Some(200), ..head() };
-        let (other, second) = Fill::start(head, 1000, Arc::clone(&budget));
-        assert!(other.head.stored && budget.used() == 200);
+        assert_eq!(first.complete().unwrap().len(), LARGE);
+        assert_eq!(budget.used(), LARGE);
+        let head = |length| Head { length: Some(length), ..head() };
+        // Small ones have room in any case; the others wait until it had its time.
+        assert!(Fill::start(head(200), LARGE, Arc::clone(&budget)).0.head.stored);
+        assert!(!Fill::start(head(200_000), LARGE, Arc::clone(&budget)).0.head.stored);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let (other, second) = Fill::start(head(200_000), LARGE, Arc::clone(&budget));
+        assert!(other.head.stored && budget.used() == 200_000);
         assert!(idle.frame().await.unwrap().is_err() && done.frame().await.is_none());
         drop((second, other));
         assert_eq!(budget.used(), 0);
@@ -642,13 +650,13 @@ mod tests {
 
     #[tokio::test]
     async fn room_for_a_length_that_is_known_is_taken_at_once_or_not_at_all() {
-        let budget = Arc::new(Budget::new(100, Arc::new(Metrics::new().unwrap())));
-        let start = |length| Fill::start(Head { length: Some(length), ..head() }, 90, Arc::clone(&budget));
-        let (first, _writing) = start(80);
-        assert!(first.head.stored && first.passing().is_none() && budget.used() == 80);
-        for (length, why) in [(30, NotHeld::NoRoom), (91, NotHeld::TooLarge)] {
+        let budget = Arc::new(Budget::new(1 << 20, Arc::new(Metrics::new().unwrap())));
+        let start = |length| Fill::start(Head { length: Some(length), ..head() }, 900_000, Arc::clone(&budget));
+        let (first, _writing) = start(800_000);
+        assert!(first.head.stored && first.passing().is_none() && budget.used() == 800_000);
+        for (length, why) in [(300_000, NotHeld::NoRoom), (900_001, NotHeld::TooLarge)] {
             let (other, _writer) = start(length);
-            assert!(!other.head.stored && other.passing() == Some(why) && budget.used() == 80);
+            assert!(!other.head.stored && other.passing() == Some(why) && budget.used() == 800_000);
         }
     }
 
@@ -658,7 +666,7 @@ mod tests {
         first.push(chunk(900)).await.unwrap();
         let (other, second) = Fill::start(head(), 1000, Arc::clone(&budget));
         let reader = other.reader();
-        second.push(chunk(200)).await.unwrap();
+        second.push(chunk(400)).await.unwrap();
         assert_eq!(other.end().await, End::Passing);
         drop(reader);
         assert_eq!(second.complete(), Err(NotHeld::NoRoom));

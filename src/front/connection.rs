@@ -33,8 +33,8 @@ use crate::request::interim::InterimQueue;
 use crate::request::refusal::Refusal;
 use crate::request::short_way::ShortWay;
 
-/// Streams of one HTTP/2 connection that may be open at a time.
-const MAX_STREAMS: u32 = 256;
+/// Streams of one HTTP/2 connection that may be open at a time, as with nginx.
+const MAX_STREAMS: u32 = 128;
 /// Bytes of one stream that the library takes before the client has room for them.
 const MAX_UNSENT: usize = 32 << 10;
 /// How often an HTTP/2 client is pinged, and how long it has to answer.

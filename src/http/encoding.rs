@@ -136,7 +136,8 @@ fn without_slack(mut bytes: Vec<u8>) -> Bytes {
 }
 
 /// The length that a gzip body of one member says that it inflates to (RFC 1952 §2.3.1), which need not be true.
-fn told_length(body: &[u8]) -> usize {
+#[must_use]
+pub fn told_length(body: &[u8]) -> usize {
     body.last_chunk().map_or(0, |&length| u32::from_le_bytes(length) as usize)
 }
 

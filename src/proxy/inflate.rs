@@ -21,6 +21,8 @@ pub struct Inflate<B> {
     /// The last piece was full: there may be more of what is read already.
     is_full: bool,
     ended: bool,
+    /// The most bytes that it may inflate to, if that is known.
+    most: Option<u64>,
     /// Coded bytes read, and plain bytes given out.
     read: u64,
     given: u64,
@@ -35,7 +37,12 @@ impl<B> Inflate<B> {
     /// Inflates `inner`. A body that inflates to more than [`MAX_RATIO`] times its size is a decompression bomb: the stream
     /// breaks off.
     pub fn new(inner: B) -> Self {
-        Self { inner, decoder: None, pending: Bytes::new(), is_full: false, ended: false, read: 0, given: 0 }
+        Self { inner, decoder: None, pending: Bytes::new(), is_full: false, ended: false, most: None, read: 0, given: 0 }
+    }
+
+    /// The same for a body that may inflate to at most `most` bytes, whatever its size.
+    pub fn to_at_most(inner: B, most: usize) -> Self {
+        Self { most: Some(most as u64), ..Self::new(inner) }
     }
 
     /// Inflates of what is pending as much as fits into a piece.
@@ -59,7 +66,7 @@ impl<B> Inflate<B> {
             }
         }
         self.given += plain.len() as u64;
-        if self.given > self.read.saturating_mul(MAX_RATIO).max(ALWAYS) {
+        if self.given > self.most.unwrap_or_else(|| self.read.saturating_mul(MAX_RATIO).max(ALWAYS)) {
             return Err(Box::new(BrokenBody(Failure::Invalid)));
         }
         Ok(plain)

@@ -21,6 +21,8 @@ const MAX_TARGET: usize = 1024;
 /// The same of targets that were read, whatever became of them.
 const READ_TARGETS: usize = 1024;
 const MAX_READ_TARGET: usize = 512;
+/// The most parameters of one: each takes many times its text.
+const MAX_PARAMETERS: usize = 16;
 
 /// A bounded map of one thread; what was not used for longest is forgotten first.
 type Remembered<K, V> = Cache<K, V, UnitWeighter, RandomState>;
@@ -104,7 +106,7 @@ pub(super) fn read_target(text: &str) -> Result<Arc<Target<'static>>, Refusal> {
         return Ok(known);
     }
     let target = Arc::new(Target::parse(text)?.into_owned());
-    if text.len() <= MAX_READ_TARGET {
+    if text.len() <= MAX_READ_TARGET && target.parameters.len() <= MAX_PARAMETERS {
         READ.with_borrow_mut(|read| read.insert(text.into(), Arc::clone(&target)));
     }
     Ok(target)

@@ -1,6 +1,7 @@
 //! From what is stored, or is being fetched, to a response for one client.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, RANGE, VIA};
@@ -14,7 +15,7 @@ use crate::cache::store::Store;
 use crate::clock::Wall;
 use crate::fetch::fill::Fill;
 use crate::http::conditional::{not_modified, weaken};
-use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip};
+use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip, told_length};
 use crate::http::range;
 use crate::upstream::response_fields::OWN_VIA;
 
@@ -23,6 +24,51 @@ use crate::upstream::response_fields::OWN_VIA;
 const INFLATE_HERE: usize = 4 << 10;
 /// What is inflated on the spot has at most these many bytes.
 const INFLATED_HERE: usize = 2 << 20;
+
+/// Bytes of all bodies that were inflated as a whole and are held by anybody: by memory, or by a client that takes its time.
+const MOST_INFLATED: usize = 128 << 20;
+/// Smaller ones are not counted.
+const COUNTED: usize = 16 << 10;
+static INFLATED: AtomicUsize = AtomicUsize::new(0);
+
+/// Room for a body that is inflated as a whole, in bytes, until this is dropped.
+struct Room(usize);
+
+impl Room {
+    /// Room for what a stored body says that it inflates to; `None`: too much is held already.
+    fn take(stored: &StoredResponse) -> Option<Self> {
+        let bytes = told_length(&stored.body);
+        if bytes < COUNTED {
+            return Some(Self(0));
+        }
+        let taken = INFLATED
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| used.checked_add(bytes).filter(|&sum| sum <= MOST_INFLATED))
+            .is_ok();
+        taken.then_some(Self(bytes))
+    }
+
+    /// The same bytes, which take the room for as long as they are held.
+    fn hold(self, bytes: Bytes) -> Bytes {
+        if self.0 == 0 { bytes } else { Bytes::from_owner(Held { bytes, _room: self }) }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        INFLATED.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+struct Held {
+    bytes: Bytes,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// The stored response for this client: in the coding that it takes, a range of it (if `ranges`: only GET has them), or 304 if
 /// the client holds it already.
@@ -48,7 +94,15 @@ pub async fn from_stored(
     }
     let body = match stored.form(gzip) {
         Form::Ready(body) => body.clone(),
-        Form::Inflate(_) => Box::pin(inflate(store, entry, stored, max_object)).await?,
+        Form::Inflate(_) => match Room::take(stored) {
+            Some(room) => Box::pin(inflate(store, entry, stored, max_object, room)).await?,
+            // In constant memory, however slowly the client takes it.
+            None if !ranged => {
+                let inflating = Inflate::to_at_most(crate::body::full(stored.body.clone()), stored.inflation_limit(max_object));
+                return Ok(build(stored.status, headers, Bytes::new()).map(|_| Reply::Stream(inflating.boxed_unsync())));
+            }
+            None => Box::pin(inflate(store, entry, stored, max_object, Room(0))).await?,
+        },
     };
     if ranged {
         let (status, part) = range::cut(&range::parts(request, &headers, body.len()), &mut headers, &body);
@@ -58,7 +112,13 @@ pub async fn from_stored(
 }
 
 /// The body of an entry, inflated.
-async fn inflate(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Result<Bytes, InflateError> {
+async fn inflate(
+    store: &dyn Store,
+    entry: &Arc<Entry>,
+    stored: &StoredResponse,
+    max_object: usize,
+    room: Room,
+) -> Result<Bytes, InflateError> {
     let limit = stored.inflation_limit(max_object);
     let plain = match gunzip_here(&stored.body, limit) {
         Some(plain) => plain?,
@@ -68,14 +128,16 @@ async fn inflate(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse,
             inflating.await.map_err(|_| InflateError::Corrupt)??
         }
     };
+    let plain = room.hold(plain);
     keep_inflated(store, entry, stored, plain.clone());
     Ok(plain)
 }
 
 /// An entry with its body inflated too, if that is done on the spot; `None`: it takes too long, or is damaged.
 pub fn inflated_here(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Option<Arc<Entry>> {
+    let room = Room::take(stored)?;
     let plain = gunzip_here(&stored.body, stored.inflation_limit(max_object))?.ok()?;
-    Some(keep_inflated(store, entry, stored, plain))
+    Some(keep_inflated(store, entry, stored, room.hold(plain)))
 }
 
 /// A coded body inflated on the spot, to at most `limit` bytes; `None`: it takes too long.

@@ -155,8 +155,8 @@ pub struct Metrics {
     pub backend_active: IntGaugeVec,
     /// `backend_pending`: requests that wait for a place.
     pub backend_pending: IntGauge,
-    /// `backend_rejected_total{phase,why}`: requests that got no place: the queue, or the phase, was `full`, or none was free in time
-    /// (`timeout`).
+    /// `backend_rejected_total{phase,why}`: requests that got no place: the queue, or the phase, was `full`, another address took its place in a
+    /// full queue (`displaced`), or none was free in time (`timeout`).
     pub backend_rejected: IntCounterVec,
     /// `upload_bytes`: bodies of requests that are gathered.
     pub upload_bytes: IntGauge,
@@ -385,7 +385,7 @@ impl Metrics {
             }
         }
         for phase in ["ask", "upload", "download", "stream"] {
-            for why in ["full", "timeout"] {
+            for why in ["full", "displaced", "timeout"] {
                 self.backend_rejected.with_label_values(&[phase, why]);
             }
         }

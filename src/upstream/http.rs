@@ -26,7 +26,7 @@ use crate::request::interim::InterimSender;
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// The most that is read of an answer at one time, and the longest head of one, in bytes.
-const MAX_BUFFER: usize = 256 << 10;
+const MAX_BUFFER: usize = 128 << 10;
 
 /// An API over HTTP.
 pub struct HttpBackend {

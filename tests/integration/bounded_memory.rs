@@ -89,6 +89,40 @@ async fn a_full_cache_is_as_large_as_it_says() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_remembered_of_long_targets_is_bounded_too() {
+    // Some fail, some are private, some vary, and all have long keys.
+    let backend = Backend::start(|asked| match asked.target.len() % 4 {
+        0 => ok("Cache-Control: private\r\n", b"x"),
+        1 => ok("Vary: Accept\r\n", b"x"),
+        2 => crate::support::reply("503 Busy", "", b"no"),
+        _ => ok("Cache-Control: public\r\n", b"x"),
+    })
+    .await;
+    let text = format!("[backend]\nurl='http://{}'\n[cache]\nmemory='8MiB'\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    sluice.get("/health").await;
+    let before = sluice.process.resident();
+    let asking: Vec<_> = (0..8)
+        .map(|client| {
+            let address = sluice.address;
+            tokio::spawn(async move {
+                let mut connection = Connection::open(address).await;
+                for number in 0..2000 {
+                    let long = "a".repeat(7900 + number % 7);
+                    assert!(connection.ask("GET", &format!("/{client}/{number}/{long}"), &[], b"").await.status < 600);
+                    let many = "&a".repeat(120);
+                    connection.ask("GET", &format!("/health?{client}{number}{many}"), &[], b"").await;
+                }
+            })
+        })
+        .collect();
+    for asking in asking {
+        asking.await.unwrap();
+    }
+    until("it is small again", || async { sluice.process.resident().saturating_sub(before) < 40 * MIB }).await;
+}
+
 /// `size` MiB in chunks, without an announced length.
 fn endless(size: usize) -> Vec<Step> {
     let mut piece = b"10000\r\n".to_vec();

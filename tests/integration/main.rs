@@ -3,7 +3,7 @@
 //! A file for what it pins: what is stored and served ([`stored_responses`], [`http_caching`], [`recorded_api`],
 //! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`], [`readers`]), how requests are forwarded ([`forwarding`], [`admission`],
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
-//! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`], [`slow_clients`]), who asks too much
+//! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`], [`slow_clients`], [`neighbours`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`client_left`], [`alerts`], [`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
 //! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), what the guides say and what is shipped beside them ([`guides`],
 //! [`deployment`]), and the order of
@@ -34,6 +34,7 @@ mod http_caching;
 mod management;
 mod messages;
 mod native_api;
+mod neighbours;
 mod rate_limits;
 mod readers;
 mod recorded_api;

@@ -215,22 +215,41 @@ impl Machine {
         self.pending.is_empty() && pools.all(|pool| pool.held == 0 && pool.by_address.is_empty() && pool.by_rule.is_empty())
     }
 
-    /// A request asks for a place, at `now` after some fixed moment. It waits if there is none and it `may_wait`.
-    pub fn arrive(&mut self, now: Duration, phase: Phase, party: &Party, may_wait: bool) -> Arrival {
+    /// A request asks for a place, at `now` after some fixed moment. It waits if there is none and it `may_wait`. Returns also a request that
+    /// waits no longer and has no place, since this one has taken its place in the queue.
+    pub fn arrive(&mut self, now: Duration, phase: Phase, party: &Party, may_wait: bool) -> (Arrival, Option<Ticket>) {
         // Who may take a place that is free would not be waiting, so nobody is passed over.
         let pool = &mut self.pools[phase as usize];
         if pool.may_take(party) {
             pool.take(party);
-            return Arrival::Admitted;
+            return (Arrival::Admitted, None);
         }
-        if !may_wait || !self.queue.may_take(party) {
-            return Arrival::Refused;
+        if !may_wait {
+            return (Arrival::Refused, None);
+        }
+        let displaced = if self.queue.may_take(party) { None } else { self.displaced_by(party) };
+        match displaced {
+            Some(ticket) => {
+                self.leave(ticket);
+            }
+            None if self.queue.may_take(party) => {}
+            None => return (Arrival::Refused, None),
         }
         self.queue.take(party);
         let ticket = self.next;
         self.next += 1;
         self.pending.insert(ticket, Pending { phase, party: party.clone(), since: now });
-        Arrival::Pending(ticket)
+        (Arrival::Pending(ticket), displaced)
+    }
+
+    /// Whose place in a full queue a request takes: the oldest of the address that has most in it, if that has at least two more than
+    /// the request's own.
+    fn displaced_by(&self, party: &Party) -> Option<Ticket> {
+        let (&address, &most) = self.queue.by_address.iter().max_by_key(|&(_, &held)| held)?;
+        if most < self.queue.of_address(party) + 2 {
+            return None;
+        }
+        self.pending.iter().find(|(_, pending)| pending.party.address == address).map(|(&ticket, _)| ticket)
     }
 
     /// A place is free again. Returns those that wait no longer, since they have a place from now on.
@@ -297,7 +316,7 @@ mod tests {
     fn one_address_alone_has_all_of_a_few_places_and_seven_eighths_of_many() {
         for (places, expected) in [(1, 1), (2, 2), (4, 4), (8, 8), (16, 15), (64, 57), (256, 225)] {
             let mut machine = Machine::new(bounds(places, 0));
-            let taken = (0..places).filter(|_| machine.arrive(NOW, Phase::Ask, &party(1), true) == Arrival::Admitted).count();
+            let taken = (0..places).filter(|_| machine.arrive(NOW, Phase::Ask, &party(1), true).0 == Arrival::Admitted).count();
             assert_eq!(taken, expected, "of {places}");
         }
     }
@@ -308,10 +327,10 @@ mod tests {
             let mut machine = Machine::new(Bounds { ask: 256, upload: 128, download: 256, stream: 256, queue: 100 });
             for number in 0..greedy {
                 let party = Party { rule: number.to_string().into(), ..party(number) };
-                while machine.arrive(NOW, phase, &party, false) == Arrival::Admitted {}
+                while machine.arrive(NOW, phase, &party, false).0 == Arrival::Admitted {}
             }
             let last = Party { rule: "other".into(), ..party(99) };
-            assert_eq!(machine.arrive(NOW, phase, &last, false), Arrival::Admitted, "{phase:?}");
+            assert_eq!(machine.arrive(NOW, phase, &last, false).0, Arrival::Admitted, "{phase:?}");
         }
     }
 
@@ -326,10 +345,10 @@ mod tests {
     #[test]
     fn a_place_goes_to_the_address_that_holds_fewest() {
         let mut machine = Machine::new(bounds(2, 100));
-        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
-        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
-        let first = pending(machine.arrive(NOW, Phase::Ask, &party(1), true));
-        let other = pending(machine.arrive(NOW, Phase::Ask, &party(2), true));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
+        let first = pending(machine.arrive(NOW, Phase::Ask, &party(1), true).0);
+        let other = pending(machine.arrive(NOW, Phase::Ask, &party(2), true).0);
         assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [other]);
         assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [first]);
     }
@@ -338,8 +357,8 @@ mod tests {
     fn the_oldest_is_next_and_under_overload_the_newest() {
         for (later, expected) in [(OVERLOAD, 0), (OVERLOAD * 2, 2)] {
             let mut machine = Machine::new(bounds(1, 100));
-            assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
-            let waiting: Vec<_> = (0..3).map(|_| pending(machine.arrive(NOW, Phase::Ask, &party(1), true))).collect();
+            assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
+            let waiting: Vec<_> = (0..3).map(|_| pending(machine.arrive(NOW, Phase::Ask, &party(1), true).0)).collect();
             assert_eq!(machine.end(later, Phase::Ask, &party(1)), [waiting[expected]]);
         }
     }
@@ -347,13 +366,16 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_at_once_and_one_address_leaves_room_in_it() {
         let mut machine = Machine::new(bounds(1, 16));
-        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), Arrival::Admitted);
-        while machine.arrive(NOW, Phase::Ask, &party(1), true) != Arrival::Refused {}
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
+        while machine.arrive(NOW, Phase::Ask, &party(1), true).0 != Arrival::Refused {}
         assert_eq!(machine.queued(), 15);
         let other = Party { rule: "b".into(), ..party(2) };
-        let ticket = pending(machine.arrive(NOW, Phase::Ask, &other, true));
-        assert_eq!(machine.arrive(NOW, Phase::Ask, &other, true), Arrival::Refused);
-        assert!(machine.leave(ticket) && !machine.leave(ticket));
-        assert_eq!(machine.arrive(NOW, Phase::Ask, &other, false), Arrival::Refused, "it may not wait");
+        let ticket = pending(machine.arrive(NOW, Phase::Ask, &other, true).0);
+        // The queue is full: the next of those takes the place of the oldest of who has most.
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &other, true), (Arrival::Pending(ticket + 1), Some(0)));
+        assert_eq!(machine.queued(), 16);
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true), (Arrival::Refused, None));
+        assert!(machine.leave(ticket) && !machine.leave(ticket) && !machine.leave(0));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &other, false).0, Arrival::Refused, "it may not wait");
     }
 }

@@ -93,8 +93,13 @@ impl Admission {
     pub async fn admit(self: &Arc<Self>, phase: Phase, party: &Party) -> Option<Place> {
         let (waiting, receiver) = {
             let mut state = self.state();
-            let arrival = state.machine.arrive(self.start.elapsed(), phase, party, true);
+            let (arrival, displaced) = state.machine.arrive(self.start.elapsed(), phase, party, true);
             self.tell(&state);
+            if let Some(displaced) = displaced {
+                // Its channel ends, which tells it.
+                state.waiting.remove(&displaced);
+                self.refuse(phase, "displaced");
+            }
             match arrival {
                 Arrival::Admitted => return Some(self.place(phase, party)),
                 Arrival::Refused => {
@@ -108,18 +113,18 @@ impl Admission {
                 }
             }
         };
-        let place = timeout(self.patience, receiver).await.ok().and_then(Result::ok);
+        let place = timeout(self.patience, receiver).await;
         drop(waiting);
-        if place.is_none() {
+        if place.is_err() {
             self.refuse(phase, "timeout");
         }
-        place
+        place.ok().and_then(Result::ok)
     }
 
     /// A place of a phase that is free now; `None` if there is none for this party.
     pub fn try_admit(self: &Arc<Self>, phase: Phase, party: &Party) -> Option<Place> {
         let mut state = self.state();
-        let arrival = state.machine.arrive(self.start.elapsed(), phase, party, false);
+        let (arrival, _) = state.machine.arrive(self.start.elapsed(), phase, party, false);
         self.tell(&state);
         drop(state);
         if arrival != Arrival::Admitted {

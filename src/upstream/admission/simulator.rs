@@ -49,7 +49,7 @@ fn check(machine: &mut Machine, world: &World, bounds: Bounds) -> Result<(), Str
         }
         // A party that holds nothing, and finds a place free, gets it.
         let newcomer = Party::client(IpAddr::from([192, 0, 2, 1]), "newcomer");
-        if active < most && machine.arrive(Duration::ZERO, phase, &newcomer, false) != Arrival::Admitted {
+        if active < most && machine.arrive(Duration::ZERO, phase, &newcomer, false).0 != Arrival::Admitted {
             return Err(format!("a newcomer found no place in {phase:?} beside {active} of {most}"));
         }
         if active < most && !machine.end(Duration::ZERO, phase, &newcomer).is_empty() {
@@ -85,7 +85,12 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                 };
                 let phase = Phase::ALL[random.usize(..4)];
                 let may_wait = matches!(phase, Phase::Ask | Phase::Upload);
-                let arrival = machine.arrive(now, phase, &party, may_wait);
+                let (arrival, displaced) = machine.arrive(now, phase, &party, may_wait);
+                if let Some(displaced) = displaced
+                    && (world.pending.remove(&displaced).is_none() || !matches!(arrival, Arrival::Pending(_)))
+                {
+                    return Err(format!("{displaced} was displaced and did not wait"));
+                }
                 tell(format!("{party:?} arrives for {phase:?}: {arrival:?}"));
                 match arrival {
                     Arrival::Admitted => world.active.push((phase, party)),
