@@ -36,7 +36,7 @@ use crate::request::short_way::ShortWay;
 /// Streams of one HTTP/2 connection that may be open at a time, as with nginx.
 const MAX_STREAMS: u32 = 128;
 /// Bytes of one stream that the library takes before the client has room for them.
-const MAX_UNSENT: usize = 32 << 10;
+const MAX_UNSENT: usize = 256 << 10;
 /// How often an HTTP/2 client is pinged, and how long it has to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -21,9 +21,9 @@ use crate::config::Limits;
 /// Writes of fewer bytes are no sign that an HTTP/2 client takes its responses: the reply to a ping may be as large.
 const PING: usize = 256;
 
-/// Bytes that the kernel may hold unsent, at least and at most.
-const LEAST_UNSENT: u32 = 4 << 10;
-const MOST_UNSENT: u32 = 64 << 10;
+/// Bytes that the kernel may hold unsent. It asks for more once half of them are sent: a client at four times the lowest rate takes so many in the
+/// longest silence, as both are shipped. Fewer would cost fast clients more turns.
+const MOST_UNSENT: u32 = 96 << 10;
 /// A response of more bytes may take a slow client long.
 pub const LARGE: usize = 64 << 10;
 
@@ -233,18 +233,10 @@ pub async fn watchdog(activity: &Activity, limits: &Limits) -> &'static str {
     }
 }
 
-/// How many bytes the kernel may hold unsent of a client that is slow: as many as it takes in half a stall at the lowest rate, so that
-/// it is seen twice in that time.
-#[must_use]
-pub fn most_unsent(limits: &Limits) -> u32 {
-    let slowest = limits.min_rate.saturating_mul(limits.stall_timeout.as_secs()) / 2;
-    u32::try_from(slowest).unwrap_or(MOST_UNSENT).clamp(LEAST_UNSENT, MOST_UNSENT)
-}
-
-/// Has the kernel take bytes only while it holds fewer unsent than `most`: then that it takes some says that the client, or its kernel,
-/// has taken others. Its buffer may hold megabytes, which a slow client takes minutes for.
-pub fn limit_unsent(stream: &TcpStream, most: u32) {
-    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(most) {
+/// Has the kernel take bytes only while it holds few unsent: then that it takes some says that the client, or its kernel, has taken
+/// others. Its buffer may hold megabytes, which a slow client takes minutes for.
+pub fn limit_unsent(stream: &TcpStream) {
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(MOST_UNSENT) {
         tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
     }
 }

@@ -28,8 +28,7 @@ thread_local!(
 pub struct Plain {
     short: Arc<dyn ShortWay>,
     under_way: UnderWay,
-    /// How many bytes the kernel may hold unsent, and whether it was told.
-    most_unsent: u32,
+    /// Whether the kernel was told how much it may hold unsent.
     is_limited: bool,
 }
 
@@ -61,8 +60,8 @@ pub type Unanswered = (Vec<u8>, Extensions);
 impl Plain {
     /// A connection whose plain requests `short` may answer.
     #[must_use]
-    pub const fn new(short: Arc<dyn ShortWay>, most_unsent: u32) -> Self {
-        Self { short, under_way: UnderWay::Nothing, most_unsent, is_limited: false }
+    pub const fn new(short: Arc<dyn ShortWay>) -> Self {
+        Self { short, under_way: UnderWay::Nothing, is_limited: false }
     }
 
     /// Whether anything is under way.
@@ -143,7 +142,7 @@ impl Plain {
             body = Bytes::new();
         }
         if body.len() > LARGE && !self.is_limited {
-            limit_unsent(stream, self.most_unsent);
+            limit_unsent(stream);
             self.is_limited = true;
         }
         let polled = if body.is_empty() {

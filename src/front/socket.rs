@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::deadlines::{Activity, limit_unsent, most_unsent};
+use super::deadlines::{Activity, limit_unsent};
 use super::frames::with_fault;
 use super::framing::{Framing, Next};
 use super::plain::Plain;
@@ -76,8 +76,7 @@ pub struct Socket {
     /// How many of those may be handed out.
     checked: usize,
     linger: Option<Linger>,
-    /// How many bytes the kernel may hold unsent, and whether it was told.
-    most_unsent: u32,
+    /// Whether the kernel was told how much it may hold unsent.
     is_limited: bool,
     /// Whether a body was malformed: nothing after it is read, but to be thrown away.
     broken: bool,
@@ -90,10 +89,10 @@ impl Socket {
     #[must_use]
     pub fn new(stream: TcpStream, limits: &Limits, short: Option<Arc<dyn ShortWay>>, shared: Shared) -> Self {
         let (activity, interim, notes, ending) = shared;
-        let (max_head, most_unsent) = (limits.header_bytes, most_unsent(limits));
+        let max_head = limits.header_bytes;
         Self {
             stream,
-            plain: short.filter(|_| max_head >= MAX_PLAIN).map(|short| Plain::new(short, most_unsent)),
+            plain: short.filter(|_| max_head >= MAX_PLAIN).map(Plain::new),
             settled: 0,
             ending,
             activity,
@@ -103,7 +102,6 @@ impl Socket {
             held: BytesMut::new(),
             checked: 0,
             linger: None,
-            most_unsent,
             is_limited: false,
             broken: false,
             rested: false,
@@ -422,7 +420,7 @@ impl Socket {
     fn limit_unsent(&mut self) {
         if !self.is_limited {
             self.is_limited = true;
-            limit_unsent(&self.stream, self.most_unsent);
+            limit_unsent(&self.stream);
         }
     }
 

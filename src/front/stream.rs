@@ -2,7 +2,7 @@
 //! (RFC 9113 §5.4.2); the others of its connection go on.
 //!
 //! The library asks for the next piece of a body once the client has opened its window for all pieces before. So a body is given to it in pieces that
-//! are small enough to see a client move, and the time from one piece to the request for the next is time in which the client is waited for.
+//! are small enough to see a client move, larger for one that takes them at once; and the time from one piece to the request for the next is time in which the client is waited for.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +16,12 @@ use super::select::{Either, select};
 use crate::clock::millis;
 use crate::config::Limits;
 
-/// The pieces of a body, at least and at most, in bytes.
+/// The pieces of a body, at first and after one that took `SLOW`, and at most for a client that takes each within `AT_ONCE`, in bytes and milliseconds.
 const SMALLEST_PIECE: u64 = 1 << 10;
-const LARGEST_PIECE: u64 = 16 << 10;
+const FIRST_PIECE: u64 = 16 << 10;
+const LARGEST_PIECE: u64 = 128 << 10;
+const AT_ONCE: u64 = 20;
+const SLOW: u64 = 1000;
 
 /// When a stream's client was last waited for. Moments are milliseconds after `start`, and at least one.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct Stream {
     taken: AtomicU64,
     /// How many bytes wait.
     waiting: AtomicU64,
+    /// The next piece of a body.
+    piece: AtomicU64,
 }
 
 impl Stream {
@@ -48,6 +53,7 @@ impl Stream {
             waited: zero(),
             taken: zero(),
             waiting: zero(),
+            piece: AtomicU64::new(first_piece(limits.min_rate, limits.stall_timeout)),
         })
     }
 
@@ -55,11 +61,10 @@ impl Stream {
         millis(self.start.elapsed()) + 1
     }
 
-    /// The largest piece of a body, in bytes: the slowest client that is tolerated takes two in the longest silence.
+    /// The largest next piece of a body, in bytes.
     #[must_use]
     pub fn piece(&self) -> usize {
-        let slowest = self.min_rate.saturating_mul(self.silence.as_secs()) / 2;
-        usize::try_from(slowest.clamp(SMALLEST_PIECE, LARGEST_PIECE)).unwrap_or(1 << 10)
+        usize::try_from(self.piece.load(Ordering::Relaxed)).unwrap_or(1 << 10)
     }
 
     /// So many bytes wait for the client from now on.
@@ -72,7 +77,13 @@ impl Stream {
     pub fn took(&self) {
         let since = self.since.swap(0, Ordering::Relaxed);
         if since != 0 {
-            self.waited.fetch_add(self.now().saturating_sub(since), Ordering::Relaxed);
+            let waited = self.now().saturating_sub(since);
+            if waited <= AT_ONCE {
+                let _ = self.piece.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |piece| Some((piece * 2).min(LARGEST_PIECE)));
+            } else if waited >= SLOW {
+                self.piece.store(first_piece(self.min_rate, self.silence), Ordering::Relaxed);
+            }
+            self.waited.fetch_add(waited, Ordering::Relaxed);
             self.taken.fetch_add(self.waiting.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
@@ -101,6 +112,11 @@ impl Stream {
             sleep(nap).await;
         }
     }
+}
+
+/// A piece of which the slowest client that is tolerated takes two in the longest silence.
+fn first_piece(min_rate: u64, silence: Duration) -> u64 {
+    (min_rate.saturating_mul(silence.as_secs()) / 2).clamp(SMALLEST_PIECE, FIRST_PIECE)
 }
 
 /// Runs the streams of one connection, each until it ends or its client is overdue: then it is dropped, which resets it.
