@@ -286,15 +286,21 @@ impl State {
         true
     }
 
-    /// Lets go of what every reader has passed, and of what is more than may be held, whoever has not read it.
+    /// Lets go of what every reader has passed, and, if more is held than may be, of what the fastest has.
     fn let_go(&mut self, most: usize) {
         let slowest = self.readers.values().map(|reader| reader.next).min().unwrap_or(self.gone);
-        while (self.gone < slowest || self.held > most) && self.drop_first() {}
+        let fastest = self.fastest();
+        while (self.gone < slowest || (self.held > most && self.gone < fastest)) && self.drop_first() {}
+    }
+
+    /// The next chunk of the reader that has read most.
+    fn fastest(&self) -> usize {
+        self.readers.values().map(|reader| reader.next).max().unwrap_or(self.gone)
     }
 
     /// Bytes that no reader has read.
     fn ahead(&self) -> usize {
-        let fastest = self.readers.values().map(|reader| reader.next).max().unwrap_or(self.gone);
+        let fastest = self.fastest();
         self.chunks.iter().skip(fastest.saturating_sub(self.gone)).map(Bytes::len).sum()
     }
 }
@@ -611,6 +617,23 @@ mod tests {
             drop(reader);
             assert_eq!(useless(fill, is_stored).await, patience);
         }
+    }
+
+    #[tokio::test]
+    async fn chunks_larger_than_the_window_reach_a_reader_that_keeps_up() {
+        let (fill, writer, _) = start(WINDOW, usize::MAX);
+        let mut reader = fill.reader().unwrap();
+        let writing = tokio::spawn(async move {
+            for _ in 0..20 {
+                writer.push(chunk(5 * WINDOW)).await.unwrap();
+            }
+            writer.complete()
+        });
+        let mut read = 0;
+        while let Some(frame) = reader.frame().await {
+            read += frame.expect("no reader is cut off that is the fastest").into_data().unwrap().len();
+        }
+        assert_eq!((read, writing.await.unwrap()), (100 * WINDOW, Err(NotHeld::TooLarge)));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::sleep;
 
 use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, until};
 
@@ -40,6 +41,8 @@ async fn clients_that_do_not_read_keep_nothing_out_of_the_cache() {
     let mut idle = Vec::new();
     for number in 0..8 {
         idle.push(at_the_head(&sluice, &format!("/large/{number}")).await);
+        // A body that is whole has two seconds in which it does not give way; four of them have room.
+        sleep(Duration::from_millis(700)).await;
     }
     until("all bodies are whole", || async { sluice.metric("memory_entries", &[]).await == 8.0 }).await;
     let asking: Vec<_> = (0..20)
@@ -53,6 +56,7 @@ async fn clients_that_do_not_read_keep_nothing_out_of_the_cache() {
         assert!(answer.status == 200 && answer.cache_status().contains("stored"), "{}", answer.cache_status());
     }
     assert_eq!(backend.count_of("/new"), 1);
+    sleep(Duration::from_secs(2)).await;
     let large = sluice.get("/large/9").await;
     assert!(large.whole && large.cache_status().contains("stored"), "{}", large.cache_status());
     until("it is stored", || async { sluice.get("/large/9").await.cache_status().contains("hit") }).await;
