@@ -190,7 +190,8 @@ pub struct Metrics {
     pub inflight: IntGauge,
     /// `connections`: open client connections.
     pub connections: IntGauge,
-    /// `connections_refused_total`: client connections closed because their address had too many.
+    /// `connections_refused_total`: client connections closed because their address had too many, or because all were open and
+    /// none was idle.
     pub connections_refused: IntCounter,
     /// `fill_bytes`: bodies on their way into the cache.
     pub fill_bytes: IntGauge,
@@ -294,7 +295,10 @@ impl Metrics {
             )?,
             inflight: gauge("inflight", "Requests being answered.")?,
             connections: gauge("connections", "Open client connections.")?,
-            connections_refused: counter("connections_refused_total", "Client connections closed because their address had too many.")?,
+            connections_refused: counter(
+                "connections_refused_total",
+                "Client connections closed because their address had too many, or all were open.",
+            )?,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
