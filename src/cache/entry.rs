@@ -321,6 +321,13 @@ impl Entry {
         conditions
     }
 
+    /// Whether the upstream was asked for `other` after it was asked for this one, and answered that first. An entry that was read from
+    /// Redis counts as asked for when it was read; so it must also have been stored since this one was asked for.
+    #[must_use]
+    pub fn is_overtaken_by(&self, other: &Self) -> bool {
+        other.asked_at > self.asked_at && self.stored_at.since(other.stored_at) < Duration::from_millis(u64::from(self.cost))
+    }
+
     /// The same entry, stale from `now` on, as if it was asked for at `asked_at`. What is in doubt is not served while it is revalidated.
     #[must_use]
     pub fn expired(&self, now: Wall, asked_at: Moment, effect: Effect) -> Self {

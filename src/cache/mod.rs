@@ -211,9 +211,10 @@ impl Cache {
         }
     }
 
-    /// What is left of an entry that was fetched, as far as it may be stored.
+    /// What is left of an entry that was fetched, as far as it may be stored. A slow fetch does not replace the response to a later one.
     fn worth_storing(&self, key: &Key, entry: Arc<Entry>) -> Option<Arc<Entry>> {
-        if self.ended.refuses(&entry) {
+        let is_overtaken = || self.store.peek(&key.canonical).is_some_and(|there| entry.is_overtaken_by(&there));
+        if self.ended.refuses(&entry) || is_overtaken() {
             return None;
         }
         match self.voids.check(&entry) {

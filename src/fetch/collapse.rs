@@ -50,6 +50,12 @@ struct Fetch {
     left: Notify,
 }
 
+impl Fetch {
+    fn is_answered(&self) -> bool {
+        !matches!(*self.progress.borrow(), Progress::Pending)
+    }
+}
+
 /// What a request gets that asks for a key.
 pub enum Join {
     /// It is the first: it must start the fetch, and may follow it.
@@ -71,12 +77,13 @@ impl Collapse {
         self.fetches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the fetch under a key, or begins one at `asked_at`. `is_void` says whether what a fetch that began at a moment brings is void
-    /// by now.
+    /// Joins the fetch under a key, or begins one at `asked_at`. `is_void` says whether the response to a fetch that began at a moment is
+    /// void by now. A request that `wants_new` accepts no response that came before it (`no-cache`): it joins no fetch that has one.
     #[must_use]
-    pub fn join(self: &Arc<Self>, canonical: &Canonical, asked_at: Moment, is_void: impl FnOnce(Moment) -> bool) -> Join {
+    pub fn join(self: &Arc<Self>, canonical: &Canonical, asked_at: Moment, wants_new: bool, is_void: impl FnOnce(Moment) -> bool) -> Join {
         let mut fetches = self.fetches();
         if let Some(fetch) = fetches.get(&canonical.0)
+            && !(wants_new && fetch.is_answered())
             && !is_void(fetch.asked_at)
         {
             if fetch.followers.fetch_add(1, Ordering::Relaxed) >= self.max_followers {
@@ -199,7 +206,7 @@ mod tests {
     }
 
     fn join(collapse: &Arc<Collapse>) -> Join {
-        collapse.join(&key(), Moment::default(), |_| false)
+        collapse.join(&key(), Moment::default(), false, |_| false)
     }
 
     fn first(collapse: &Arc<Collapse>) -> (Leader, Follower) {
@@ -277,10 +284,10 @@ mod tests {
     async fn a_fetch_that_is_void_is_not_joined_and_does_not_end_the_one_after_it() {
         let collapse = Collapse::new(10);
         let (old, early) = first(&collapse);
-        let Join::Lead(new, late) = collapse.join(&key(), Moment::at(2), |began| began == Moment::default()) else {
+        let Join::Lead(new, late) = collapse.join(&key(), Moment::at(2), false, |began| began == Moment::default()) else {
             panic!("joined what is void");
         };
-        let Join::Follow(later) = collapse.join(&key(), Moment::at(3), |began| began == Moment::default()) else {
+        let Join::Follow(later) = collapse.join(&key(), Moment::at(3), false, |began| began == Moment::default()) else {
             panic!("did not join the new fetch");
         };
         old.fail(Failure::Timeout);
@@ -290,6 +297,20 @@ mod tests {
         assert!(matches!(late.outcome().await, Progress::Failed(Failure::Reset)));
         assert!(matches!(later.outcome().await, Progress::Failed(Failure::Reset)));
         first(&collapse);
+    }
+
+    #[tokio::test]
+    async fn what_wants_a_new_response_joins_no_fetch_that_has_one() {
+        let collapse = Collapse::new(10);
+        let reload = || collapse.join(&key(), Moment::default(), true, |_| false);
+        let (old, _early) = first(&collapse);
+        assert!(matches!(reload(), Join::Follow(_)), "nothing has come yet");
+        old.fetch.progress.send_replace(Progress::Unshared);
+        follow(&collapse);
+        let Join::Lead(_new, _late) = reload() else { panic!("joined a fetch with a response") };
+        assert!(matches!(reload(), Join::Follow(_)));
+        drop(old);
+        follow(&collapse);
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub struct Job {
     pub complete_ranges: bool,
     /// The authority that the client asked for.
     pub requested_host: Option<HeaderValue>,
+    /// Whether the client accepts no response that came before its request (`no-cache`).
+    pub wants_new: bool,
     /// When the upstream was asked for what was found in the cache and does not do as it is; `None` if nothing was found.
     pub found: Option<Moment>,
     /// The moment at which it is asked for: what is voided after that does not stay in the cache.
@@ -248,7 +250,8 @@ impl Fetcher {
     /// Joins the fetch of a job's key, or begins one.
     fn join(&self, job: &Job) -> Join {
         let Key { readable, tags, target, .. } = &job.key;
-        self.collapse.join(&job.collapse_key, job.asked_at, |began| self.cache.voids().concern_since(began, readable, tags, *target))
+        let is_void = |began| self.cache.voids().concern_since(began, readable, tags, *target);
+        self.collapse.join(&job.collapse_key, job.asked_at, job.wants_new, is_void)
     }
 
     /// Has a stored response revalidated in the background, unless that is under way already.

@@ -50,6 +50,12 @@ impl RequestDirectives {
         }
         found
     }
+
+    /// Whether no response will do that came before the request.
+    #[must_use]
+    pub fn wants_new(&self) -> bool {
+        self.no_cache || self.max_age.is_some_and(|most| most.is_zero())
+    }
 }
 
 #[cfg(test)]

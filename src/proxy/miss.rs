@@ -24,6 +24,7 @@ use crate::http::cache_control::CacheControl;
 use crate::http::encoding::{Coding, accepts_gzip};
 use crate::http::endless::asks_for_events;
 use crate::http::freshness::{FreshnessPolicy, is_failure};
+use crate::http::request_directives::RequestDirectives;
 use crate::request::client::request_authority;
 use crate::request::refusal::Refusal;
 use crate::upstream::failure::Failure;
@@ -278,6 +279,7 @@ impl Proxy {
             policy: FreshnessPolicy { authorized: request.authorized, ..policy },
             match_language: request.route.match_language,
             complete_ranges: request.route.complete_ranges,
+            wants_new: request.route.client_directives && RequestDirectives::of(&request.parts.headers).wants_new(),
             requested_host: request_authority(request.parts),
             found: stored.map(|entry| entry.asked_at),
             asked_at: self.cache.ask(),

@@ -1,5 +1,6 @@
 //! What the backend takes back must end: an answer that is not stored ends what is, unless it says that the backend failed.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -132,7 +133,7 @@ async fn what_one_client_did_wrong_ends_nothing_for_the_others() {
         // What is fresh, by a client that asks past it with a parameter that the key ignores.
         let count = backend.count();
         let answer = get(one.address, "/x?a=1&bad=1", &[("Cache-Control", "no-cache")]).await;
-        assert!(status.starts_with('5') || answer.text() == "new", "{status} {}", answer.text());
+        assert!(status.starts_with('5') || answer.text() == "new", "{status} {} {}", answer.text(), answer.cache_status());
         assert_eq!(backend.count(), count + 1, "{status}");
         let third = Sluice::ruled(backend.address, &redis.url(), &text).await;
         until("Redis answers", || async { third.logged().contains("Redis answers") }).await;
@@ -216,6 +217,33 @@ async fn a_slow_older_fetch_does_not_bring_it_back() {
     assert_eq!(slow.answer(false).await.unwrap().text(), "old");
     for _ in 0..3 {
         assert_eq!(get(address, "/x", &[]).await.status, 410);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_gets_no_response_that_came_before_it_and_a_slow_older_one_does_not_replace_it() {
+    let number = AtomicUsize::new(0);
+    let backend = Backend::start(move |_| match number.fetch_add(1, Ordering::Relaxed) {
+        0 => vec![
+            Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\no".to_vec()),
+            Step::Delay(Duration::from_secs(1)),
+            Step::Send(b"ld.".to_vec()),
+        ],
+        _ => ok("", b"new"),
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &rule("client_directives='respect'")).await;
+    let mut slow = Connection::open(sluice.address).await;
+    slow.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    let head = slow.head().await.expect("a head");
+    for directive in [("Cache-Control", "no-cache"), ("Cache-Control", "max-age=0"), ("Pragma", "no-cache")] {
+        assert_eq!(get(sluice.address, "/x", &[directive]).await.text(), "new", "{directive:?}");
+    }
+    assert_eq!(slow.body(&head).await.0, b"old.");
+    until("the older fetch ended", || async { sluice.metric("fill_bytes", &[]).await == 0.0 }).await;
+    for _ in 0..20 {
+        let answer = get(sluice.address, "/x", &[]).await;
+        assert!(answer.text() == "new" && answer.cache_status().contains("hit"), "{} {}", answer.text(), answer.cache_status());
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 /// A request as the backend got it.
@@ -59,19 +59,30 @@ pub struct Backend {
     answering: Arc<AtomicUsize>,
     script: Arc<Script>,
     serving: Option<tokio::task::JoinHandle<()>>,
+    /// Keeps the port from others while the backend is down. It does not listen: connections are refused.
+    _port: TcpSocket,
+}
+
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 impl Backend {
     pub async fn start(script: impl Fn(&Asked) -> Vec<Step> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = bound("127.0.0.1:0".parse().unwrap());
         let mut backend = Self {
-            address: listener.local_addr().unwrap(),
+            address: port.local_addr().unwrap(),
+            _port: port,
             asked: Arc::default(),
             answering: Arc::default(),
             script: Arc::new(script),
             serving: None,
         };
-        backend.serve(listener);
+        backend.revive().await;
         backend
     }
 
@@ -105,10 +116,7 @@ impl Backend {
 
     /// Starts it again where it was.
     pub async fn revive(&mut self) {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(self.address).unwrap();
-        self.serve(socket.listen(1024).unwrap());
+        self.serve(bound(self.address).listen(1024).unwrap());
     }
 
     pub fn count(&self) -> usize {
