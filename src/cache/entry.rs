@@ -183,7 +183,7 @@ const PLACES: usize = 96;
 /// A field's name in a list.
 const NAME: usize = 32;
 
-/// What the allocator takes for so many bytes: its classes of sizes are an eighth apart.
+/// What the allocator takes for this many bytes: its classes of sizes are an eighth apart.
 const fn allocated(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { bytes + bytes / 16 + 8 }
 }
@@ -193,7 +193,7 @@ const fn shared(bytes: usize) -> usize {
     if bytes == 0 { 0 } else { allocated(bytes) + 32 }
 }
 
-/// What a map of so many fields takes besides their values: a table that has places for those that are set when it is sent, and a
+/// What a map of this many fields takes besides their values: a table that has places for those that are set when it is sent, and a
 /// place for each.
 const fn map_of(fields: usize) -> usize {
     const PLACE: usize = 104;

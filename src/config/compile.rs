@@ -1,6 +1,7 @@
 //! From the document to [`Config`]: every key with its default, bounds, unit and meaning in one place.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -135,21 +136,23 @@ fn warn_of_shadows(routes: &[(Route, usize)], reader: &Reader<'_>) {
     }
 }
 
+/// A number of things within bounds, or the default.
+fn count(section: &mut Section<'_, '_>, key: &'static str, bounds: RangeInclusive<u64>, default: usize) -> usize {
+    section.number(key, bounds).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+}
+
 fn limits(mut section: Section<'_, '_>, trusted_proxies: Vec<IpNet>) -> Limits {
-    let count = |section: &mut Section<'_, '_>, key, default, max| {
-        section.number(key, 1..=max).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
-    };
     let limits = Limits {
         trusted_proxies,
-        connections: count(&mut section, "connections", 10_000, 1_000_000),
-        connections_per_address: count(&mut section, "connections_per_address", 5_000, 1_000_000),
+        connections: count(&mut section, "connections", 1..=1_000_000, 10_000),
+        connections_per_address: count(&mut section, "connections_per_address", 1..=1_000_000, 5_000),
         header_bytes: bytes(&mut section, "header_bytes", 64 << 10),
         header_timeout: positive(&mut section, "header_timeout", s(10)),
         idle_timeout: positive(&mut section, "idle_timeout", s(75)),
         stall_timeout: positive(&mut section, "stall_timeout", s(30)),
         min_rate: section.parsed("min_rate", size).unwrap_or(512),
         drain_timeout: positive(&mut section, "drain_timeout", s(30)),
-        waiters: count(&mut section, "waiters", 10_000, 1_000_000),
+        waiters: count(&mut section, "waiters", 1..=1_000_000, 10_000),
         wait_timeout: positive(&mut section, "wait_timeout", s(30)),
     };
     if !(8192 + 1024..=1 << 20).contains(&limits.header_bytes) {
@@ -242,10 +245,11 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &m
     let body_timeout = positive(&mut section, "body_timeout", s(300));
     let head_as_get = section.choice("head", &[("get", true), ("forward", false)]).unwrap_or(true);
     let forward_invalidation = section.boolean("forward_invalidation").unwrap_or(false);
-    let mut count =
-        |key, least, default| section.number(key, least..=100_000).and_then(|number| usize::try_from(number).ok()).unwrap_or(default);
-    let (max_in_flight, max_uploads) = (count("max_in_flight", 1, 256), count("max_uploads", 1, 128));
-    let (max_downloads, max_streams, queue) = (count("max_downloads", 1, 2048), count("max_streams", 1, 2048), count("queue", 0, 1024));
+    let max_in_flight = count(&mut section, "max_in_flight", 1..=100_000, 256);
+    let max_uploads = count(&mut section, "max_uploads", 1..=100_000, 128);
+    let max_downloads = count(&mut section, "max_downloads", 1..=100_000, 2048);
+    let max_streams = count(&mut section, "max_streams", 1..=100_000, 2048);
+    let queue = count(&mut section, "queue", 0..=100_000, 1024);
     let queue_timeout = positive(&mut section, "queue_timeout", s(5));
     let mut bytes = |key, default| section.parsed(key, size).and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(default);
     let (upload_buffer, upload_memory) = (bytes("upload_buffer", 256 << 10), bytes("upload_memory", 64 << 20));
@@ -284,9 +288,6 @@ fn backend(mut section: Section<'_, '_>, sample: &mut Section<'_, '_>, mysql: &m
 /// Checked even where it is not used, so that the day of the move brings no surprise.
 fn mysql(section: &mut Section<'_, '_>, used: bool, connect_timeout: Duration) -> Option<Mysql> {
     let text = |section: &mut Section<'_, '_>, key, default: &str| section.string(key).unwrap_or_else(|| default.to_owned());
-    let count = |section: &mut Section<'_, '_>, key, bounds, default| {
-        section.number(key, bounds).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
-    };
     let name = |text: &str| {
         let plain = |part: &str| (1..=64).contains(&part.chars().count()) && !part.contains(['`', '/', '\\', '\0']);
         if text.split('.').count() <= 2 && text.split('.').all(plain) {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::telemetry::metrics::Metrics;
 
-/// So many bodies that are gone are kept in the list of those that are whole before it is tidied.
+/// The list of bodies that are whole is tidied when it has this many.
 const UNTIDY: usize = 64;
 
 /// Small bodies have this part of the room besides, which others cannot take from them.

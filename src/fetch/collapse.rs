@@ -2,7 +2,7 @@
 //! voided that concerns the key does not join a fetch that began before: that one's answer is void for it. It begins a fetch of its
 //! own, which those after it join; the older one goes on for those that joined it.
 //!
-//! Whoever finds no fetch under its key gets the [`Leader`] and hands it to a task of its own; everyone, that one included,
+//! A request that finds no fetch under its key gets the [`Leader`] and hands it to a task of its own. Every request, that one included,
 //! is then a [`Follower`]. A leader that is dropped without having said how it ended releases its followers with
 //! [`Failure::Lost`]. Followers learn whether the response may be shared before they get any of it.
 
@@ -108,7 +108,7 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// Waits until nobody follows. From then on nobody can: whoever comes begins another fetch.
+    /// Waits until nobody follows. From then on nobody can: the next request begins another fetch.
     pub async fn abandoned(&self) {
         loop {
             let left = self.fetch.left.notified();
@@ -144,7 +144,7 @@ impl Leader {
         self.end(Progress::Failed(failure));
     }
 
-    /// Whoever comes from now on begins another fetch: also one who has seen how this one ended.
+    /// A request that comes from now on begins another fetch: also one that has seen how this one ended.
     fn end(self, progress: Progress) {
         self.leave();
         self.fetch.progress.send_replace(progress);

@@ -26,8 +26,8 @@ use crate::cache::key::Canonical;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::failure::Failure;
 
-/// A rule, or the upstream, is spared after this many different keys failed; and for so long. A trial costs one request: the longest while is short,
-/// so that nobody is served what is stale long after the upstream is back.
+/// When a rule, or the upstream, is spared, and for how long. A trial costs one request: the longest pause is short, so that nobody is
+/// served what is stale long after the upstream is back.
 const WIDE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(2), tolerated: 2 };
 /// A key is spared from its first failure on: others may work.
 const KEY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30), tolerated: 0 };
@@ -55,7 +55,7 @@ impl Scope {
     }
 
     /// A key failed. Returns for how long the scope is spared, if it was not before. `counts_alone`: the failure is about more than the key.
-    fn failed(&self, key: u64, counts_alone: bool, after: Option<Duration>) -> Option<Duration> {
+    fn failed(&self, key: u64, counts_alone: bool) -> Option<Duration> {
         let mut failed = self.different();
         // A trial that fails again extends the while; while nothing is spared, a key counts once.
         if failed.contains(&key) && !counts_alone && !self.breaker.is_open() {
@@ -66,7 +66,7 @@ impl Scope {
         }
         failed.push_back(key);
         drop(failed);
-        self.breaker.failed_for(after.unwrap_or_default())
+        self.breaker.failed()
     }
 
     /// Something was answered. Whether the scope was spared before.
@@ -116,19 +116,18 @@ impl Failing {
     #[must_use]
     pub fn may_try(&self, rule: &str, key: &Canonical) -> bool {
         // The widest scope that is spared decides: its trial is one for all that it covers.
-        let rule = || self.rule(rule).map_or(Gate::Closed, |scope| scope.breaker.enter());
-        let key = || self.keys.get(&key.0).map_or(Gate::Closed, |breaker| breaker.enter());
         let mut gate = self.upstream.breaker.enter();
-        for narrower in [&rule as &dyn Fn() -> Gate, &key] {
-            if gate == Gate::Closed {
-                gate = narrower();
-            }
+        if gate == Gate::Closed {
+            gate = self.rule(rule).map_or(Gate::Closed, |scope| scope.breaker.enter());
+        }
+        if gate == Gate::Closed {
+            gate = self.keys.get(&key.0).map_or(Gate::Closed, |breaker| breaker.enter());
         }
         gate != Gate::Open
     }
 
-    /// The whole response to a fetch for this key came. Its head alone says nothing of the key: a body that breaks off each time
-    /// must not be asked for ever again after the shortest while.
+    /// The whole response to a fetch for this key came. Its head alone says nothing of the key: else a body that breaks off
+    /// each time would be asked for after the shortest pause each time.
     pub fn succeeded(&self, key: &Canonical) {
         self.keys.remove(&key.0);
     }
@@ -160,7 +159,7 @@ impl Failing {
     /// The upstream answered a request on this rule with this key, and the answer says that it failed.
     pub fn failed_with(&self, rule: &str, key: &Canonical, status: u16, after: Option<Duration>) {
         if status == 500 {
-            // About one request: who says it is there.
+            // It concerns one request, and the backend that sent it is there.
             self.backend_answered();
         }
         self.note(rule, key, Failure::Status(status), after);
@@ -184,14 +183,11 @@ impl Failing {
         let digest = digest(key);
         let scope = {
             let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-            match rules.get(rule) {
-                Some(scope) => Arc::clone(scope),
-                None => Arc::clone(rules.entry(rule.to_owned()).or_insert_with(|| Arc::new(Scope::new()))),
-            }
+            Arc::clone(rules.entry(rule.to_owned()).or_insert_with(|| Arc::new(Scope::new())))
         };
         let reason = failure.answer().1;
-        let rule_pause = scope.failed(digest, counts_alone, None);
-        if let Some(pause) = self.upstream.failed(digest, counts_alone, None) {
+        let rule_pause = scope.failed(digest, counts_alone);
+        if let Some(pause) = self.upstream.failed(digest, counts_alone) {
             self.metrics.breaker_open.with_label_values(&["backend"]).set(1);
             tracing::warn!(reason, ?pause, "the backend fails and is left alone; what is stored is served stale meanwhile");
         } else if let Some(pause) = rule_pause.filter(|_| !self.upstream()) {

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -22,7 +22,6 @@ use super::budget::{Budget, Whole};
 use crate::body::{BoxError, Stream};
 use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
-
 use crate::upstream::failure::{BrokenBody, Failure};
 use crate::upstream::selecting::Selected;
 
@@ -76,10 +75,9 @@ pub struct Fill {
     ended: Notify,
     /// Told when the last reader leaves.
     left: Notify,
-    /// This very fill, for the list of those that are whole.
-    this: Weak<Self>,
 }
 
+#[derive(Default)]
 struct State {
     chunks: VecDeque<Bytes>,
     /// How many chunks were let go from the front.
@@ -135,31 +133,9 @@ impl Fill {
             }
         }
         head.stored &= passing.is_none();
-        let state = Mutex::new(State {
-            chunks: VecDeque::new(),
-            gone: 0,
-            held: 0,
-            total: 0,
-            charged,
-            passing,
-            end: None,
-            settled: None,
-            readers: HashMap::new(),
-            next_reader: 0,
-            alone_since: Some(Instant::now()),
-            given_up: false,
-        });
-        let notify = Notify::new;
-        let fill = Arc::new_cyclic(|this| Self {
-            head,
-            max_object,
-            budget,
-            state,
-            room: notify(),
-            ended: notify(),
-            left: notify(),
-            this: Weak::clone(this),
-        });
+        let state = Mutex::new(State { charged, passing, alone_since: Some(Instant::now()), ..State::default() });
+        let (room, ended, left) = (Notify::new(), Notify::new(), Notify::new());
+        let fill = Arc::new(Self { head, max_object, budget, state, room, ended, left });
         (Arc::clone(&fill), Writer(fill))
     }
 
@@ -342,8 +318,6 @@ pub enum NotHeld {
     TooLarge,
     /// Bodies on their way into the cache had all the room that they may have together. It says nothing of this one.
     NoRoom,
-    /// Nobody read it, or not for long.
-    Alone,
 }
 
 impl Writer {
@@ -434,12 +408,17 @@ impl Writer {
                     Ok(whole)
                 }
             };
-            if state.readers.is_empty() {
+            let is_read = !state.readers.is_empty();
+            if !is_read {
                 fill.give_back(&mut state);
+            }
+            drop(state);
+            if is_read {
+                let body = Arc::downgrade(fill);
+                fill.budget.keep_for_readers(body);
             }
             whole
         };
-        fill.budget.keep_for_readers(fill.this.clone());
         fill.finish(Ok(()));
         whole
     }

@@ -40,18 +40,20 @@ impl Fetcher {
         let response = match self.negotiate(&mut job, &leader).await {
             Ok(response) => response,
             Err(failure) => {
-                self.failing.failed(&job.route, &job.collapse_key, failure);
+                self.failing.failed(&job.party.rule, &job.collapse_key, failure);
                 return leader.fail(failure);
             }
         };
         let Some(response) = self.validated(&job, response).await else {
-            tracing::warn!(route = job.route, "the backend answered 304 to what was not asked; it counts as a failure");
-            self.failing.failed(&job.route, &job.collapse_key, Failure::Invalid);
+            tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
+            self.failing.failed(&job.party.rule, &job.collapse_key, Failure::Invalid);
             return leader.fail(Failure::Invalid);
         };
         match is_failure(response.status()) {
-            true => self.failing.failed_with(&job.route, &job.collapse_key, response.status().as_u16(), retry_after(response.headers())),
-            false => self.failing.answered(&job.route),
+            true => {
+                self.failing.failed_with(&job.party.rule, &job.collapse_key, response.status().as_u16(), retry_after(response.headers()))
+            }
+            false => self.failing.answered(&job.party.rule),
         }
         if job.found.is_some() && !is_failure(response.status()) {
             // Until something is stored: whatever keeps that from happening would be asked for again and again.
@@ -271,7 +273,7 @@ impl Fetcher {
 
     /// Reads the body into the fill, and stores what it holds in the end.
     ///
-    /// Whoever asks while the leader lives follows this fetch. For what is stored the leader therefore lives until the entry
+    /// A request that comes while the leader lives follows this fetch. For what is stored the leader therefore lives until the entry
     /// can be found in the cache; for what is not, only until the last bytes are read, so that nobody is given what others had
     /// all of already.
     pub(super) async fn transfer(
@@ -298,8 +300,8 @@ impl Fetcher {
                 Ok(Err(_trailers)) => continue,
                 Err(error) => {
                     let failure = BrokenBody::failure(&error);
-                    tracing::warn!(route = job.route, %error, "the backend's body broke off; it was not stored");
-                    self.failing.failed(&job.route, &job.collapse_key, failure);
+                    tracing::warn!(route = &*job.party.rule, %error, "the backend's body broke off; it was not stored");
+                    self.failing.failed(&job.party.rule, &job.collapse_key, failure);
                     drop(leader);
                     return writer.fail(failure);
                 }

@@ -1,4 +1,4 @@
-//! One fetch a key, whoever asks for it: from the upstream, through the cache, to everyone who waits.
+//! One fetch a key at a time: from the upstream, through the cache, to everyone who waits.
 //!
 //! ```text
 //! Fetcher::fetch ──────┐                            ┌─ followers read the fill
@@ -80,10 +80,8 @@ pub struct Job {
     pub collapse_key: Canonical,
     /// The same with the credentials of the request in any case; `None` if it has none that the key does not hold.
     pub credentials_key: Option<Canonical>,
-    /// Who asks, on which rule.
+    /// The client and the rule.
     pub party: Party,
-    /// The rule's name.
-    pub route: String,
     /// How long the rule lets a response live.
     pub policy: FreshnessPolicy,
     /// Whether a response in a language is also for those who prefer that language.
@@ -271,7 +269,7 @@ impl Fetcher {
         job.party.address = None;
         let Ok(permit) = Arc::clone(&self.early).try_acquire_owned() else { return };
         if let Join::Lead(leader, _) = self.join(&job) {
-            self.metrics.early_refreshes.with_label_values(&[&job.route]).inc();
+            self.metrics.early_refreshes.with_label_values(&[&*job.party.rule]).inc();
             let (private, _) = oneshot::channel();
             let fetching = Arc::clone(self).lead(job, leader, private);
             self.runtime.spawn(async move {
@@ -304,7 +302,7 @@ impl Fetcher {
                 }
             }
             Join::Follow(follower) => {
-                self.metrics.collapsed.with_label_values(&[&job.route]).inc();
+                self.metrics.collapsed.with_label_values(&[&*job.party.rule]).inc();
                 // The leader waits for as long as the upstream may take; the others for `limits.wait_timeout`.
                 match timeout(self.settings.wait_timeout, follower.outcome()).await {
                     Ok(Progress::Shared(fill)) => Fetched::Shared { fill, collapsed: true },
@@ -319,7 +317,7 @@ impl Fetcher {
     }
 
     /// What a fetch stored that ended after the job's request had looked into the cache and before it could join that fetch.
-    /// Whoever leads now begins the only fetch of the key, so this look is the last one that is needed.
+    /// The leader now begins the only fetch of the key, so this look is the last one that is needed.
     fn stored_meanwhile(&self, job: &Job) -> Option<Arc<Entry>> {
         let entry = self.cache.peek(&job.collapse_key)?;
         let is_newer = job.found.is_none_or(|found| entry.asked_at > found);

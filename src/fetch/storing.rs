@@ -32,7 +32,7 @@ impl Fetcher {
     /// Stores the body of a fill, and says what was made of it.
     pub(super) async fn store(&self, job: &Job, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
         let Some(body) = self.prepare(fill, bytes).await else {
-            tracing::warn!(route = job.route, "the backend's gzip body is not valid or inflates too far; it was not stored");
+            tracing::warn!(route = &*job.party.rule, "the backend's gzip body is not valid or inflates too far; it was not stored");
             return fill.settle(None);
         };
         let head = &fill.head;

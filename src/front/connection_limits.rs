@@ -5,8 +5,8 @@
 //! proxies have no limit of their own.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntGauge};
@@ -15,12 +15,13 @@ use tokio::time::{Instant, timeout};
 
 use super::deadlines::Activity;
 use crate::config::Limits;
+use crate::request::client::counted_address;
 
 /// How often the log says that an address has too many connections.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// How long a new connection waits for one that is told to end.
 const ROOM: Duration = Duration::from_millis(500);
-/// So many idle connections are told to end at one time, so that looking for them costs each new one little.
+/// This many idle connections are told to end at one time, so that the search costs each new one little.
 const AT_ONCE: usize = 16;
 /// Connections that have been quiet for less are not idle: the next request may be on its way.
 const IDLE: Duration = Duration::from_millis(500);
@@ -63,7 +64,7 @@ impl Open {
 /// One of them.
 struct OneOpen {
     address: Option<IpAddr>,
-    activity: Weak<Activity>,
+    activity: Arc<Activity>,
     end: Arc<Notify>,
 }
 
@@ -120,7 +121,7 @@ impl ConnectionLimits {
         let mut open = self.open();
         let (number, activity, end) = (open.next, Arc::new(Activity::default()), Arc::new(Notify::new()));
         open.next += 1;
-        open.connections.insert(number, OneOpen { address, activity: Arc::downgrade(&activity), end: Arc::clone(&end) });
+        open.connections.insert(number, OneOpen { address, activity: Arc::clone(&activity), end: Arc::clone(&end) });
         drop(open);
         if let Some((open, _)) = &self.counted {
             open.inc();
@@ -134,7 +135,7 @@ impl ConnectionLimits {
         let open = self.open();
         let of_address = |one: &OneOpen| one.address.and_then(|address| open.by_address.get(&address)).copied().unwrap_or(0);
         let idle = open.connections.values().filter_map(|one| {
-            let idle_for = one.activity.upgrade()?.idle_for().filter(|idle| *idle >= IDLE)?;
+            let idle_for = one.activity.idle_for().filter(|idle| *idle >= IDLE)?;
             Some((of_address(one), idle_for, &one.end))
         });
         let mut idle: Vec<_> = idle.collect();
@@ -159,15 +160,6 @@ impl ConnectionLimits {
 
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The address by which a connection is counted. Whoever has one address of an IPv6 /64 has all of them, so these count as
-/// one.
-fn counted_address(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        address @ IpAddr::V4(_) => address,
     }
 }
 

@@ -21,11 +21,9 @@ use crate::config::Limits;
 /// Writes of fewer bytes are no sign that an HTTP/2 client takes its responses: the reply to a ping may be as large.
 const PING: usize = 256;
 
-/// Bytes that the kernel may hold unsent. It asks for more once half of them are sent: a client at four times the lowest rate takes so many in the
-/// longest silence, as both are shipped. Fewer would cost fast clients more turns.
+/// Bytes that the kernel may hold unsent. It asks for more once half of them are sent: a client at four times `min_rate` takes
+/// that many within `stall_timeout`, by the defaults of both. Fewer would cost fast clients more turns.
 const MOST_UNSENT: u32 = 96 << 10;
-/// A response of more bytes may take a slow client long.
-pub const LARGE: usize = 64 << 10;
 
 /// When a connection last moved, and what it waits for. Moments are milliseconds after `start`; zero means never.
 pub struct Activity {
@@ -145,8 +143,7 @@ impl Activity {
     }
 
     /// Since when nothing has been under way, in milliseconds after the connection was opened; `None`: something is.
-    #[must_use]
-    pub fn idle_since(&self) -> Option<u64> {
+    fn idle_since(&self) -> Option<u64> {
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
         (load(&self.in_flight) == 0 && load(&self.head_since) == 0).then(|| load(&self.moved).max(load(&self.answered)))
     }
@@ -157,7 +154,7 @@ impl Activity {
         self.idle_since().map(|since| Duration::from_millis(self.now().saturating_sub(since)))
     }
 
-    /// The client was sent bytes and took so many, or none for now.
+    /// The client was sent bytes: how many it took, or that it takes none for now.
     pub fn did_write(&self, taken: Poll<usize>, http2: bool) {
         let Poll::Ready(taken) = taken else {
             let now = self.now();
@@ -185,13 +182,13 @@ impl Activity {
             0 => (u64::MAX, ""),
             since => (after(since, limits.stall_timeout), "the client takes no bytes (limits.stall_timeout)"),
         };
-        let waiting = match (load(&self.in_flight), load(&self.head_since)) {
-            (0, 0) => (after(load(&self.moved).max(load(&self.answered)), limits.idle_timeout), "idle (limits.idle_timeout)"),
+        let waiting = match (self.idle_since(), load(&self.head_since)) {
+            (Some(since), _) => (after(since, limits.idle_timeout), "idle (limits.idle_timeout)"),
             // Over HTTP/1 a head is on its way only while nothing is answered.
-            (_, since) if since != 0 => {
+            (None, since) if since != 0 => {
                 (after(since, limits.header_timeout), "the request's head did not come in time (limits.header_timeout)")
             }
-            _ => (u64::MAX, ""),
+            (None, _) => (u64::MAX, ""),
         };
         blocked.min(waiting)
     }
@@ -210,7 +207,7 @@ impl Activity {
     }
 }
 
-/// Whether so many bytes in so long are fewer than `rate` a second.
+/// Whether this many bytes in this span are fewer than `rate` a second.
 pub(super) fn is_too_slow(bytes: u64, span: Duration, rate: u64) -> bool {
     u128::from(bytes) * 1000 < u128::from(rate) * span.as_millis()
 }

@@ -10,10 +10,10 @@ const BURST: u32 = 1000;
 const EACH_SECOND: u32 = 100;
 /// From this many reset streams on, most of a connection's streams must end otherwise.
 const RESETS: u32 = 100;
-/// After so many streams those before count half.
+/// After this many streams those before count half.
 const STREAMS: u32 = 1000;
 
-/// What a connection has brought.
+/// What the client of a connection has sent.
 #[derive(Debug)]
 pub struct Flood {
     left: u32,

@@ -50,7 +50,7 @@ pub struct Frames {
     newest: u32,
     /// The streams whose requests have begun and not ended, as far as is seen here: not when the server resets them.
     open: BTreeSet<u32>,
-    /// What it has brought that costs more than it says.
+    /// What the client sent that costs more to answer than to send.
     flood: Flood,
     /// The largest block of fields, in bytes as it is sent.
     max_block: usize,

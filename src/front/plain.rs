@@ -13,10 +13,12 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::deadlines::{Activity, InFlight, LARGE, limit_unsent};
+use super::deadlines::{Activity, InFlight, limit_unsent};
 use crate::request::short_way::{ShortWay, Waiting, Way};
 
-/// Bodies of up to so many bytes are copied behind their heads: one write is cheaper than a vectored one.
+/// A response of more bytes may take a slow client long.
+const LARGE: usize = 64 << 10;
+/// Bodies of up to this many bytes are copied behind their heads: one write is cheaper than a vectored one.
 const COPIED: usize = 1024;
 
 thread_local!(

@@ -370,7 +370,7 @@ impl AsyncWrite for Socket {
         }
         // The client may be sending a body that was answered before its end, or more requests than it may.
         let is_read = this.framing.is_between_requests() || this.framing.is_http2();
-        if this.notes.refused.get().is_none() && !this.broken && is_read && this.linger.is_none() {
+        if this.notes.refused.get().is_none() && !this.broken && is_read {
             return Pin::new(&mut this.stream).poll_shutdown(cx);
         }
         if this.linger.is_none() {

@@ -67,7 +67,7 @@ impl Stream {
         usize::try_from(self.piece.load(Ordering::Relaxed)).unwrap_or(1 << 10)
     }
 
-    /// So many bytes wait for the client from now on.
+    /// This many bytes wait for the client from now on.
     pub fn gave(&self, bytes: usize) {
         self.waiting.store(bytes as u64, Ordering::Relaxed);
         self.since.store(self.now(), Ordering::Relaxed);

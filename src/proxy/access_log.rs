@@ -83,7 +83,7 @@ impl Line {
         );
     }
 
-    /// Writes the line: so many bytes of the body were sent, all of it or not.
+    /// Writes the line, with how many bytes of the body were sent, and whether that is all of it.
     pub fn write(&self, bytes: u64, whole: bool) {
         let (head_ms, total_ms) = (milliseconds(self.head), milliseconds(self.started.elapsed()));
         log_line!(self, "access", bytes, whole, head_ms, total_ms);

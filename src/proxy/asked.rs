@@ -114,7 +114,7 @@ impl<'a> CacheableRequest<'a> {
     }
 }
 
-/// Who asks the upstream with a client's own request.
+/// The client and the rule for which the upstream is asked.
 pub(super) fn party(route: Option<&Route>, forwarding: Forwarding<'_>) -> Party {
     Party::client(forwarding.client.address, route.map_or("none", |route| &route.name))
 }

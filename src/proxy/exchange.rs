@@ -53,18 +53,15 @@ impl Exchange {
     /// The client left while this was being answered: says so in the log and in the span `here`.
     pub fn gave_up(&self, rules: &Rules, route: &str, parts: &request::Parts, client: IpAddr, here: Option<&Here>, outcome: &Outcome) {
         let head = self.elapsed();
-        let target = without_secrets(parts.uri.path_and_query().map_or("", |target| target.as_str()));
-        let (method, id) = (shown_method(&parts.method), self.id.to_str().unwrap_or_default());
-        let (outcome, detail, status) = (outcome.label().name(), outcome.detail(), CLIENT_LEFT);
+        let told = || told(parts, route, outcome, CLIENT_LEFT, &self.id);
         if let Some(here) = here {
-            let told = Told { method, target: target.clone(), rule: route, outcome, detail, status, id };
+            let told = told();
             here.describe(told.name(), told.attributes(), false);
         }
         if rules.access == Access::Off && !rules.are_slow(head) {
             return;
         }
-        let (id, method, target, route) = (id.to_owned(), method.to_owned(), target.into_owned(), route.to_owned());
-        let line = Line { id, client, method, target, route, outcome, detail, status, started: self.started, head };
+        let line = self.line(told(), client, head);
         if rules.are_slow(head) {
             line.write_slow(&self.spent);
         }
@@ -115,15 +112,8 @@ impl Exchange {
         outcome: &Outcome,
     ) -> Response<Reply> {
         let head = self.elapsed();
-        let told = || Told {
-            method: shown_method(&parts.method),
-            target: without_secrets(parts.uri.path_and_query().map_or("", |target| target.as_str())),
-            rule: route,
-            outcome: outcome.label().name(),
-            detail: outcome.detail(),
-            status: response.status().as_u16(),
-            id: response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default(),
-        };
+        let id = response.headers().get(REQUEST_ID).unwrap_or(&self.id);
+        let told = || told(parts, route, outcome, response.status().as_u16(), id);
         if trace::is_on() {
             let told = told();
             trace::describe(told.name(), told.attributes(), response.status().is_server_error());
@@ -137,23 +127,30 @@ impl Exchange {
         if !is_logged && !is_slow {
             return response;
         }
-        let Told { method, target, rule, outcome, detail, status, id } = told();
-        let line = Line {
-            id: id.to_owned(),
-            client,
-            method: method.to_owned(),
-            target: target.into_owned(),
-            route: rule.to_owned(),
-            outcome,
-            detail,
-            status,
-            started: self.started,
-            head,
-        };
+        let line = self.line(told(), client, head);
         if is_slow {
             line.write_slow(&self.spent);
         }
         if is_logged { response.map(|body| line.write_with(body)) } else { response }
+    }
+
+    fn line(&self, told: Told<'_>, client: IpAddr, head: Duration) -> Line {
+        let Told { method, target, rule, outcome, detail, status, id } = told;
+        let (id, method, target, route) = (id.to_owned(), method.to_owned(), target.into_owned(), rule.to_owned());
+        Line { id, client, method, target, route, outcome, detail, status, started: self.started, head }
+    }
+}
+
+/// What the log and the span say of a request.
+fn told<'a>(parts: &'a request::Parts, rule: &'a str, outcome: &'a Outcome, status: u16, id: &'a HeaderValue) -> Told<'a> {
+    Told {
+        method: shown_method(&parts.method),
+        target: without_secrets(parts.uri.path_and_query().map_or("", |target| target.as_str())),
+        rule,
+        outcome: outcome.label().name(),
+        detail: outcome.detail(),
+        status,
+        id: id.to_str().unwrap_or_default(),
     }
 }
 

@@ -34,7 +34,7 @@ use crate::upstream::request_fields::{self, Negotiable, is_keyed_range};
 const SETTLE: Duration = Duration::from_millis(20);
 /// The body of a response that may be replaced by a stale one is waited for this long before its head is sent.
 const WHOLE: Duration = Duration::from_millis(250);
-/// Responses of up to so many bytes count as small.
+/// Responses of up to this many bytes count as small.
 const SMALL: u64 = 64 << 10;
 /// After this many fetches that were answered for others a request is passed.
 const MOST_TURNS: usize = 3;
@@ -275,7 +275,6 @@ impl Proxy {
             collapse_key: request.collapse_key(),
             credentials_key: request.credentials_key(),
             party: party(Some(request.route), request.forwarding),
-            route: request.route.name.clone(),
             policy: FreshnessPolicy { authorized: request.authorized, ..policy },
             match_language: request.route.match_language,
             complete_ranges: request.route.complete_ranges,

@@ -1,12 +1,12 @@
 //! From what is stored, or is being fetched, to a response for one client.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, RANGE, VIA};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::inflate::Inflate;
 use crate::body::{Reply, Stream};
@@ -25,37 +25,32 @@ const INFLATE_HERE: usize = 4 << 10;
 /// What is inflated on the spot has at most these many bytes.
 const INFLATED_HERE: usize = 2 << 20;
 
-/// Bytes of all bodies that were inflated as a whole and are held by anybody: by memory, or by a client that takes its time.
+/// Bytes of all bodies that were inflated as a whole and are held, by memory or by a client that reads slowly.
 const MOST_INFLATED: usize = 128 << 20;
 /// Smaller ones are not counted.
 const COUNTED: usize = 16 << 10;
-static INFLATED: AtomicUsize = AtomicUsize::new(0);
+static INFLATED: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MOST_INFLATED)));
 
-/// Room for a body that is inflated as a whole, in bytes, until this is dropped.
-struct Room(usize);
+/// Room for a body that is inflated as a whole, a permit for each byte; `None` inside: it is not counted.
+struct Room(Option<OwnedSemaphorePermit>);
 
 impl Room {
     /// Room for what a stored body says that it inflates to; `None`: too much is held already.
     fn take(stored: &StoredResponse) -> Option<Self> {
         let bytes = told_length(&stored.body);
         if bytes < COUNTED {
-            return Some(Self(0));
+            return Some(Self(None));
         }
-        let taken = INFLATED
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| used.checked_add(bytes).filter(|&sum| sum <= MOST_INFLATED))
-            .is_ok();
-        taken.then_some(Self(bytes))
+        let taken = Arc::clone(&INFLATED).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
+        Some(Self(Some(taken)))
     }
 
     /// The same bytes, which take the room for as long as they are held.
     fn hold(self, bytes: Bytes) -> Bytes {
-        if self.0 == 0 { bytes } else { Bytes::from_owner(Held { bytes, _room: self }) }
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        INFLATED.fetch_sub(self.0, Ordering::Relaxed);
+        match self.0 {
+            Some(_) => Bytes::from_owner(Held { bytes, _room: self }),
+            None => bytes,
+        }
     }
 }
 
@@ -101,7 +96,7 @@ pub async fn from_stored(
                 let inflating = Inflate::to_at_most(crate::body::full(stored.body.clone()), stored.inflation_limit(max_object));
                 return Ok(build(stored.status, headers, Bytes::new()).map(|_| Reply::Stream(inflating.boxed_unsync())));
             }
-            None => Box::pin(inflate(store, entry, stored, max_object, Room(0))).await?,
+            None => Box::pin(inflate(store, entry, stored, max_object, Room(None))).await?,
         },
     };
     if ranged {

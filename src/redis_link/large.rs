@@ -33,9 +33,6 @@ pub struct Large {
     refused: std::sync::Mutex<Option<(usize, Instant)>>,
 }
 
-/// Room for a value that is on its way, until this is dropped.
-pub struct Room(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
-
 /// The longest that a command with a value of `size` bytes may take, where a small one has `deadline`.
 #[must_use]
 pub fn deadline_of(size: usize, deadline: Duration) -> Duration {
@@ -49,16 +46,16 @@ impl Large {
         Self { client, connection: Mutex::default(), room, refused: std::sync::Mutex::default() }
     }
 
-    /// Room for a value.
+    /// Room for a value, until the permit is dropped.
     ///
     /// # Errors
     /// Redis takes none of that size, or too much is on its way.
-    pub fn room(&self, size: usize) -> Result<Room, RedisFailure> {
+    pub fn room(&self, size: usize) -> Result<OwnedSemaphorePermit, RedisFailure> {
         if self.refused().is_some_and(|(least, until)| size >= least && Instant::now() < until) {
             return Err(RedisFailure::TooLarge);
         }
         let permits = u32::try_from(size).map_err(|_| RedisFailure::TooLarge)?;
-        Arc::clone(&self.room).try_acquire_many_owned(permits).map(Room).map_err(|_| RedisFailure::Full)
+        Arc::clone(&self.room).try_acquire_many_owned(permits).map_err(|_| RedisFailure::Full)
     }
 
     /// Another Redis may answer: it may take what the one before did not.

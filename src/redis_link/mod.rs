@@ -32,7 +32,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Cmd, Pipeline, RedisError, Value};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
@@ -41,10 +41,10 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use connections::{ConnectionSet, Connections, OnConnect};
 use failure::{RedisFailure, Scope};
-use large::{LARGE, Room, deadline_of};
+use large::{LARGE, deadline_of};
 use reads::{Read, Reads};
 
-/// So many turns of the runtime from the socket to whoever waits: one reads, one hands out, and one to spare.
+/// Turns of the runtime from the socket to the task that waits: one reads, one hands out, and one to spare.
 const TURNS: usize = 3;
 /// A write may take this many times as long as a read: no client waits for it.
 const WRITE_FACTOR: u32 = 10;
@@ -112,7 +112,7 @@ impl RedisLink {
     ///
     /// # Errors
     /// Redis takes none of that size, or too much is on its way. It is counted.
-    pub fn room(&self, size: usize) -> Result<Room, RedisFailure> {
+    pub fn room(&self, size: usize) -> Result<OwnedSemaphorePermit, RedisFailure> {
         self.connections.large.room(size).inspect_err(|failure| self.count("write", failure))
     }
 

@@ -1,6 +1,6 @@
 //! Who asks, and by which address they reached Sluice, as far as that can be known.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::header::HOST;
 use http::uri::Authority;
@@ -58,6 +58,15 @@ impl Client {
         let host = host.or_else(|| Some(request_authority(request)?.to_str().ok()?.to_owned()));
         let authority = host.and_then(|host| host.parse::<Authority>().ok()).filter(|host| !host.as_str().contains('@'));
         Self { address, reached: authority.map(|authority| PublicUrl { scheme, authority }) }
+    }
+}
+
+/// The address by which a client is counted: a client that has one address of an IPv6 /64 has all of them, so these count as one.
+#[must_use]
+pub fn counted_address(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        address @ IpAddr::V4(_) => address,
     }
 }
 

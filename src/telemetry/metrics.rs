@@ -388,11 +388,6 @@ impl Metrics {
                 self.timeline_checks.with_label_values(&[endpoint, result]);
             }
         }
-        for phase in ["ask", "upload", "download", "stream"] {
-            for why in ["full", "displaced", "timeout"] {
-                self.backend_rejected.with_label_values(&[phase, why]);
-            }
-        }
         for op in ["read", "write"] {
             for kind in STORE_ERRORS {
                 self.store_errors.with_label_values(&["redis", op, kind]);

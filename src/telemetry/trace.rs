@@ -140,7 +140,7 @@ pub fn describe(name: String, attributes: Vec<KeyValue>, is_error: bool) {
 /// The span that was current at some moment.
 pub struct Here(Context);
 
-/// The current span, if there is one, for what is told of it where it is not current any more.
+/// The current span, if there is one, so that it can be described where it is not the current one any more.
 #[must_use]
 pub fn here() -> Option<Here> {
     is_on().then(|| Here(Context::current()))

@@ -2,11 +2,13 @@
 //! [`admission`](super).
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who asks for a place.
+use crate::request::client::counted_address;
+
+/// The client and the rule that a place is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Party {
     /// The client's address, as far as it counts: [`Party::client`]. `None`: Sluice itself.
@@ -19,21 +21,13 @@ impl Party {
     /// A client at `address`, on a rule.
     #[must_use]
     pub fn client(address: IpAddr, rule: &str) -> Self {
-        Self { address: Some(counted(address)), rule: rule.into() }
+        Self { address: Some(counted_address(address)), rule: rule.into() }
     }
 
     /// Sluice itself, on a rule: no client waits.
     #[must_use]
     pub fn own(rule: &str) -> Self {
         Self { address: None, rule: rule.into() }
-    }
-}
-
-/// An IPv6 client has a whole /64, whose addresses count as one.
-fn counted(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -197,8 +191,8 @@ impl Machine {
     }
 
     /// How many requests wait for a place of a phase.
-    #[must_use]
-    pub fn waiting(&self, phase: Phase) -> usize {
+    #[cfg(test)]
+    pub(super) fn waiting(&self, phase: Phase) -> usize {
         self.pending.values().filter(|pending| pending.phase == phase).count()
     }
 
@@ -218,7 +212,7 @@ impl Machine {
     /// A request asks for a place, at `now` after some fixed moment. It waits if there is none and it `may_wait`. Returns also a request that
     /// waits no longer and has no place, since this one has taken its place in the queue.
     pub fn arrive(&mut self, now: Duration, phase: Phase, party: &Party, may_wait: bool) -> (Arrival, Option<Ticket>) {
-        // Who may take a place that is free would not be waiting, so nobody is passed over.
+        // A request that waits may not take any place that is free, so this one passes over none.
         let pool = &mut self.pools[phase as usize];
         if pool.may_take(party) {
             pool.take(party);
@@ -227,13 +221,11 @@ impl Machine {
         if !may_wait {
             return (Arrival::Refused, None);
         }
-        let displaced = if self.queue.may_take(party) { None } else { self.displaced_by(party) };
-        match displaced {
-            Some(ticket) => {
-                self.leave(ticket);
-            }
-            None if self.queue.may_take(party) => {}
-            None => return (Arrival::Refused, None),
+        let mut displaced = None;
+        if !self.queue.may_take(party) {
+            displaced = self.displaced_by(party);
+            let Some(ticket) = displaced else { return (Arrival::Refused, None) };
+            self.leave(ticket);
         }
         self.queue.take(party);
         let ticket = self.next;
@@ -242,8 +234,8 @@ impl Machine {
         (Arrival::Pending(ticket), displaced)
     }
 
-    /// Whose place in a full queue a request takes: the oldest of the address that has most in it, if that has at least two more than
-    /// the request's own.
+    /// The request whose place in a full queue another one takes: the oldest of the address that has most in it, if that address has at
+    /// least two more there than the other's own.
     fn displaced_by(&self, party: &Party) -> Option<Ticket> {
         let (&address, &most) = self.queue.by_address.iter().max_by_key(|&(_, &held)| held)?;
         if most < self.queue.of_address(party) + 2 {

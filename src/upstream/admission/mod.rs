@@ -65,6 +65,11 @@ impl Admission {
     #[must_use]
     pub fn new(bounds: Bounds, patience: Duration, metrics: Arc<Metrics>) -> Arc<Self> {
         let active = Phase::ALL.map(|phase| metrics.backend_active.with_label_values(&[phase.name()]));
+        for phase in Phase::ALL {
+            for why in ["full", "displaced", "timeout"] {
+                metrics.backend_rejected.with_label_values(&[phase.name(), why]);
+            }
+        }
         let state = Mutex::new(State { machine: Machine::new(bounds), waiting: HashMap::new() });
         Arc::new(Self { state, start: Instant::now(), patience, active, metrics })
     }
