@@ -13,15 +13,21 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::connect::{CONNECT_TIMEOUT, connect};
 use super::failure::RedisFailure;
-use super::large::{CONNECT_TIMEOUT, Large, connection_config};
+use super::large::Large;
 use super::reads::Reads;
 use crate::breaker::Backoff;
 use crate::telemetry::metrics::Metrics;
 
-/// Connections: the first writes, so that a large object on its way out delays no read; the others read in turn, for threads that
-/// have none of their own.
-const CONNECTIONS: usize = 3;
+/// Connections of a set.
+const CONNECTIONS: usize = 4;
+/// The one that writes, so that nothing on its way out delays a read.
+const WRITING: usize = 0;
+/// The one over which Redis is asked whether it answers at all. It carries nothing else.
+const ASKING_ALIVE: usize = 1;
+/// From this one on they read in turn, for threads that have none of their own.
+const READING: usize = 2;
 /// How long a failing Redis is left alone between attempts. Recovery is seen within the longest.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(800), tolerated: 0 };
 /// How often a connection is used that would be idle otherwise: Redis ends none sooner than after a second.
@@ -49,8 +55,8 @@ pub(super) struct Connections {
     /// Whether the connections broke, or were never made, and Redis has not been found to be away since.
     asking: AtomicBool,
     asked: Notify,
-    /// How often connections were made.
-    made: watch::Sender<u64>,
+    /// Changes when connections were made.
+    made: watch::Sender<()>,
     /// Whether Redis is being asked if it answers at all.
     doubting: AtomicBool,
     /// For values that are large.
@@ -87,7 +93,7 @@ impl Connections {
     pub(super) fn new(client: Client, metrics: Arc<Metrics>) -> Self {
         Self {
             large: Large::new(client.clone()),
-            made: watch::Sender::new(0),
+            made: watch::Sender::new(()),
             doubting: AtomicBool::new(false),
             client,
             sets: ArcSwapOption::empty(),
@@ -118,7 +124,7 @@ impl Connections {
     pub(super) fn pick(self: &Arc<Self>, write: bool) -> Option<(MultiplexedConnection, ConnectionSet)> {
         let set = self.sets.load_full()?;
         if write {
-            return Some((set[0].clone(), set));
+            return Some((set[WRITING].clone(), set));
         }
         let own = self.own(&set, |connection, _| connection.clone());
         Some((own.unwrap_or_else(|| self.next_reader(&set)), set))
@@ -126,8 +132,8 @@ impl Connections {
 
     /// The connection over which the next thread reads that has none of its own.
     pub(super) fn next_reader(&self, set: &ConnectionSet) -> MultiplexedConnection {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % (set.len() - 1);
-        set[1 + turn].clone()
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % (set.len() - READING);
+        set[READING + turn].clone()
     }
 
     /// Does something with the connection of this thread, which is made when the thread reads first. It is driven where its answers
@@ -154,8 +160,8 @@ impl Connections {
     /// Makes this thread's own connection, and looks for as long as it is used whether it still stands: Redis may end what is idle
     /// (`timeout`), or an operator may (`CLIENT KILL`).
     async fn make_own(self: Arc<Self>, set: ConnectionSet) {
-        let Ok(mut connection) = self.client.get_multiplexed_async_connection_with_config(&connection_config()).await else { return };
-        let is_ours = OWN.with_borrow_mut(|own| {
+        let Ok(mut connection) = connect(&self.client).await else { return };
+        let number = OWN.with_borrow_mut(|own| {
             let is_ours = own.is_of(&set) && own.connection.is_none();
             if is_ours {
                 own.connection = Some(connection.clone());
@@ -163,7 +169,7 @@ impl Connections {
             }
             is_ours.then_some(own.number)
         });
-        let (Some(number), set) = (is_ours, Arc::downgrade(&set)) else { return };
+        let (Some(number), set) = (number, Arc::downgrade(&set)) else { return };
         loop {
             sleep(LOOK).await;
             let is_used = OWN.with_borrow(|own| own.number == number);
@@ -186,7 +192,7 @@ impl Connections {
         }
     }
 
-    /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries no values; if it
+    /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries nothing else; if it
     /// does not answer there either, it is taken out of the way.
     pub(super) fn doubt(self: &Arc<Self>, set: &ConnectionSet, deadline: Duration) {
         if self.doubting.swap(true, Ordering::AcqRel) {
@@ -194,7 +200,7 @@ impl Connections {
         }
         let (connections, set) = (Arc::clone(self), Arc::clone(set));
         tokio::spawn(async move {
-            let mut connection = set[0].clone();
+            let mut connection = set[ASKING_ALIVE].clone();
             let is_alive = answers(&mut connection, deadline).await;
             connections.doubting.store(false, Ordering::Release);
             if !is_alive {
@@ -253,7 +259,7 @@ impl Connections {
                 Ok(Ok(set)) => {
                     let set = Arc::new(set);
                     let before = self.sets.swap(Some(Arc::clone(&set)));
-                    self.made.send_modify(|times| *times += 1);
+                    self.made.send_replace(());
                     self.large.forget();
                     self.metrics.breaker_open.with_label_values(&["redis"]).set(0);
                     if before.is_none() {
@@ -267,8 +273,8 @@ impl Connections {
                         continue;
                     }
                 }
-                Ok(Err(error)) => self.failed_to_connect(failures, &error.to_string()),
-                Err(_) => self.failed_to_connect(failures, "no answer in time"),
+                Ok(Err(error)) => self.failed_to_connect(failures, &error.to_string()).await,
+                Err(_) => self.failed_to_connect(failures, "no answer in time").await,
             }
             failures += 1;
             sleep(RECONNECT.after(failures)).await;
@@ -290,25 +296,48 @@ impl Connections {
         }
     }
 
-    fn failed_to_connect(&self, failures: u32, error: &str) {
-        // What could not be renewed is not used any more either.
+    async fn failed_to_connect(&self, failures: u32, error: &str) {
+        self.metrics.store_errors.with_label_values(&["redis", "connect", "failed"]).inc();
+        let address = self.client.get_connection_info().addr();
         if let Some(set) = self.sets.load_full() {
+            // Redis may take no more connections (`maxclients`) and still answer over those that stand.
+            if self.keep_living(&set).await {
+                if failures == 0 {
+                    tracing::warn!(%address, error, "a connection to Redis broke and no new one can be made (maxclients of Redis?); the others are used on");
+                }
+                return;
+            }
             self.take_down(&set, "connection");
             self.end_asking();
         }
         self.metrics.breaker_open.with_label_values(&["redis"]).set(1);
-        self.metrics.store_errors.with_label_values(&["redis", "connect", "failed"]).inc();
         if failures == 0 {
-            let address = self.client.get_connection_info().addr();
             tracing::warn!(%address, error, "Redis cannot be reached; requests go on without it (cache.redis says where it is)");
         }
     }
 
+    /// Has those of a set that still answer take the places of the others. Whether there are any.
+    async fn keep_living(&self, set: &ConnectionSet) -> bool {
+        let mut living = Vec::with_capacity(CONNECTIONS);
+        for connection in set.iter() {
+            if answers(&mut connection.clone(), CONNECT_TIMEOUT).await {
+                living.push(connection.clone());
+            }
+        }
+        if living.len() == set.len() || living.is_empty() {
+            return !living.is_empty();
+        }
+        let kept = Arc::new(living.iter().cycle().take(CONNECTIONS).cloned().collect());
+        // Unless Redis was taken out of the way meanwhile.
+        let previous = self.sets.compare_and_swap(set, Some(kept));
+        self.made.send_replace(());
+        previous.as_ref().is_some_and(|previous| Arc::ptr_eq(previous, set))
+    }
+
     async fn connect(&self, first: &dyn OnConnect) -> Result<Vec<MultiplexedConnection>, RedisError> {
-        let config = connection_config();
         let mut set = Vec::with_capacity(CONNECTIONS);
         for _ in 0..CONNECTIONS {
-            let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            let mut connection = connect(&self.client).await?;
             // A Redis that is loading its data, or wants a password, says so here and not to a request.
             connection.send_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error)?;
             set.push(connection);

@@ -8,15 +8,16 @@
 //! | failure | what follows |
 //! |---|---|
 //! | a refused command (full, read-only, not allowed, of another type) | that command's alone |
-//! | a value that Redis does not take | it is not tried again; it went over a connection of its own ([`large`]) |
+//! | a value that Redis does not take | it is not tried again for a minute; it went over a connection of its own ([`large`]) |
 //! | a connection broke | a read goes once more over another one; the broken one is made anew, while the others are used |
-//! | no answer in time | that read is a miss; Redis is asked whether it answers at all, over the connection that carries no values. If not: |
+//! | no answer in time | that read is a miss; Redis is asked whether it answers at all, over a connection that carries nothing else. If not: |
 //! | Redis does not answer, says that it cannot, or takes no connection | nothing touches it until a task in the background has seen it answer again |
 //!
 //! Connections are used at least twice a second, so that Redis takes none for idle.
 //!
 //! Knows commands and answers. Knows nothing of what they mean.
 
+mod connect;
 pub mod connections;
 pub mod failure;
 pub mod large;
@@ -41,7 +42,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use connections::{ConnectionSet, Connections, OnConnect};
 use failure::{RedisFailure, Scope};
-use large::{LARGE, deadline_of};
+use large::LARGE;
 use reads::{Read, Reads};
 
 /// Turns of the runtime from the socket to the task that waits: one reads, one hands out, and one to spare.
@@ -127,10 +128,8 @@ impl RedisLink {
         if !self.is_up() {
             return Err(RedisFailure::Down);
         }
-        let (began, started) = (begin(), Instant::now());
-        let deadline = deadline_of(size, self.read_timeout * WRITE_FACTOR);
-        let answer = self.connections.large.call(command, size, deadline).await;
-        self.connections.metrics.store_seconds.with_label_values(&["redis", "write"]).observe(started.elapsed().as_secs_f64());
+        let began = begin();
+        let answer = self.timed("write", self.connections.large.write(command, size, self.read_timeout * WRITE_FACTOR)).await;
         if let Err(failure) = &answer {
             self.count("write", failure);
         }
@@ -138,11 +137,20 @@ impl RedisLink {
         answer
     }
 
+    /// Waits for an answer, and notes how long it took.
+    async fn timed<T>(&self, op: &'static str, answering: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let answer = answering.await;
+        self.connections.metrics.store_seconds.with_label_values(&["redis", op]).observe(started.elapsed().as_secs_f64());
+        answer
+    }
+
     fn count(&self, op: &str, failure: &RedisFailure) {
         self.connections.metrics.store_errors.with_label_values(&["redis", op, failure.classify().0]).inc();
     }
 
-    /// What is kept under a name. What one thread reads at the same time goes in one round trip.
+    /// What is kept under a name. What one thread reads at the same time goes in one round trip; the rest of what is large comes over a
+    /// connection of its own.
     ///
     /// # Errors
     /// [`RedisFailure`].
@@ -163,8 +171,20 @@ impl RedisLink {
         if let Err(failure) = &read
             && failure.classify().1 == Scope::Connection
         {
-            // Redis may be well. Whatever it would have said is asked for once more, over another connection.
+            // Redis may be well. What it would have said is asked for once more, over another connection.
             read = self.get_again(name, &set).await;
+        }
+        if let Ok(Some(kept)) = &mut read
+            && kept.bytes.len() == LARGE
+        {
+            match self.timed("read", self.connections.large.read(name, self.read_timeout)).await {
+                Ok(Some(bytes)) => kept.bytes = bytes,
+                Ok(None) => read = Ok(None),
+                Err(failure) => {
+                    self.count("read", &failure);
+                    read = Err(failure);
+                }
+            }
         }
         tell("read", began, &read);
         read
@@ -248,9 +268,7 @@ impl RedisLink {
         set: &ConnectionSet,
         answering: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisFailure> {
-        let started = Instant::now();
-        let answer = in_time(deadline, answering).await;
-        self.connections.metrics.store_seconds.with_label_values(&["redis", op]).observe(started.elapsed().as_secs_f64());
+        let answer = self.timed(op, in_time(deadline, answering)).await;
         let answer = answer.ok_or(RedisFailure::Timeout).and_then(|answer| answer.map_err(RedisFailure::Error));
         if let Err(failure) = &answer {
             self.failed(op, set, failure);

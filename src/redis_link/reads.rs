@@ -6,14 +6,15 @@ use redis::{Pipeline, RedisError, Value};
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
 use super::failure::RedisFailure;
+use super::large::LARGE;
 
-/// So many reads go together at most: the first answer waits for the last.
+/// At most this many reads go together: the first answer waits for the last.
 const MOST: usize = 32;
 
 /// What Redis keeps under a name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// The bytes.
+    /// The bytes; of a large value the first ones, until it has been read over a connection of its own.
     pub bytes: Vec<u8>,
     /// For how long Redis will keep them; `None`: for ever.
     pub left: Option<Duration>,
@@ -33,7 +34,8 @@ impl Reads {
     /// Adds a read. Its answer comes with those of all others.
     pub fn add(&mut self, name: &str) -> Receiver<Read> {
         let (sender, receiver) = oneshot::channel();
-        self.commands.get(name).pttl(name);
+        // However large the value is: others wait behind it.
+        self.commands.getrange(name, 0, LARGE as isize - 1).pttl(name);
         self.waiting.push(sender);
         receiver
     }
@@ -68,7 +70,7 @@ impl Reads {
             if let (Ok(()), Err(refusal)) = (&first_refusal, &read) {
                 first_refusal = Err(refusal.clone());
             }
-            // Whoever asked may be gone.
+            // The task that asked may be gone.
             let _ = sender.send(read.map_err(RedisFailure::Error));
         }
         first_refusal
@@ -82,15 +84,14 @@ impl Reads {
     }
 }
 
-/// What the answers to `GET` and `PTTL` say.
+/// What the answers to `GETRANGE` and `PTTL` say. The first has no bytes also where there is nothing; the second is -2 then.
 fn kept(bytes: Option<Value>, left: Option<Value>) -> Result<Option<Kept>, RedisError> {
-    let left = match left.unwrap_or(Value::Nil).extract_error()? {
-        Value::Int(left) => u64::try_from(left).ok().map(Duration::from_millis),
-        _ => None,
-    };
-    match bytes.unwrap_or(Value::Nil).extract_error()? {
-        Value::BulkString(bytes) => Ok(Some(Kept { bytes, left })),
-        _ => Ok(None),
+    let left = left.unwrap_or(Value::Nil).extract_error()?;
+    let Value::BulkString(bytes) = bytes.unwrap_or(Value::Nil).extract_error()? else { return Ok(None) };
+    match left {
+        Value::Int(-2) if bytes.is_empty() => Ok(None),
+        Value::Int(left) => Ok(Some(Kept { bytes, left: u64::try_from(left).ok().map(Duration::from_millis) })),
+        _ => Ok(Some(Kept { bytes, left: None })),
     }
 }
 
@@ -107,7 +108,8 @@ mod tests {
         let bytes = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let answers = [
             [bytes("a"), Value::Int(1500)],
-            [Value::Nil, Value::Int(-2)],
+            [bytes(""), Value::Int(-2)],
+            [bytes(""), Value::Int(7)],
             [refused("WRONGTYPE"), Value::Int(3)],
             [bytes("b"), Value::Int(-1)],
             [bytes("c"), refused("NOPERM")],
@@ -116,7 +118,7 @@ mod tests {
         let mut reads = Reads::default();
         // One more than there are answers.
         let mut receivers: Vec<_> = (0..=answers.len()).map(|number| reads.add(&number.to_string())).collect();
-        assert_eq!(reads.commands().len(), 14);
+        assert_eq!(reads.commands().len(), 16);
         let first_refusal = reads.answer(answers.into_iter().flatten().collect()).unwrap_err();
         assert_eq!(first_refusal.code(), Some("WRONGTYPE"));
         let mut said = receivers.iter_mut().map(|receiver| match receiver.try_recv().unwrap() {
@@ -124,7 +126,7 @@ mod tests {
             Ok(None) => "nothing".to_owned(),
             Err(failure) => failure.classify().0.to_owned(),
         });
-        for expected in ["a Some(1.5s)", "nothing", "refused", "b None", "forbidden", "nothing", "nothing"] {
+        for expected in ["a Some(1.5s)", "nothing", " Some(7ms)", "refused", "b None", "forbidden", "nothing", "nothing"] {
             assert_eq!(said.next().as_deref(), Some(expected));
         }
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use crate::support::relay::Relay;
 use crate::support::{Backend, Connection, Redis, Sluice, ok, one_rule, until};
 
 async fn over(redis: &str) -> (Backend, Sluice) {
@@ -218,6 +220,72 @@ async fn connections_that_redis_ends_cost_no_miss() {
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         assert!(sluice.get("/1").await.cache_status().contains("hit"));
         redis.command(&[b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_large_has_time_by_its_size_and_holds_up_nothing_else() {
+    let redis = Redis::start(&[]).await;
+    let backend = Backend::start(|asked| match asked.target.as_str() {
+        "/large" => {
+            let mut random = fastrand::Rng::with_seed(7);
+            ok("", &(0..2 << 20).map(|_| random.u8(..)).collect::<Vec<u8>>())
+        }
+        target => ok("", target.as_bytes()),
+    })
+    .await;
+    // What is large takes half a second here, what is not a tenth of its deadline.
+    let relay = Relay::slow(redis.port, 4 << 20).await;
+    let sluice = Sluice::over_redis(backend.address, &relay.url(), "redis_timeout='300ms'\nmax_object='16MiB'");
+    for target in ["/large", "/small"] {
+        until("it is a hit from Redis", || async { sluice.get(target).await.cache_status().contains("hit") }).await;
+    }
+    let count = backend.count();
+    let beside = async {
+        let mut connection = Connection::open(sluice.address).await;
+        for _ in 0..100 {
+            let answer = connection.ask("GET", "/small", &[], b"").await;
+            assert!(answer.cache_status().contains("hit"), "{}", answer.cache_status());
+        }
+    };
+    let large = async {
+        for _ in 0..3 {
+            let answer = sluice.get("/large").await;
+            assert!(answer.cache_status().contains("hit") && answer.body.len() == 2 << 20, "{}", answer.cache_status());
+        }
+    };
+    tokio::join!(beside, large);
+    assert_eq!(backend.count(), count);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_values_are_written_though_redis_ended_their_connection() {
+    let redis = Redis::start(&["--timeout", "1"]).await;
+    hits_of_others_stay_hits(&redis, "16MiB", async |sluice| {
+        for number in 0..3 {
+            // The connection for large values is idle for longer than Redis lets it be.
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            let target = format!("/large/{number}");
+            sluice.get(&target).await;
+            until("it is in Redis", || async { sluice.get(&target).await.cache_status().contains("hit") }).await;
+        }
+        assert_eq!(sluice.metric("store_errors_total", &["kind=\"too_large\""]).await, 0.0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_stand_are_used_while_no_new_ones_can_be_made() {
+    let redis = Redis::start(&[]).await;
+    hits_of_others_stay_hits(&redis, "16MiB", async |sluice| {
+        let list = redis.command(&[b"CLIENT", b"LIST", b"TYPE", b"normal"]).await;
+        let list = String::from_utf8_lossy(&list).into_owned();
+        let ids = list.lines().filter_map(|line| line.split(' ').find_map(|field| field.strip_prefix("id=")?.parse::<u64>().ok()));
+        // The first that was made writes.
+        let commands = format!("CONFIG SET maxclients 1\r\nCLIENT KILL ID {}\r\n", ids.min().unwrap());
+        TcpStream::connect(("127.0.0.1", redis.port)).await.unwrap().write_all(commands.as_bytes()).await.unwrap();
+        until("it is seen", || async { sluice.metric("store_errors_total", &["op=\"connect\""]).await >= 2.0 }).await;
     })
     .await;
 }

@@ -263,7 +263,7 @@ async fn redis_is_asked_once_for_a_hit_and_once_for_a_miss() {
     let (backend, sluice) = over(&redis, "redis_timeout='5s'").await;
     let gets = || async {
         let text = String::from_utf8(redis.command(&[b"INFO", b"commandstats"]).await).unwrap();
-        let calls = text.split("cmdstat_get:calls=").nth(1).unwrap().split(',').next().unwrap();
+        let calls = text.split("cmdstat_getrange:calls=").nth(1).unwrap().split(',').next().unwrap();
         calls.parse::<usize>().unwrap()
     };
     for (target, asks) in [("/x", 0), ("/new", 20)] {
