@@ -1,5 +1,7 @@
 //! Bodies as every room hands them on: of requests on their way to the upstream, and of responses on their way to clients.
 
+pub mod lent;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! What is stored under a key.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use super::key::{Canonical, Key};
 use super::ready::{Head, Ready};
 use super::void::effect::Effect;
 use super::void::moment::Moment;
+use crate::body::lent::{LARGE, Lender, Reading};
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
 use crate::http::encoding::{Coding, gunzip, inflation_limit};
@@ -70,6 +71,8 @@ pub struct StoredResponse {
     pub body: Bytes,
     /// The identity bytes too, once they have been asked for often enough to be kept.
     pub plain: Option<Bytes>,
+    /// What lends its bytes to clients, if they are many.
+    lender: Option<Lender>,
     /// The heads with which it is sent, each made when it first is: plain, coded, and each as a 304. `None`: not one that can be kept as bytes.
     heads: [OnceLock<Option<Box<Head>>>; 4],
 }
@@ -81,13 +84,16 @@ impl StoredResponse {
         if coding != Coding::Opaque {
             fields.remove(CONTENT_ENCODING);
         }
-        Self { status, coding, sent_coding, body, plain: None, heads: Default::default(), fields }
+        let lender = Lender::new(body.len());
+        Self { status, coding, sent_coding, body, plain: None, lender, heads: Default::default(), fields }
     }
 
     /// The same response with its identity bytes at hand too.
     #[must_use]
     pub fn with_plain(&self, plain: Bytes) -> Self {
-        Self { plain: Some(plain), heads: Default::default(), ..self.clone() }
+        // The coded bytes are another response's still, which lends them by itself.
+        let lender = Lender::new(plain.len());
+        Self { plain: Some(plain), lender, heads: Default::default(), ..self.clone() }
     }
 
     /// The body as the upstream meant it, without gzip (another coding stays); `None` if it is damaged or larger than
@@ -120,6 +126,18 @@ impl StoredResponse {
             (Coding::Gzip, Some(plain)) if !gzip_accepted => Form::Ready(plain),
             (Coding::Gzip, None) if !gzip_accepted => Form::Inflate(&self.body),
             _ => Form::Ready(&self.body),
+        }
+    }
+
+    /// The body of one of its forms, for a client that reads it.
+    #[must_use]
+    pub fn lend(&self, body: &Bytes) -> (Bytes, Option<Arc<Reading>>) {
+        match &self.lender {
+            Some(lender) if body.len() >= LARGE => {
+                let (bytes, reading) = lender.lend(body);
+                (bytes, Some(reading))
+            }
+            _ => (body.clone(), None),
         }
     }
 

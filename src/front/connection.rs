@@ -14,7 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
@@ -26,6 +26,7 @@ use super::outgoing;
 use super::select::{Either, select};
 use super::socket::{Notes, Socket};
 use super::stream::{Stream, Streams};
+use crate::body::lent::Reading;
 use crate::body::{BoxError, Reply};
 use crate::config::Limits;
 use crate::request::Arrival;
@@ -92,7 +93,7 @@ pub async fn serve<F, A>(
     let streams = Streams::default();
     let opened = streams.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (version, ending, notes) = (request.version(), Arc::clone(&ending), Arc::clone(&notes));
+        let (version, ending, notes, connection) = (request.version(), Arc::clone(&ending), Arc::clone(&notes), Arc::clone(&counted));
         let is_head = request.method() == Method::HEAD;
         let in_flight = InFlight::begin(&counted, version);
         let stream = (version == Version::HTTP_2).then(|| Stream::new(limits));
@@ -111,6 +112,12 @@ pub async fn serve<F, A>(
         let answering = answer(request.map(|body| RequestBody::new(body, limits)), arrival);
         async move {
             let mut response = outgoing::fit(is_head, answering.await);
+            if let Some(reading) = response.extensions_mut().remove::<Arc<Reading>>() {
+                reading.is_for(match &stream {
+                    Some(stream) => Arc::downgrade(stream) as _,
+                    None => Arc::downgrade(&connection) as _,
+                });
+            }
             if version != Version::HTTP_2 && (refused.is_some() || ending.load(Ordering::Relaxed) && version == Version::HTTP_11) {
                 // What follows has no meaning, or is for another process.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -122,7 +129,7 @@ pub async fn serve<F, A>(
             Ok::<_, Infallible>(if version == Version::HTTP_10 { response.map(|body| body.ended_by_close(notes)) } else { response })
         }
     });
-    let watched = Watched { activity, limits, draining, end, streams, way: Arc::clone(&admitted.end) };
+    let watched = Watched { activity, limits, draining, end, streams };
     match watched.serve(socket, service).await {
         Ok(()) => {}
         Err(Ended::Broken(error)) => tracing::debug!(%peer, error, "a connection ended early"),
@@ -146,8 +153,6 @@ struct Watched<'l> {
     end: Arc<AtomicBool>,
     /// Runs the streams, over HTTP/2.
     streams: Streams,
-    /// Told when it is to make room for another connection while it is idle.
-    way: Arc<Notify>,
 }
 
 impl Watched<'_> {
@@ -158,7 +163,7 @@ impl Watched<'_> {
         S: HttpService<Incoming, ResBody = ResponseBody, Error = Infallible, Future: Send + 'static> + Unpin,
     {
         loop {
-            match select(pin!(socket.answer_plain()), pin!(told(&self.activity, self.limits, &self.way, &mut self.draining))).await {
+            match select(pin!(socket.answer_plain()), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
                 Either::Busy(arrived) => arrived?,
                 Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
                 // The library knows how to end a connection.
@@ -187,7 +192,7 @@ impl Watched<'_> {
         loop {
             let quiet_or_told = async {
                 tokio::select! {
-                    told = told(&self.activity, self.limits, &self.way, &mut self.draining) => Some(told),
+                    told = told(&self.activity, self.limits, &mut self.draining) => Some(told),
                     () = self.activity.quiet_for(REST) => None,
                 }
             };
@@ -207,13 +212,13 @@ impl Watched<'_> {
         // A client may be sending a request right now, which would be lost: it is answered, and told to come again anew.
         self.end.store(true, Ordering::Relaxed);
         let ended = loop {
-            match timeout(LAST_REQUEST, select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits)))).await {
+            match timeout(LAST_REQUEST, select(Pin::new(&mut serving), pin!(overdue(&self.activity, self.limits)))).await {
                 Ok(ended) => break ended,
                 // The library would close under an answer that it knows nothing of.
                 Err(_) if self.activity.all_answered().is_none() => {}
                 Err(_) => {
                     Pin::new(&mut serving).graceful_shutdown();
-                    break select(Pin::new(&mut serving), pin!(watchdog(&self.activity, self.limits))).await;
+                    break select(Pin::new(&mut serving), pin!(overdue(&self.activity, self.limits))).await;
                 }
             }
         };
@@ -237,33 +242,30 @@ impl Watched<'_> {
             .keep_alive_interval(Some(PING_INTERVAL))
             .keep_alive_timeout(PING_TIMEOUT);
         let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
-        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &self.way, &mut self.draining))).await {
+        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
             Either::Busy(ended) => return Ok(ended?),
             Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
             Either::Quiet(Told::End) => serving.as_mut().graceful_shutdown(),
         }
-        match select(serving.as_mut(), pin!(watchdog(&self.activity, self.limits))).await {
+        match select(serving.as_mut(), pin!(overdue(&self.activity, self.limits))).await {
             Either::Busy(ended) => Ok(ended?),
             Either::Quiet(why) => Err(Ended::Overdue(why)),
         }
     }
 }
 
-/// Waits until a connection is told to make room for another, and is idle.
-async fn gives_way(activity: &Activity, way: &Notify) -> &'static str {
-    loop {
-        way.notified().await;
-        if activity.idle_for().is_some() {
-            return "it was idle, and another needs its place (limits.connections)";
-        }
+/// Waits until a connection that ends must not last any longer, and returns why.
+async fn overdue(activity: &Activity, limits: &Limits) -> &'static str {
+    tokio::select! {
+        why = watchdog(activity, limits) => why,
+        why = activity.gives_way() => why,
     }
 }
 
 /// Waits for what a connection is to be told.
-async fn told(activity: &Activity, limits: &Limits, way: &Notify, draining: &mut watch::Receiver<bool>) -> Told {
+async fn told(activity: &Activity, limits: &Limits, draining: &mut watch::Receiver<bool>) -> Told {
     tokio::select! {
-        why = watchdog(activity, limits) => Told::Overdue(why),
-        why = gives_way(activity, way) => Told::Overdue(why),
+        why = overdue(activity, limits) => Told::Overdue(why),
         _ = draining.wait_for(|&draining| draining) => Told::End,
     }
 }
@@ -276,7 +278,7 @@ mod tests {
     use http::Extensions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use tokio::sync::oneshot;
+    use tokio::sync::{Notify, oneshot};
     use tokio::task::JoinHandle;
     use tokio::time::{Instant, sleep};
 
@@ -322,7 +324,7 @@ mod tests {
         let shared = (Arc::clone(&activity), Arc::default(), Arc::default(), Arc::clone(&end));
         let socket = Socket::new(server, &limits, None, shared);
         let (_stop, draining) = watch::channel(false);
-        let mut watched = Watched { activity, limits: &limits, draining, end, streams: Streams::default(), way: Arc::default() };
+        let mut watched = Watched { activity, limits: &limits, draining, end, streams: Streams::default() };
         let mut rested = Some((socket, service));
         for _ in 0..3 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -392,7 +394,7 @@ mod tests {
                 }
                 Some(brought) if bytes.starts_with(b"GET /short ") => {
                     head.extend_from_slice(format!("HTTP/1.1 200 OK\r\nx-brought: {:?}\r\n\r\n", brought.get::<usize>()).as_bytes());
-                    Way::Answered("hello".into())
+                    Way::Answered("hello".into(), None)
                 }
                 None => {
                     self.0.notify_one();

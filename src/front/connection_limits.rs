@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntGauge};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::deadlines::Activity;
@@ -65,7 +65,6 @@ impl Open {
 struct OneOpen {
     address: Option<IpAddr>,
     activity: Arc<Activity>,
-    end: Arc<Notify>,
 }
 
 impl ConnectionLimits {
@@ -119,14 +118,14 @@ impl ConnectionLimits {
 
     fn count(&self, address: Option<IpAddr>, permit: OwnedSemaphorePermit) -> Admitted {
         let mut open = self.open();
-        let (number, activity, end) = (open.next, Arc::new(Activity::default()), Arc::new(Notify::new()));
+        let (number, activity) = (open.next, Arc::new(Activity::default()));
         open.next += 1;
-        open.connections.insert(number, OneOpen { address, activity: Arc::clone(&activity), end: Arc::clone(&end) });
+        open.connections.insert(number, OneOpen { address, activity: Arc::clone(&activity) });
         drop(open);
         if let Some((open, _)) = &self.counted {
             open.inc();
         }
-        Admitted { limits: self.clone(), address, number, activity, end, _permit: permit }
+        Admitted { limits: self.clone(), address, number, activity, _permit: permit }
     }
 
     /// Tells some idle connections to end: of the address that has most those that are idle for longest, then of the others. Whether
@@ -136,12 +135,12 @@ impl ConnectionLimits {
         let of_address = |one: &OneOpen| one.address.and_then(|address| open.by_address.get(&address)).copied().unwrap_or(0);
         let idle = open.connections.values().filter_map(|one| {
             let idle_for = one.activity.idle_for().filter(|idle| *idle >= IDLE)?;
-            Some((of_address(one), idle_for, &one.end))
+            Some((of_address(one), idle_for, &one.activity))
         });
         let mut idle: Vec<_> = idle.collect();
         idle.sort_by_key(|&(most, idle_for, _)| std::cmp::Reverse((most, idle_for)));
-        for (.., end) in idle.iter().take(AT_ONCE) {
-            end.notify_one();
+        for (.., activity) in idle.iter().take(AT_ONCE) {
+            activity.make_way();
         }
         !idle.is_empty()
     }
@@ -170,8 +169,6 @@ pub struct Admitted {
     number: u64,
     /// When it last moved.
     pub activity: Arc<Activity>,
-    /// Told when it is idle and is to make room for another.
-    pub end: Arc<Notify>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -243,7 +240,7 @@ mod tests {
         tokio::time::advance(IDLE).await;
         let is_told = |one: &Admitted| {
             let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-            std::pin::pin!(one.end.notified()).poll(&mut cx).is_ready()
+            std::pin::pin!(one.activity.gives_way()).poll(&mut cx).is_ready()
         };
         let (admitted, ()) = tokio::join!(admit(99), async {
             let ending = loop {

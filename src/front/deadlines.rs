@@ -13,8 +13,10 @@ use std::time::Duration;
 use http::Version;
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use crate::body::lent::Cut;
 use crate::clock::millis;
 use crate::config::Limits;
 
@@ -47,6 +49,10 @@ pub struct Activity {
     read: AtomicU64,
     /// Whether the library's part of the connection is to end the next time that nothing is under way.
     to_rest: AtomicBool,
+    /// Whether it is to end, whatever is under way.
+    is_cut: AtomicBool,
+    /// Told when it is to end: at once, or if it is idle.
+    way: Notify,
 }
 
 impl Default for Activity {
@@ -63,6 +69,8 @@ impl Default for Activity {
             in_flight: zero(),
             read: zero(),
             to_rest: AtomicBool::new(false),
+            is_cut: AtomicBool::new(false),
+            way: Notify::new(),
         }
     }
 }
@@ -111,6 +119,24 @@ impl Activity {
     /// Whether it is to end; asked once.
     pub fn is_to_rest(&self) -> bool {
         self.to_rest.load(Ordering::Relaxed) && self.to_rest.swap(false, Ordering::Relaxed)
+    }
+
+    /// The connection is to end if it is idle, since another needs its place.
+    pub fn make_way(&self) {
+        self.way.notify_one();
+    }
+
+    /// Waits until the connection is to end for others' sake, and returns why.
+    pub async fn gives_way(&self) -> &'static str {
+        loop {
+            self.way.notified().await;
+            if self.is_cut.load(Ordering::Relaxed) {
+                return "what it reads is stored no more, and too many bytes are kept for slow clients";
+            }
+            if self.idle_for().is_some() {
+                return "it was idle, and another needs its place (limits.connections)";
+            }
+        }
     }
 
     /// A request that was read at `moment` was answered at once.
@@ -204,6 +230,13 @@ impl Activity {
         }
         self.waited.store(0, Ordering::Relaxed);
         is_too_slow(self.taken.swap(0, Ordering::Relaxed), waited, limits.min_rate)
+    }
+}
+
+impl Cut for Activity {
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+        self.way.notify_one();
     }
 }
 

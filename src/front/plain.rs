@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::deadlines::{Activity, InFlight, limit_unsent};
+use crate::body::lent::Reading;
 use crate::request::short_way::{ShortWay, Waiting, Way};
 
 /// A response of more bytes may take a slow client long.
@@ -81,9 +82,9 @@ impl Plain {
         HEAD.with_borrow_mut(|head| {
             head.clear();
             match self.short.answer(bytes, began, None, head) {
-                Way::Answered(body) => {
+                Way::Answered(body, reading) => {
                     activity.did_answer(began);
-                    self.send(cx, stream, activity, head, body)?;
+                    self.send(cx, stream, activity, head, (body, reading))?;
                 }
                 Way::Wait(waiting) => {
                     let in_flight = InFlight::begin(activity, Version::HTTP_11);
@@ -115,8 +116,8 @@ impl Plain {
                     drop(in_flight);
                     let answered = HEAD.with_borrow_mut(|head| {
                         head.clear();
-                        let Way::Answered(body) = self.short.answer(&bytes, began, Some(&brought), head) else { return Ok(false) };
-                        self.send(cx, stream, activity, head, body).map(|()| true)
+                        let Way::Answered(body, reading) = self.short.answer(&bytes, began, Some(&brought), head) else { return Ok(false) };
+                        self.send(cx, stream, activity, head, (body, reading)).map(|()| true)
                     })?;
                     if !answered {
                         return Poll::Ready(Ok(Some((bytes, brought))));
@@ -137,7 +138,7 @@ impl Plain {
         stream: &mut TcpStream,
         activity: &Arc<Activity>,
         head: &mut Vec<u8>,
-        mut body: Bytes,
+        (mut body, reading): (Bytes, Option<Arc<Reading>>),
     ) -> io::Result<()> {
         if body.len() <= COPIED {
             head.extend_from_slice(&body);
@@ -160,6 +161,10 @@ impl Plain {
             let in_flight = InFlight::begin(activity, Version::HTTP_11);
             let mut unsent = Unsent { head: Bytes::copy_from_slice(head), body, _in_flight: in_flight };
             unsent.advance(sent);
+            if let Some(reading) = reading {
+                let connection: Weak<Activity> = Arc::downgrade(activity);
+                reading.is_for(connection);
+            }
             self.under_way = UnderWay::Sending(Box::new(unsent));
         }
         Ok(())

@@ -4,15 +4,17 @@
 //! The library asks for the next piece of a body once the client has opened its window for all pieces before. So a body is given to it in pieces that
 //! are small enough to see a client move, larger for one that takes them at once; and the time from one piece to the request for the next is time in which the client is waited for.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::rt::Executor;
-use tokio::time::{Instant, sleep};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 use super::deadlines::is_too_slow;
 use super::select::{Either, select};
+use crate::body::lent::Cut;
 use crate::clock::millis;
 use crate::config::Limits;
 
@@ -38,6 +40,9 @@ pub struct Stream {
     waiting: AtomicU64,
     /// The next piece of a body.
     piece: AtomicU64,
+    /// Whether it is to end, whatever its client takes, and told so.
+    is_cut: AtomicBool,
+    cut: Notify,
 }
 
 impl Stream {
@@ -54,6 +59,8 @@ impl Stream {
             taken: zero(),
             waiting: zero(),
             piece: AtomicU64::new(first_piece(limits.min_rate, limits.stall_timeout)),
+            is_cut: AtomicBool::new(false),
+            cut: Notify::new(),
         })
     }
 
@@ -92,7 +99,7 @@ impl Stream {
     fn is_overdue(&self) -> bool {
         let since = self.since.load(Ordering::Relaxed);
         let waits = Duration::from_millis(if since == 0 { 0 } else { self.now().saturating_sub(since) });
-        if waits >= self.silence {
+        if waits >= self.silence || self.is_cut.load(Ordering::Relaxed) {
             return true;
         }
         // What the client is taking now is not counted before it has all of it, neither bytes nor time.
@@ -109,8 +116,15 @@ impl Stream {
         // Often enough to see it soon after.
         let nap = (self.silence / 4).max(Duration::from_millis(10));
         while !self.is_overdue() {
-            sleep(nap).await;
+            let _ = timeout(nap, self.cut.notified()).await;
         }
+    }
+}
+
+impl Cut for Stream {
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+        self.cut.notify_one();
     }
 }
 
@@ -152,7 +166,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::time::timeout;
+    use tokio::time::sleep;
 
     fn stream() -> Arc<Stream> {
         let limits = crate::config::check("t", "[backend]\nurl='http://127.0.0.1:1'", &|_| None).config.unwrap().limits;

@@ -87,23 +87,28 @@ pub async fn from_stored(
     if held {
         return Ok(build(StatusCode::NOT_MODIFIED, headers, Bytes::new()));
     }
-    let body = match stored.form(gzip) {
-        Form::Ready(body) => body.clone(),
+    let (body, reading) = match stored.form(gzip) {
+        Form::Ready(body) => stored.lend(body),
         Form::Inflate(_) => match Room::take(stored) {
-            Some(room) => Box::pin(inflate(store, entry, stored, max_object, room)).await?,
+            Some(room) => (Box::pin(inflate(store, entry, stored, max_object, room)).await?, None),
             // In constant memory, however slowly the client takes it.
             None if !ranged => {
                 let inflating = Inflate::to_at_most(crate::body::full(stored.body.clone()), stored.inflation_limit(max_object));
                 return Ok(build(stored.status, headers, Bytes::new()).map(|_| Reply::Stream(inflating.boxed_unsync())));
             }
-            None => Box::pin(inflate(store, entry, stored, max_object, Room(None))).await?,
+            None => (Box::pin(inflate(store, entry, stored, max_object, Room(None))).await?, None),
         },
     };
-    if ranged {
+    let mut response = if ranged {
         let (status, part) = range::cut(&range::parts(request, &headers, body.len()), &mut headers, &body);
-        return Ok(build(status, headers, part));
+        build(status, headers, part)
+    } else {
+        build(stored.status, headers, body)
+    };
+    if let Some(reading) = reading {
+        response.extensions_mut().insert(reading);
     }
-    Ok(build(stored.status, headers, body))
+    Ok(response)
 }
 
 /// The body of an entry, inflated.

@@ -40,6 +40,7 @@ use super::remembered::{Memo, read_target};
 use super::respond::inflated_here;
 use super::rules::Rules;
 use super::span::Told;
+use crate::body::lent;
 use crate::cache::LookedUp;
 use crate::cache::entry::{Content, Entry, Form};
 use crate::cache::key::{Canonical, Key};
@@ -72,7 +73,7 @@ impl ShortWay for Proxy {
             None => self.cache.peek(&plain.known.key.canonical),
         };
         match found {
-            Some(entry) => self.hit(&plain, &entry, began, head).map_or(Way::Library, Way::Answered),
+            Some(entry) => self.hit(&plain, &entry, began, head).map_or(Way::Library, |(body, reading)| Way::Answered(body, reading)),
             None if looked_up.is_none() => self.look_up_plain(&plain).map_or(Way::Library, Way::Wait),
             None => Way::Library,
         }
@@ -115,7 +116,13 @@ impl Proxy {
     }
 
     /// Answers with an entry, if that is a hit of which only what changes is to be filled in.
-    fn hit(&self, plain: &PlainRequest<'_>, entry: &Arc<Entry>, began: Instant, head: &mut Vec<u8>) -> Option<Bytes> {
+    fn hit(
+        &self,
+        plain: &PlainRequest<'_>,
+        entry: &Arc<Entry>,
+        began: Instant,
+        head: &mut Vec<u8>,
+    ) -> Option<(Bytes, Option<Arc<lent::Reading>>)> {
         let PlainRequest { target, fields, rules, known, is_new } = plain;
         let route = &rules.routes[known.row];
         let Content::Response(stored) = &entry.content else { return None };
@@ -129,8 +136,8 @@ impl Proxy {
         let held = stored.status == StatusCode::OK && fields.none_match.as_deref().is_some_and(names);
         let gzip = fields.gzip.unwrap_or(false);
         let (status, body) = match stored.form(gzip) {
-            _ if held => (StatusCode::NOT_MODIFIED, Bytes::new()),
-            Form::Ready(body) => (stored.status, body.clone()),
+            _ if held => (StatusCode::NOT_MODIFIED, (Bytes::new(), None)),
+            Form::Ready(body) => (stored.status, stored.lend(body)),
             Form::Inflate(_) => {
                 let inflated = inflated_here(self.cache.store(), entry, stored, self.max_object)?;
                 return self.hit(plain, &inflated, began, head);

@@ -303,7 +303,7 @@ impl Connections {
             // Redis may take no more connections (`maxclients`) and still answer over those that stand.
             if self.keep_living(&set).await {
                 if failures == 0 {
-                    tracing::warn!(%address, error, "a connection to Redis broke and no new one can be made (maxclients of Redis?); the others are used on");
+                    tracing::warn!(%address, error, "a connection to Redis broke and no new one can be made; those that stand are used");
                 }
                 return;
             }

@@ -1,10 +1,13 @@
 //! How a plain request is answered before the HTTP library sees it: between who reads its bytes and who has the answer.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Extensions;
 use tokio::time::Instant;
+
+use crate::body::lent::Reading;
 
 /// What may answer a request from its bytes.
 pub trait ShortWay: Send + Sync {
@@ -16,8 +19,8 @@ pub trait ShortWay: Send + Sync {
 
 /// What becomes of a request that might be answered from its bytes.
 pub enum Way {
-    /// It is answered, with this body.
-    Answered(Bytes),
+    /// It is answered, with this body, and the reading of it if it is large.
+    Answered(Bytes, Option<Arc<Reading>>),
     /// This is to be waited for first. If it is not answered then either, what was brought goes with the request, as its extensions.
     Wait(Waiting),
     /// It goes through the library, with the same bytes.

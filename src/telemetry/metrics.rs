@@ -10,6 +10,8 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::body::lent;
+
 /// Bucket bounds in seconds: fine below a millisecond, where hits live, and wide up to a slow query.
 const SECONDS: [f64; 16] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
@@ -193,6 +195,8 @@ pub struct Metrics {
     /// `connections_refused_total`: client connections closed because their address had too many, or because all were open and
     /// none was idle.
     pub connections_refused: IntCounter,
+    /// `unstored_bytes`: large bodies that are stored no more and that clients still read ([`lent`]).
+    pub unstored_bytes: IntGauge,
     /// `fill_bytes`: bodies on their way into the cache.
     pub fill_bytes: IntGauge,
     /// `mysql_connections`: open connections to the database, idle ones included.
@@ -299,6 +303,7 @@ impl Metrics {
                 "connections_refused_total",
                 "Client connections closed because their address had too many, or all were open.",
             )?,
+            unstored_bytes: gauge("unstored_bytes", "Bytes of large answers that are stored no more and that clients still read.")?,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
@@ -436,6 +441,7 @@ impl Metrics {
     /// All metrics in the text format of Prometheus. Histograms that never moved are left out, to keep the page short.
     #[must_use]
     pub fn render(&self) -> Vec<u8> {
+        self.unstored_bytes.set(i64::try_from(lent::bytes()).unwrap_or(i64::MAX));
         let mut families = self.registry.gather();
         for family in &mut families {
             let kind = family.get_field_type();

@@ -7,9 +7,10 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::sleep;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
-use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, until};
+use crate::support::{Backend, Connection, HANG, Sluice, Step, frames, get, ok, one_rule, until};
 
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
 
@@ -174,4 +175,70 @@ async fn what_replaces_something_stale_is_sent_as_it_comes() {
     client.0.read_exact(&mut first).await.unwrap();
     assert_eq!((head.status, &first), (200, b"new"));
     assert_eq!(backend.answering(), 1, "the rest is on its way");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_of_what_is_stored_no_more_are_bounded_in_bytes() {
+    const SIZE: usize = 8 << 20;
+    let backend = Backend::start(|_| {
+        let mut random = fastrand::Rng::with_seed(7);
+        ok("", &(0..SIZE).map(|_| random.u8(..)).collect::<Vec<u8>>())
+    })
+    .await;
+    let config = format!(
+        "[backend]\nurl='http://{}'\n[cache]\nmemory='64MiB'\nmax_object='8MiB'\nredis=''\n[limits]\nstall_timeout='1h'\n{}",
+        backend.address,
+        one_rule("ttl='1h'")
+    );
+    let sluice = Sluice::with(&config, &[]);
+    let ask = |target: &str, stream| {
+        let head = [(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", target)];
+        frames::frame(1, 5, stream, &frames::fields(&head))
+    };
+    let mut http2 = TcpStream::connect(sluice.address).await.unwrap();
+    http2.write_all(&frames::opening()).await.unwrap();
+    let mut slow = Vec::new();
+    for number in 0..24 {
+        let target = format!("/{number}");
+        until("it is a hit", || async {
+            let answer = sluice.get(&target).await;
+            assert_eq!(answer.body.len(), SIZE);
+            answer.cache_status().contains("; hit")
+        })
+        .await;
+        match number % 3 {
+            // Its window is never opened again.
+            0 => http2.write_all(&ask(&target, 2 * number + 1)).await.unwrap(),
+            // By the library, and by the short way.
+            1 => {
+                let mut client = Connection::open(sluice.address).await;
+                client.send(format!("GET {target} HTTP/1.1\r\nHost: h\r\nRange: bytes=0-{}\r\n\r\n", SIZE - 2).as_bytes()).await;
+                assert_eq!(client.head().await.unwrap().status, 206);
+                slow.push(client);
+            }
+            _ => slow.push(at_the_head(&sluice, &target).await),
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+    let unstored = sluice.metric("unstored_bytes", &[]).await;
+    // Those of the last two seconds have had no time yet.
+    assert!((1.0..=f64::from(64 << 20) + 8.0 * SIZE as f64).contains(&unstored), "{unstored}");
+    // The first ones are cut off. Over HTTP/2 that is the stream; its connection is good for others still.
+    for client in &mut slow[..2] {
+        let mut rest = Vec::new();
+        let _ = timeout(HANG, client.0.read_to_end(&mut rest)).await.expect("an end of the connection");
+        assert!(rest.len() < SIZE - 2);
+    }
+    http2.write_all(&frames::frame(6, 0, 0, b"are you?")).await.unwrap();
+    let (mut is_reset, mut is_answered) = (false, false);
+    while !(is_reset && is_answered) {
+        let mut head = [0; 9];
+        timeout(HANG, http2.read_exact(&mut head)).await.expect("a frame").unwrap();
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        http2.read_exact(&mut payload).await.unwrap();
+        is_reset |= (head[3], head[8]) == (3, 1);
+        is_answered |= (head[3], head[4]) == (6, 1);
+    }
+    drop((slow, http2));
+    until("nothing is kept", || async { sluice.metric("unstored_bytes", &[]).await == 0.0 }).await;
 }

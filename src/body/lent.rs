@@ -1,0 +1,250 @@
+//! Large bodies that are stored, and lent to the clients that read them.
+//!
+//! A client that reads slowly keeps a body in memory that the cache has let go of: evicted, replaced or voided. Such bodies are bounded in
+//! bytes for the whole process. Beyond that the clients that read the oldest ones are cut off.
+//!
+//! ```text
+//! stored response ── Lender ─┐
+//!                            ├─ Body: size, readers ── Let go of with its last Lender, gone with its last Reading
+//! a client's answer ─ Reading┘
+//! ```
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+/// Smaller bodies are not counted: what is sent of them mostly lies in the kernel.
+pub const LARGE: usize = 64 << 10;
+/// Bytes of all bodies that are read and not stored any more.
+const MOST: usize = 64 << 20;
+/// Clients have this much time for a body that was let go of, whatever else needs room.
+const TIME_TO_READ: Duration = Duration::from_secs(2);
+/// A list is tidied when it has this many more than were left the last time.
+const UNTIDY: usize = 64;
+
+/// What can be cut off because it reads too slowly: a connection, or a stream of one.
+pub trait Cut: Send + Sync {
+    /// Ends it, soon.
+    fn cut(&self);
+}
+
+/// A body for as long as it is stored. Clones are of one body.
+#[derive(Clone)]
+pub struct Lender(Arc<Stored>);
+
+/// A body that a client reads.
+pub struct Reading {
+    body: Arc<Body>,
+    /// What is cut off if the body has to go.
+    reader: OnceLock<Weak<dyn Cut>>,
+}
+
+struct Stored(Arc<Body>);
+
+struct Body {
+    size: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Those who can be cut off. Those that are over are taken out when there are `tidy_at`.
+    readers: Vec<Weak<Reading>>,
+    tidy_at: usize,
+    /// Whether it is counted: let go of, and not cut.
+    is_counted: bool,
+}
+
+/// Bytes, and the reading of them.
+struct Lent(Bytes, #[expect(dead_code, reason = "held for its drop")] Arc<Reading>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Lender {
+    /// A body of `size` bytes is stored; `None` if it is not large.
+    #[must_use]
+    pub fn new(size: usize) -> Option<Self> {
+        let body = || Body { size, state: Mutex::default() };
+        (size >= LARGE).then(|| Self(Arc::new(Stored(Arc::new(body())))))
+    }
+
+    /// The body for a client. It counts as read for as long as any part of the bytes that are returned is held.
+    #[must_use]
+    pub fn lend(&self, bytes: &Bytes) -> (Bytes, Arc<Reading>) {
+        let reading = Arc::new(Reading { body: Arc::clone(&self.0.0), reader: OnceLock::new() });
+        (Bytes::from_owner(Lent(bytes.clone(), Arc::clone(&reading))), reading)
+    }
+}
+
+impl fmt::Debug for Lender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lender").field(&self.0.0.size).finish()
+    }
+}
+
+/// It is no part of what two responses are compared by.
+impl PartialEq for Lender {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        // With no client but this one it is gone now.
+        if Arc::strong_count(&self.0) > 1 {
+            LET_GO.add(&self.0);
+        }
+    }
+}
+
+impl Reading {
+    /// Says what is to be cut off if the body has to go.
+    pub fn is_for(self: &Arc<Self>, reader: Weak<dyn Cut>) {
+        if self.reader.set(reader).is_err() {
+            return;
+        }
+        let state = &mut *self.body.state();
+        if state.readers.len() >= state.tidy_at {
+            state.readers.retain(|reading| reading.strong_count() > 0);
+            state.tidy_at = state.readers.len() * 2 + UNTIDY;
+        }
+        state.readers.push(Arc::downgrade(self));
+    }
+}
+
+impl Body {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if self.state().is_counted {
+            LET_GO.list().bytes -= self.size;
+        }
+    }
+}
+
+/// The bodies of this process that are read and not stored any more.
+static LET_GO: LetGo = LetGo(Mutex::new(List { bytes: 0, bodies: VecDeque::new(), tidy_at: UNTIDY }));
+
+struct LetGo(Mutex<List>);
+
+struct List {
+    bytes: usize,
+    /// The oldest first.
+    bodies: VecDeque<(Instant, Weak<Body>)>,
+    tidy_at: usize,
+}
+
+/// Bytes of all bodies that are read and not stored any more.
+#[must_use]
+pub fn bytes() -> usize {
+    LET_GO.list().bytes
+}
+
+impl LetGo {
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A body is stored no more. Cuts off those that read the oldest ones, if there are too many bytes.
+    fn add(&self, body: &Arc<Body>) {
+        body.state().is_counted = true;
+        // What is dropped, or cut, may need the list itself.
+        let mut over = Vec::new();
+        let mut list = self.list();
+        list.bytes += body.size;
+        list.bodies.push_back((Instant::now(), Arc::downgrade(body)));
+        if list.bodies.len() >= list.tidy_at {
+            list.bodies.retain(|(_, body)| body.strong_count() > 0);
+            list.tidy_at = list.bodies.len() + UNTIDY;
+        }
+        while list.bytes > MOST && list.bodies.front().is_some_and(|(since, _)| since.elapsed() >= TIME_TO_READ) {
+            let Some(oldest) = list.bodies.pop_front().and_then(|(_, body)| body.upgrade()) else { continue };
+            list.bytes -= oldest.size;
+            over.push(oldest);
+        }
+        drop(list);
+        for body in over {
+            let readers = {
+                let mut state = body.state();
+                state.is_counted = false;
+                std::mem::take(&mut state.readers)
+            };
+            let readers = readers.iter().filter_map(Weak::upgrade);
+            readers.filter_map(|reading| reading.reader.get()?.upgrade()).for_each(|reader| reader.cut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[derive(Default)]
+    struct Client(AtomicBool);
+
+    impl Cut for Client {
+        fn cut(&self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// One test alone, since the list is that of the process.
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_were_let_go_are_bounded_and_the_oldest_lose_their_readers() {
+        let size = MOST / 4;
+        let stored = Bytes::from(vec![7; LARGE]);
+        assert!(Lender::new(LARGE - 1).is_none());
+        let read = || {
+            let client = Arc::new(Client::default());
+            let lender = Lender::new(size).unwrap();
+            let (bytes, reading) = lender.lend(&stored);
+            let weak: Weak<Client> = Arc::downgrade(&client);
+            reading.is_for(weak);
+            (client, lender, bytes)
+        };
+        // A client that has read all is not cut off for what others read.
+        let done = Arc::new(Client::default());
+        let of_done: Weak<Client> = Arc::downgrade(&done);
+        let is_cut = |client: &Client| client.0.load(Ordering::Relaxed);
+        let mut clients: Vec<_> = (0..6).map(|_| read()).collect();
+        assert_eq!(bytes(), 0, "what is stored costs nothing");
+        let (kept, (of_bytes, reading)) = (clients[0].1.clone(), clients[0].1.lend(&stored));
+        reading.is_for(of_done);
+        drop((kept, of_bytes, reading));
+        assert_eq!(bytes(), 0, "it is stored still");
+        let mut rest = Vec::new();
+        for (client, lender, bytes) in clients.drain(..) {
+            drop(lender);
+            rest.push((client, bytes));
+        }
+        assert!(bytes() == size * 6 && rest.iter().all(|(client, _)| !is_cut(client)), "they have had no time");
+        tokio::time::advance(TIME_TO_READ).await;
+        let (client, lender, _last) = read();
+        drop(lender);
+        let cut: Vec<bool> = rest.iter().map(|(client, _)| is_cut(client)).collect();
+        assert_eq!(cut, [true, true, true, false, false, false]);
+        assert!(!is_cut(&client) && !is_cut(&done) && bytes() == MOST);
+        // What was cut is counted no more; what was not is, until it is dropped.
+        rest.truncate(4);
+        assert_eq!(bytes(), 2 * size);
+        drop((rest, _last));
+        assert_eq!(bytes(), 0);
+        // One that nobody reads is gone with what stores it.
+        drop(Lender::new(size));
+        assert_eq!(bytes(), 0);
+    }
+}
