@@ -48,6 +48,7 @@
 //! | [`http`] | the rules of HTTP caching as pure functions |
 //! | [`breaker`] | sparing what fails |
 //! | [`body`] | bodies as all rooms hand them on |
+//! | [`aside`] | work that keeps a core busy, beside the threads that serve |
 //! | [`clock`] | wall time |
 //!
 //! # What holds everywhere
@@ -105,6 +106,7 @@
 pub mod admin;
 pub mod api;
 pub mod app;
+pub mod aside;
 pub mod body;
 pub mod breaker;
 pub mod cache;

@@ -31,6 +31,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::runtime::Handle;
 
+use crate::aside;
 use crate::body::{self, Stream};
 use crate::http::encoding::{accepts_gzip, gzip};
 use crate::request::target::Target;
@@ -99,14 +100,13 @@ async fn packed(answer: Response<Stream>) -> Response<Stream> {
     }
     let (mut head, body) = answer.into_parts();
     let plain = body::read(body, usize::MAX).await.unwrap_or_default();
-    let packing = tokio::task::spawn_blocking(move || (gzip(&plain), plain));
-    let body = match packing.await {
-        Ok((packed, plain)) if packed.is_empty() => plain,
-        Ok((packed, _)) => {
+    let body = match aside::run(move || (gzip(&plain), plain)).await {
+        Some((packed, plain)) if packed.is_empty() => plain,
+        Some((packed, _)) => {
             set_gzip(&mut head.headers);
             packed
         }
-        Err(_) => Bytes::new(),
+        None => Bytes::new(),
     };
     Response::from_parts(head, body::full(body))
 }

@@ -12,6 +12,7 @@ use super::key::{Canonical, Key};
 use super::ready::{Head, Ready};
 use super::void::effect::Effect;
 use super::void::moment::Moment;
+use crate::aside;
 use crate::body::lent::{LARGE, Lender, Reading};
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
@@ -104,7 +105,7 @@ impl StoredResponse {
             (Coding::Gzip, Some(plain)) => Some(plain.clone()),
             (Coding::Gzip, None) => {
                 let (coded, limit) = (self.body.clone(), self.inflation_limit(max_object));
-                tokio::task::spawn_blocking(move || gunzip(&coded, limit)).await.ok()?.ok()
+                aside::run(move || gunzip(&coded, limit)).await?.ok()
             }
         }
     }

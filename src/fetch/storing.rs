@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::fill::Fill;
 use super::{Fetcher, Job};
+use crate::aside;
 use crate::cache::entry::{Content, Entry, StoredResponse};
 use crate::cache::key::Key;
 use crate::clock::{Wall, millis};
@@ -92,7 +93,7 @@ impl Fetcher {
         let elsewhere = if coding == Coding::Gzip { INFLATE_ELSEWHERE } else { COMPRESS_ELSEWHERE };
         let is_large = bytes.len() >= elsewhere;
         let prepare = move || PreparedBody::new(bytes, coding, compress, limit);
-        if is_large { self.runtime.spawn_blocking(prepare).await.ok().flatten() } else { prepare() }
+        if is_large { aside::run(prepare).await.flatten() } else { prepare() }
     }
 }
 

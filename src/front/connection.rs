@@ -42,6 +42,8 @@ const MAX_UNSENT: usize = 256 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long an HTTP/2 connection that is closed may take to tell its client so.
+const GOODBYE: Duration = Duration::from_millis(100);
 /// How long an idle HTTP/1 connection may bring one more request once the program is told to stop.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
@@ -244,7 +246,12 @@ impl Watched<'_> {
         let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
         match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
             Either::Busy(ended) => return Ok(ended?),
-            Either::Quiet(Told::Overdue(why)) => return Err(Ended::Overdue(why)),
+            Either::Quiet(Told::Overdue(why)) => {
+                // The client hears that the connection ends (GOAWAY), and which of its requests were seen.
+                serving.as_mut().graceful_shutdown();
+                drop(timeout(GOODBYE, serving).await);
+                return Err(Ended::Overdue(why));
+            }
             Either::Quiet(Told::End) => serving.as_mut().graceful_shutdown(),
         }
         match select(serving.as_mut(), pin!(overdue(&self.activity, self.limits))).await {

@@ -1,13 +1,18 @@
 //! Frames of HTTP/2 that cost their receiver more than their sender: how many of them a connection may bring.
 //!
-//! Each is right by itself (RFC 9113 §10.5): a PING and SETTINGS want an answer, a PRIORITY and an empty DATA are looked at for nothing, and a stream that is
-//! reset as soon as it was opened has had its request begun. Clients that mean well send some of them, now and then many at once.
+//! Each is right by itself (RFC 9113 §10.5): a PING and SETTINGS want an answer; a PRIORITY, an empty DATA and a window that opens by a few
+//! bytes are looked at for nothing; and a stream that is reset as soon as it was opened has had its request begun. Clients that mean well
+//! send some of them, now and then many at once.
 
 use tokio::time::Instant;
 
 /// How many such frames may come at once, and each second after that.
 const BURST: u32 = 1000;
 const EACH_SECOND: u32 = 100;
+/// A window that opens by less than this many bytes opens for nothing.
+const LEAST_OPENING: u32 = 1 << 10;
+/// But an answer may be as small: so many such openings are due to each stream.
+const OPENINGS: u32 = 4;
 /// From this many reset streams on, most of a connection's streams must end otherwise.
 const RESETS: u32 = 100;
 /// After this many streams those before count half.
@@ -20,11 +25,13 @@ pub struct Flood {
     since: Instant,
     opened: u32,
     reset: u32,
+    /// Small openings of windows that are due still.
+    openings: u32,
 }
 
 impl Default for Flood {
     fn default() -> Self {
-        Self { left: BURST, since: Instant::now(), opened: 0, reset: 0 }
+        Self { left: BURST, since: Instant::now(), opened: 0, reset: 0, openings: 0 }
     }
 }
 
@@ -43,11 +50,25 @@ impl Flood {
     }
 
     /// A stream was opened.
-    pub const fn did_open(&mut self) {
+    pub fn did_open(&mut self) {
         if self.opened == STREAMS {
             (self.opened, self.reset) = (self.opened / 2, self.reset / 2);
         }
         self.opened += 1;
+        self.openings = self.openings.saturating_add(OPENINGS).min(OPENINGS * STREAMS);
+    }
+
+    /// A window opens by this many bytes. `false`: the connection is to end.
+    #[must_use]
+    pub fn may_open(&mut self, bytes: u32) -> bool {
+        if bytes >= LEAST_OPENING {
+            return true;
+        }
+        if self.openings > 0 {
+            self.openings -= 1;
+            return true;
+        }
+        self.may_come()
     }
 
     /// The client has reset a stream. `false`: it does so with most of them, and the connection is to end.
@@ -75,6 +96,17 @@ mod tests {
             assert!((0..EACH_SECOND / 2).all(|_| steady.may_come()));
             advance(Duration::from_secs(1)).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn windows_open_by_little_as_often_as_small_answers_come() {
+        let mut flood = Flood::default();
+        for _ in 0..10_000 {
+            flood.did_open();
+            assert!((0..4).all(|_| flood.may_open(1)));
+            assert!(flood.may_open(LEAST_OPENING));
+        }
+        assert_eq!((0..5000).filter(|_| flood.may_open(LEAST_OPENING - 1)).count(), 1000);
     }
 
     #[test]

@@ -124,8 +124,9 @@ impl Frames {
                     None if is_too_large(rest) => return (at + HEAD, Some(Stop::End)),
                     None => return (at, None),
                 },
+                WINDOW_UPDATE if rest.len() < HEAD + length_of(head).min(4) => return (at, None),
                 kind => {
-                    if !self.may_come(head) {
+                    if !self.may_come(head, rest) {
                         return (at, Some(Stop::End));
                     }
                     if kind == RST_STREAM || (kind == DATA && head[4] & END_STREAM != 0) {
@@ -139,7 +140,7 @@ impl Frames {
     }
 
     /// Whether a frame without fields may come; if not, the connection is flooded with them.
-    fn may_come(&mut self, head: &[u8; HEAD]) -> bool {
+    fn may_come(&mut self, head: &[u8; HEAD], bytes: &[u8]) -> bool {
         match head[3] {
             // Answers to what was sent.
             SETTINGS | PING if head[4] & ACK != 0 => true,
@@ -147,7 +148,8 @@ impl Frames {
             DATA if length_of(head) == 0 && head[4] & END_STREAM == 0 => self.flood.may_come(),
             // Of a stream that was never opened it costs as much, and is no reset of one.
             RST_STREAM => self.flood.may_reset() && (stream_of(head) <= self.newest || self.flood.may_come()),
-            WINDOW_UPDATE | DATA => true,
+            WINDOW_UPDATE => self.flood.may_open(opening_of(bytes)),
+            DATA => true,
             // Unknown ones are skipped (§4.1).
             _ => self.flood.may_come(),
         }
@@ -229,6 +231,12 @@ fn length_of(head: &[u8; HEAD]) -> usize {
 /// The stream that a frame belongs to.
 fn stream_of(head: &[u8; HEAD]) -> u32 {
     u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]])
+}
+
+/// By how many bytes a WINDOW_UPDATE at the beginning of `bytes` opens a window (§6.9).
+fn opening_of(bytes: &[u8]) -> u32 {
+    let increment = bytes.get(HEAD..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default();
+    u32::from_be_bytes(increment) & (u32::MAX >> 1)
 }
 
 /// Whether the next frame is larger than any may be, so that nobody waits for its end.

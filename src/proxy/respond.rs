@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::inflate::Inflate;
+use crate::aside;
 use crate::body::{Reply, Stream};
 use crate::cache::entry::{Content, Entry, Form, StoredResponse, vary_by_encoding};
 use crate::cache::store::Store;
@@ -124,8 +125,7 @@ async fn inflate(
         Some(plain) => plain?,
         None => {
             let coded = stored.body.clone();
-            let inflating = tokio::task::spawn_blocking(move || gunzip(&coded, limit));
-            inflating.await.map_err(|_| InflateError::Corrupt)??
+            aside::run(move || gunzip(&coded, limit)).await.ok_or(InflateError::Corrupt)??
         }
     };
     let plain = room.hold(plain);

@@ -9,6 +9,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::codec;
 use super::kept::StoredSpan;
+use crate::aside;
 use crate::cache::Cache;
 use crate::cache::entry::{Checked, Content, Entry, StoredResponse};
 use crate::cache::key::{Canonical, Key};
@@ -47,11 +48,11 @@ impl Shared {
     /// Writes a span, unless it was purged meanwhile.
     pub async fn put(&self, symbol: &str, start: i64, tags: Vec<String>, span: &Arc<StoredSpan>) {
         let Some(store) = self.cache.store().shared() else { return };
-        let packing = tokio::task::spawn_blocking({
+        let packing = aside::run({
             let span = Arc::clone(span);
             move || gzip(&codec::encode(&span.columns))
         });
-        let Ok(body) = packing.await else { return };
+        let Some(body) = packing.await else { return };
         if body.is_empty() {
             return;
         }
@@ -71,12 +72,12 @@ impl Shared {
             let Some(entry) = store.get(&self.key(symbol, start, tags.to_vec())).await else { continue };
             let Content::Response(stored) = &entry.content else { continue };
             let packed = stored.body.clone();
-            let unpacking = tokio::task::spawn_blocking(move || {
+            let unpacking = aside::run(move || {
                 let plain = gunzip(&packed, inflation_limit(packed.len(), LARGEST).min(LARGEST)).ok()?;
                 codec::decode(&plain)
             });
             match unpacking.await {
-                Ok(Some(columns)) => found.push((start, StoredSpan { columns, asked_at: entry.asked_at, checked: Checked::default() })),
+                Some(Some(columns)) => found.push((start, StoredSpan { columns, asked_at: entry.asked_at, checked: Checked::default() })),
                 _ => {
                     tracing::warn!(key = &*text_without_secrets(&entry.readable), "orders in Redis could not be decoded and were not used")
                 }

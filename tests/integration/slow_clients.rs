@@ -173,7 +173,8 @@ async fn floods_of_frames_end_their_connection_alone() {
         })
         .flatten()
         .collect();
-    for flood in [pings, settings, resets] {
+    let windows = frames::frame(8, 0, 0, &1_u32.to_be_bytes()).repeat(20_000);
+    for flood in [pings, settings, resets, windows] {
         let mut client = TcpStream::connect(sluice.address).await.unwrap();
         client.write_all(&frames::opening()).await.unwrap();
         let (mut reading, mut writing) = client.into_split();
@@ -195,6 +196,18 @@ async fn floods_of_frames_end_their_connection_alone() {
         let (kind, flags, ..) = timeout(HANG, next(&mut client)).await.unwrap().expect("the connection goes on");
         answered += usize::from(kind == 6 && flags & 1 != 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_hears_that_its_idle_connection_ends() {
+    let (_backend, sluice) = start("idle_timeout='300ms'").await;
+    let mut client = TcpStream::connect(sluice.address).await.unwrap();
+    client.write_all(&[frames::opening(), http2_get(1, "/x")].concat()).await.unwrap();
+    let mut is_told = false;
+    while let Some((kind, ..)) = timeout(HANG, next(&mut client)).await.expect("the connection ends") {
+        is_told |= kind == 7;
+    }
+    assert!(is_told, "GOAWAY");
 }
 
 #[tokio::test(flavor = "multi_thread")]

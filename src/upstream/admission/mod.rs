@@ -27,8 +27,8 @@ pub struct Admission {
 
 struct State {
     machine: Machine,
-    /// Those that wait, and where they hear that they have a place.
-    waiting: HashMap<Ticket, (Party, oneshot::Sender<Place>)>,
+    /// Those that wait, for what, and where they hear that they have a place.
+    waiting: HashMap<Ticket, (Phase, Party, oneshot::Sender<Place>)>,
 }
 
 /// A place of a phase, until this is dropped.
@@ -100,9 +100,8 @@ impl Admission {
             let mut state = self.state();
             let (arrival, displaced) = state.machine.arrive(self.start.elapsed(), phase, party, true);
             self.tell(&state);
-            if let Some(displaced) = displaced {
-                // Its channel ends, which tells it.
-                state.waiting.remove(&displaced);
+            // Its channel ends, which tells it.
+            if let Some((phase, ..)) = displaced.and_then(|ticket| state.waiting.remove(&ticket)) {
                 self.refuse(phase, "displaced");
             }
             match arrival {
@@ -113,7 +112,7 @@ impl Admission {
                 }
                 Arrival::Pending(ticket) => {
                     let (sender, receiver) = oneshot::channel();
-                    state.waiting.insert(ticket, (party.clone(), sender));
+                    state.waiting.insert(ticket, (phase, party.clone(), sender));
                     (Waiting { admission: self, ticket }, receiver)
                 }
             }
@@ -146,7 +145,7 @@ impl Admission {
         self.tell(&state);
         drop(state);
         // Unlocked: the place of one that has just left is dropped, which ends it.
-        for (party, sender) in admitted {
+        for (phase, party, sender) in admitted {
             drop(sender.send(self.place(phase, &party)));
         }
     }
