@@ -17,7 +17,7 @@ use super::deadlines::Activity;
 use crate::config::Limits;
 use crate::request::client::counted_address;
 
-/// How often the log says that an address has too many connections.
+/// How often the log says that connections are refused.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// How long a new connection waits for one that is told to end.
 const ROOM: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ pub struct ConnectionLimits {
     pub limits: Limits,
     free: Arc<Semaphore>,
     open: Arc<Mutex<Open>>,
-    /// When it was last said that an address has too many.
+    /// When it was last said that connections are refused.
     warned: Arc<Mutex<Option<Instant>>>,
     /// Open connections, and those that were refused; `None`: nobody counts.
     counted: Option<(IntGauge, IntCounter)>,
@@ -86,7 +86,10 @@ impl ConnectionLimits {
     pub async fn admit(&self, peer: IpAddr) -> Option<Admitted> {
         let address = (!self.limits.trusts(peer)).then(|| counted_address(peer));
         if !self.reserve(address) {
-            self.refuse(peer);
+            if self.is_due() {
+                let limit = self.limits.connections_per_address;
+                tracing::warn!(%peer, limit, "an address has too many connections; more are closed (limits.connections_per_address, or trusted_proxies if it is a proxy of yours)");
+            }
             return None;
         }
         let permit = match Arc::clone(&self.free).try_acquire_owned() {
@@ -96,7 +99,10 @@ impl ConnectionLimits {
         };
         if permit.is_none() {
             self.open().give_back(address);
-            self.refuse(peer);
+            if self.is_due() {
+                let limit = self.limits.connections;
+                tracing::warn!(%peer, limit, "all connections are open and none is idle; new ones are closed (limits.connections, and LimitNOFILE with it)");
+            }
         }
         permit.map(|permit| self.count(address, permit))
     }
@@ -145,16 +151,17 @@ impl ConnectionLimits {
         !idle.is_empty()
     }
 
-    fn refuse(&self, peer: IpAddr) {
+    /// Counts a connection that is refused. Whether the log is to say so, now and then.
+    fn is_due(&self) -> bool {
         if let Some((_, refused)) = &self.counted {
             refused.inc();
         }
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+        let is_due = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
+        if is_due {
             *warned = Some(Instant::now());
-            let limit = self.limits.connections_per_address;
-            tracing::warn!(%peer, limit, "an address has too many connections; more are closed (limits.connections_per_address, or trusted_proxies if it is a proxy of yours)");
         }
+        is_due
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {

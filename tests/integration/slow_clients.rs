@@ -154,6 +154,36 @@ async fn an_early_answer_reaches_a_client_that_still_sends() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_answer_over_http2_ends_its_stream_alone() {
+    let backend = Backend::start(answer).await;
+    let limit = "[[limit]]\nname='l'\nrate='1/h'\nburst=1\nby='address'\n";
+    let sluice = Sluice::ruled(backend.address, "", &format!("{}{limit}", one_rule("ttl='1h'"))).await;
+    assert_eq!(sluice.get("/x").await.status, 200);
+    let mut client = TcpStream::connect(sluice.address).await.unwrap();
+    let post = frames::fields(&[(":method", "POST"), (":scheme", "http"), (":authority", "h"), (":path", "/x")]);
+    let begun = [frames::opening(), frames::frame(1, frames::END_HEADERS, 1, &post), frames::frame(0, 0, 1, &[b'x'; 10_000])];
+    client.write_all(&begun.concat()).await.unwrap();
+    let (mut kinds, mut is_over) = (Vec::new(), false);
+    while !is_over {
+        let (kind, flags, stream, _) = timeout(HANG, next(&mut client)).await.unwrap().expect("the connection goes on");
+        assert_ne!(kind, 7, "GOAWAY");
+        if stream == 1 {
+            is_over = kind == 3 || (kind < 2 && flags & frames::END_STREAM != 0);
+            kinds.push(kind);
+        }
+    }
+    assert!(kinds.contains(&1), "an answer: {kinds:?}");
+    // What was on its way does no harm, and another request is answered.
+    client.write_all(&[frames::frame(0, frames::END_STREAM, 1, &[b'x'; 10_000]), http2_get(3, "/x")].concat()).await.unwrap();
+    loop {
+        let (kind, _, stream, _) = timeout(HANG, next(&mut client)).await.unwrap().expect("the connection goes on");
+        if (kind, stream) == (1, 3) {
+            break;
+        }
+    }
+}
+
 /// Whether the server ends the connection.
 async fn is_ended(stream: &mut TcpStream) -> bool {
     let ended = async { while next(stream).await.is_some() {} };
