@@ -43,7 +43,7 @@ use crate::telemetry::trace;
 use connections::{ConnectionSet, Connections, OnConnect};
 use failure::{RedisFailure, Scope};
 use large::LARGE;
-use reads::{Read, Reads};
+use reads::{Kept, Read, Reads};
 
 /// Turns of the runtime from the socket to the task that waits: one reads, one hands out, and one to spare.
 const TURNS: usize = 3;
@@ -128,8 +128,9 @@ impl RedisLink {
         if !self.is_up() {
             return Err(RedisFailure::Down);
         }
-        let began = begin();
-        let answer = self.timed("write", self.connections.large.write(command, size, self.read_timeout * WRITE_FACTOR)).await;
+        let (began, started) = (begin(), Instant::now());
+        let answer = self.connections.large.write(command, size, self.read_timeout * WRITE_FACTOR).await;
+        self.took("write", started);
         if let Err(failure) = &answer {
             self.count("write", failure);
         }
@@ -137,12 +138,9 @@ impl RedisLink {
         answer
     }
 
-    /// Waits for an answer, and notes how long it took.
-    async fn timed<T>(&self, op: &'static str, answering: impl Future<Output = T>) -> T {
-        let started = Instant::now();
-        let answer = answering.await;
+    /// Notes how long a call took that began at `started`.
+    fn took(&self, op: &str, started: Instant) {
         self.connections.metrics.store_seconds.with_label_values(&["redis", op]).observe(started.elapsed().as_secs_f64());
-        answer
     }
 
     fn count(&self, op: &str, failure: &RedisFailure) {
@@ -172,22 +170,25 @@ impl RedisLink {
             && failure.classify().1 == Scope::Connection
         {
             // Redis may be well. What it would have said is asked for once more, over another connection.
-            read = self.get_again(name, &set).await;
+            read = Box::pin(self.get_again(name, &set)).await;
         }
-        if let Ok(Some(kept)) = &mut read
+        if let Ok(Some(kept)) = &read
             && kept.bytes.len() == LARGE
         {
-            match self.timed("read", self.connections.large.read(name, self.read_timeout)).await {
-                Ok(Some(bytes)) => kept.bytes = bytes,
-                Ok(None) => read = Ok(None),
-                Err(failure) => {
-                    self.count("read", &failure);
-                    read = Err(failure);
-                }
-            }
+            // Apart, since few values are.
+            read = Box::pin(self.get_large(name, kept.left)).await;
         }
         tell("read", began, &read);
         read
+    }
+
+    /// The whole of what is large, over a connection of its own.
+    async fn get_large(&self, name: &str, left: Option<Duration>) -> Read {
+        let started = Instant::now();
+        let read = self.connections.large.read(name, self.read_timeout).await;
+        self.took("read", started);
+        let read = read.inspect_err(|failure| self.count("read", failure));
+        read.map(|bytes| bytes.map(|bytes| Kept { bytes, left }))
     }
 
     /// Reads over a connection that others use too; if that one is broken as well, over one that is made now.
@@ -268,7 +269,9 @@ impl RedisLink {
         set: &ConnectionSet,
         answering: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisFailure> {
-        let answer = self.timed(op, in_time(deadline, answering)).await;
+        let started = Instant::now();
+        let answer = in_time(deadline, answering).await;
+        self.took(op, started);
         let answer = answer.ok_or(RedisFailure::Timeout).and_then(|answer| answer.map_err(RedisFailure::Error));
         if let Err(failure) = &answer {
             self.failed(op, set, failure);

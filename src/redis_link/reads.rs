@@ -6,10 +6,13 @@ use redis::{Pipeline, RedisError, Value};
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
 use super::failure::RedisFailure;
-use super::large::LARGE;
 
 /// At most this many reads go together: the first answer waits for the last.
 const MOST: usize = 32;
+
+/// The first bytes of a value: those of one that is not large, and no more of one that is.
+const FIRST: &[u8] = b"0";
+const LAST: &[u8] = b"262143";
 
 /// What Redis keeps under a name.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +38,7 @@ impl Reads {
     pub fn add(&mut self, name: &str) -> Receiver<Read> {
         let (sender, receiver) = oneshot::channel();
         // However large the value is: others wait behind it.
-        self.commands.getrange(name, 0, LARGE as isize - 1).pttl(name);
+        self.commands.cmd("GETRANGE").arg(name).arg(FIRST).arg(LAST).pttl(name);
         self.waiting.push(sender);
         receiver
     }
@@ -97,10 +100,16 @@ fn kept(bytes: Option<Value>, left: Option<Value>) -> Result<Option<Kept>, Redis
 
 #[cfg(test)]
 mod tests {
+    use super::super::large::LARGE;
     use super::*;
 
     fn refused(code: &str) -> Value {
         redis::parse_redis_value(format!("-{code} no\r\n").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_read_first_is_all_of_what_is_not_large() {
+        assert_eq!(LAST, (LARGE - 1).to_string().as_bytes());
     }
 
     #[test]
