@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::inflate::Inflate;
 use crate::aside;
+use crate::body::lent::Reading;
 use crate::body::{Reply, Stream};
 use crate::cache::entry::{Content, Entry, Form, StoredResponse, vary_by_encoding};
 use crate::cache::store::Store;
@@ -91,25 +92,32 @@ pub async fn from_stored(
     let (body, reading) = match stored.form(gzip) {
         Form::Ready(body) => stored.lend(body),
         Form::Inflate(_) => match Room::take(stored) {
-            Some(room) => (Box::pin(inflate(store, entry, stored, max_object, room)).await?, None),
+            Some(room) => Box::pin(inflate(store, entry, stored, max_object, room)).await?,
             // In constant memory, however slowly the client takes it.
             None if !ranged => {
-                let inflating = Inflate::to_at_most(crate::body::full(stored.body.clone()), stored.inflation_limit(max_object));
-                return Ok(build(stored.status, headers, Bytes::new()).map(|_| Reply::Stream(inflating.boxed_unsync())));
+                let (coded, reading) = stored.lend(&stored.body);
+                let inflating = Inflate::to_at_most(crate::body::full(coded), stored.inflation_limit(max_object));
+                let response = build(stored.status, headers, Bytes::new()).map(|_| Reply::Stream(inflating.boxed_unsync()));
+                return Ok(read_by(response, reading));
             }
-            None => (Box::pin(inflate(store, entry, stored, max_object, Room(None))).await?, None),
+            None => Box::pin(inflate(store, entry, stored, max_object, Room(None))).await?,
         },
     };
-    let mut response = if ranged {
+    let response = if ranged {
         let (status, part) = range::cut(&range::parts(request, &headers, body.len()), &mut headers, &body);
         build(status, headers, part)
     } else {
         build(stored.status, headers, body)
     };
+    Ok(read_by(response, reading))
+}
+
+/// A response with what says who reads its body, if that is lent.
+fn read_by(mut response: Response<Reply>, reading: Option<Arc<Reading>>) -> Response<Reply> {
     if let Some(reading) = reading {
         response.extensions_mut().insert(reading);
     }
-    Ok(response)
+    response
 }
 
 /// The body of an entry, inflated.
@@ -119,7 +127,7 @@ async fn inflate(
     stored: &StoredResponse,
     max_object: usize,
     room: Room,
-) -> Result<Bytes, InflateError> {
+) -> Result<(Bytes, Option<Arc<Reading>>), InflateError> {
     let limit = stored.inflation_limit(max_object);
     let plain = match gunzip_here(&stored.body, limit) {
         Some(plain) => plain?,
@@ -129,8 +137,11 @@ async fn inflate(
         }
     };
     let plain = room.hold(plain);
-    keep_inflated(store, entry, stored, plain.clone());
-    Ok(plain)
+    let inflated = keep_inflated(store, entry, stored, plain.clone());
+    match &inflated.content {
+        Content::Response(inflated) => Ok(inflated.lend(&plain)),
+        Content::Varies(_) => Ok((plain, None)),
+    }
 }
 
 /// An entry with its body inflated too, if that is done on the spot; `None`: it takes too long, or is damaged.
