@@ -11,7 +11,7 @@ const BURST: u32 = 1000;
 const EACH_SECOND: u32 = 100;
 /// A window that opens by less than this many bytes opens for nothing.
 const LEAST_OPENING: u32 = 1 << 10;
-/// But an answer may be as small: so many such openings are due to each stream.
+/// But an answer may be as small as that: this many such openings are allowed for each stream.
 const OPENINGS: u32 = 4;
 /// From this many reset streams on, most of a connection's streams must end otherwise.
 const RESETS: u32 = 100;
@@ -25,7 +25,7 @@ pub struct Flood {
     since: Instant,
     opened: u32,
     reset: u32,
-    /// Small openings of windows that are due still.
+    /// Small openings of windows that are allowed still.
     openings: u32,
 }
 

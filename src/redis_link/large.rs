@@ -87,7 +87,8 @@ impl Large {
     /// [`RedisFailure`]: also if too much is on its way.
     pub async fn read(&self, name: &str, deadline: Duration) -> Result<Option<Vec<u8>>, RedisFailure> {
         let length = self.reading.call(redis::cmd("STRLEN").arg(name), deadline).await?;
-        let Value::Int(length) = length else { return Ok(None) };
+        // It may be gone by now.
+        let Value::Int(length @ 1..) = length else { return Ok(None) };
         let _room = self.reading.take(usize::try_from(length).unwrap_or(usize::MAX))?;
         match self.reading.call(redis::cmd("GETRANGE").arg(name).arg(0).arg(length - 1), deadline).await? {
             Value::BulkString(bytes) => Ok(Some(bytes)),
