@@ -20,7 +20,7 @@ use tokio::time::Instant;
 /// Smaller bodies are not counted: what is sent of them mostly lies in the kernel.
 pub const LARGE: usize = 64 << 10;
 /// Bytes of all bodies that are read and not stored any more.
-const MOST: usize = 64 << 20;
+pub const MOST: usize = 64 << 20;
 /// Clients have this much time for a body that was let go of, whatever else needs room.
 const TIME_TO_READ: Duration = Duration::from_secs(2);
 /// A list is tidied when it has this many more than were left the last time.

@@ -202,9 +202,21 @@ const PLACES: usize = 96;
 /// A field's name in a list.
 const NAME: usize = 32;
 
-/// What the allocator takes for this many bytes: its classes of sizes are an eighth apart.
+/// What the allocator takes for this many bytes: whole pages, or for less than four of them a class of sizes, of which there are four between
+/// one power of two and the next (https://jemalloc.net/jemalloc.3.html#size_classes).
 const fn allocated(bytes: usize) -> usize {
-    if bytes == 0 { 0 } else { bytes + bytes / 16 + 8 }
+    const PAGE: usize = 4 << 10;
+    const SMALLEST: usize = 16;
+    match bytes {
+        0 => 0,
+        1..=SMALLEST => SMALLEST,
+        _ if bytes > 4 * PAGE => bytes.next_multiple_of(PAGE),
+        _ => {
+            let between = (bytes - 1).ilog2() - 2;
+            let step = if between < SMALLEST.ilog2() { SMALLEST } else { 1 << between };
+            bytes.next_multiple_of(step)
+        }
+    }
 }
 
 /// The same for bytes that are shared, whose owners are counted beside them.
@@ -366,6 +378,26 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_allocator() {
+        let sizes = [
+            (0, 0),
+            (1, 16),
+            (16, 16),
+            (17, 32),
+            (65, 80),
+            (129, 160),
+            (200, 224),
+            (1025, 1280),
+            (14_000, 14_336),
+            (16_385, 20_480),
+            (1 << 20, 1 << 20),
+        ];
+        for (bytes, taken) in sizes {
+            assert_eq!(allocated(bytes), taken, "{bytes}");
+        }
+    }
 
     #[test]
     fn a_recoded_form_has_a_weak_tag_and_varies() {

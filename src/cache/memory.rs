@@ -117,6 +117,10 @@ impl Store for Memory {
         Box::pin(std::future::ready(()))
     }
 
+    fn keep(&self, entry: Arc<Entry>) {
+        self.insert(entry);
+    }
+
     fn replace(&self, entry: &Arc<Entry>, other: Option<Arc<Entry>>) {
         let is_same = |current: &Arc<Entry>| Arc::ptr_eq(current, entry);
         let changed = match other {

@@ -211,6 +211,15 @@ impl Cache {
         }
     }
 
+    /// Stores an entry in memory alone, until it is [put](Self::put) in another form.
+    pub fn keep(&self, key: &Key, entry: &Arc<Entry>) {
+        let Some(kept) = self.worth_storing(key, Arc::clone(entry)) else { return };
+        self.store.keep(Arc::clone(&kept));
+        if self.ended.refuses(&kept) {
+            self.store.replace(&kept, None);
+        }
+    }
+
     /// What is left of an entry that was fetched, as far as it may be stored. A slow fetch does not replace the response to a later one.
     fn worth_storing(&self, key: &Key, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let is_overtaken = || self.store.peek(&key.canonical).is_some_and(|there| entry.is_overtaken_by(&there));

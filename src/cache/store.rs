@@ -22,6 +22,11 @@ pub trait Store: Send + Sync {
     /// Stores an entry until its lifetimes are over or room is needed.
     fn put<'a>(&'a self, key: &'a Key, entry: Arc<Entry>) -> StoreFuture<'a, ()>;
 
+    /// Stores an entry in memory alone, if there is any.
+    fn keep(&self, entry: Arc<Entry>) {
+        drop(entry);
+    }
+
     /// Puts `other` in the place of an entry in memory (its body inflated, say), or nothing; not if another entry took its
     /// place meanwhile.
     fn replace(&self, entry: &Arc<Entry>, other: Option<Arc<Entry>>);

@@ -46,6 +46,10 @@ impl<S: Store> Store for Tiered<S> {
         self.below.put(key, entry)
     }
 
+    fn keep(&self, entry: Arc<Entry>) {
+        self.memory.insert(entry);
+    }
+
     fn replace(&self, entry: &Arc<Entry>, other: Option<Arc<Entry>>) {
         self.memory.replace(entry, other);
     }

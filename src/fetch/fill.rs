@@ -4,7 +4,7 @@
 //! it is held (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, the fastest reader
 //! says how fast it is read. What all have passed is let go, and so is what has no room: a reader that is too far behind is cut off.
 //!
-//! A body that is whole is kept for those that still read it, and gives way to bodies on their way.
+//! A body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -216,9 +216,28 @@ impl Fill {
     }
 
     /// Says what was made of the body: the entry that was stored, or nothing.
-    pub fn settle(&self, entry: Option<Arc<Entry>>) {
-        self.state().settled = Some(entry);
+    pub fn settle(self: &Arc<Self>, entry: Option<Arc<Entry>>) {
+        let is_first = self.state().settled.replace(entry).is_none();
         self.ended.notify_waiters();
+        if is_first {
+            self.keep_for_readers();
+        }
+    }
+
+    /// Gives back what it had of the budget, or keeps it until it is needed if there are readers. A body that is not stored yet has its
+    /// bytes as before.
+    fn keep_for_readers(self: &Arc<Self>) {
+        let mut state = self.state();
+        if !state.is_over() {
+            return;
+        }
+        if state.readers.is_empty() {
+            self.give_back(&mut state);
+        } else if state.charged > 0 {
+            drop(state);
+            let body = Arc::downgrade(self);
+            self.budget.keep_for_readers(body);
+        }
     }
 
     /// Waits until it is known what was made of the body: the entry that was stored, or `None`.
@@ -272,6 +291,15 @@ impl State {
     /// The next chunk of the reader that has read most.
     fn fastest(&self) -> usize {
         self.readers.values().map(|reader| reader.next).max().unwrap_or(self.gone)
+    }
+
+    /// Whether its bytes are of use to its readers alone: no more will come, and none will be stored.
+    fn is_over(&self) -> bool {
+        match self.end {
+            Some(Ok(())) => self.settled.is_some() || self.passing.is_some(),
+            Some(Err(_)) => true,
+            None => false,
+        }
     }
 
     /// Bytes that no reader has read.
@@ -391,7 +419,7 @@ impl Writer {
         let fill = &self.0;
         let whole = {
             let mut state = fill.state();
-            let whole = match (state.passing, state.chunks.front()) {
+            match (state.passing, state.chunks.front()) {
                 (Some(why), _) => Err(why),
                 (None, Some(only)) if state.chunks.len() == 1 => Ok(only.clone()),
                 (None, _) => {
@@ -407,19 +435,10 @@ impl Writer {
                     }
                     Ok(whole)
                 }
-            };
-            let is_read = !state.readers.is_empty();
-            if !is_read {
-                fill.give_back(&mut state);
             }
-            drop(state);
-            if is_read {
-                let body = Arc::downgrade(fill);
-                fill.budget.keep_for_readers(body);
-            }
-            whole
         };
         fill.finish(Ok(()));
+        fill.keep_for_readers();
         whole
     }
 
@@ -487,7 +506,7 @@ impl Drop for Reader {
             state.readers.remove(&self.id);
             if state.readers.is_empty() {
                 state.alone_since = Some(Instant::now());
-                if state.end.is_some() {
+                if state.is_over() {
                     self.fill.give_back(&mut state);
                 }
             }
@@ -639,7 +658,10 @@ mod tests {
         assert_eq!(first.complete().unwrap().len(), LARGE);
         assert_eq!(budget.used(), LARGE);
         let head = |length| Head { length: Some(length), ..head() };
-        // Small ones have room in any case; the others wait until it had its time.
+        // Not before it is stored, and its readers had their time. Small ones have room in any case.
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!Fill::start(head(200_000), LARGE, Arc::clone(&budget)).0.head.stored);
+        one.settle(None);
         assert!(Fill::start(head(200), LARGE, Arc::clone(&budget)).0.head.stored);
         assert!(!Fill::start(head(200_000), LARGE, Arc::clone(&budget)).0.head.stored);
         tokio::time::advance(Duration::from_secs(2)).await;

@@ -1,5 +1,5 @@
 //! From a whole body to a stored response: checked, compressed, with a validator, under every key by which it will be asked
-//! for.
+//! for. A large one is in memory as it came before it is compressed.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::fill::Fill;
 use super::{Fetcher, Job};
-use crate::aside;
+use crate::aside::{self, ToPack};
 use crate::cache::entry::{Content, Entry, StoredResponse};
 use crate::cache::key::Key;
 use crate::clock::{Wall, millis};
@@ -23,6 +23,8 @@ use crate::upstream::response_fields::OWN_VIA;
 
 /// Bodies from this size on are compressed where they hold up no request.
 const COMPRESS_ELSEWHERE: usize = 64 << 10;
+/// Bodies from this size on are digested there.
+const DIGEST_ELSEWHERE: usize = 256 << 10;
 /// Coded bodies from this size on are inflated there: they may be hundreds of times as large.
 const INFLATE_ELSEWHERE: usize = 4 << 10;
 
@@ -32,7 +34,7 @@ const MORE: usize = 6;
 impl Fetcher {
     /// Stores the body of a fill, and says what was made of it.
     pub(super) async fn store(&self, job: &Job, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
-        let Some(body) = self.prepare(fill, bytes).await else {
+        let Some(mut body) = self.prepare(fill, bytes).await else {
             tracing::warn!(route = &*job.party.rule, "the backend's gzip body is not valid or inflates too far; it was not stored");
             return fill.settle(None);
         };
@@ -41,10 +43,13 @@ impl Fetcher {
         let age_when_stored = u32::try_from(age(&fields).as_secs()).unwrap_or(u32::MAX);
         fields.remove(AGE);
         fields.append(VIA, OWN_VIA);
-        fields.entry(ETAG).or_insert(body.etag);
+        if let Some(etag) = body.etag.take() {
+            fields.entry(ETAG).or_insert(etag);
+        }
         // The clone has room for no more fields than there are.
-        let response = StoredResponse::new(head.status, fields.clone(), body.coding, head.coding, body.bytes);
-        drop(fields);
+        let response = |body: &PreparedBody| {
+            Content::Response(StoredResponse::new(head.status, fields.clone(), body.coding, head.coding, body.bytes.clone()))
+        };
         let now = Wall::now();
         let cost = u32::try_from(millis(job.began.elapsed())).unwrap_or(u32::MAX);
         let entry = |key: &Key, content: Content| {
@@ -52,7 +57,14 @@ impl Fetcher {
         };
         let (names, _) = &head.vary;
         let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.selecting) };
-        let stored = entry(&key, Content::Response(response));
+        let mut stored = entry(&key, response(&body));
+        if let Some(packing) = body.packing.take() {
+            // Nobody waits for that.
+            self.cache.keep(&key, &stored);
+            fill.settle(Some(Arc::clone(&stored)));
+            body.pack(packing).await;
+            stored = entry(&key, response(&body));
+        }
         // Those who prefer this language to all others get the response too.
         let language = content_language(&head.fields).filter(|_| job.match_language && names[..] == [ACCEPT_LANGUAGE]);
         let also = language.map(|language| job.key.language(&language));
@@ -65,6 +77,7 @@ impl Fetcher {
         let marker = (!names.is_empty()).then(|| entry(&job.key, Content::Varies(names.clone())));
         let marking = marker.map(|marker| self.cache.put(&job.key, marker));
         fill.settle(Some(Arc::clone(&stored)));
+        drop(body);
         // What it replaces may stand under another key: the upstream names other fields in `Vary` now, or none.
         let others = |entry: &&Arc<Entry>| {
             [Some(&key), also.as_ref(), Some(&job.key)].iter().flatten().all(|key| key.canonical.0 != entry.canonical)
@@ -83,17 +96,23 @@ impl Fetcher {
         self.failing.stored(&job.collapse_key);
     }
 
-    /// Checks, compresses and digests a body; `None` if it claims to be gzip and is not, or inflates too far.
+    /// Checks and digests a body, and compresses a small one; `None` if it claims to be gzip and is not, or inflates too far.
     async fn prepare(&self, fill: &Fill, bytes: Bytes) -> Option<PreparedBody> {
         let head = &fill.head;
         let coding = head.coding;
         let may_compress = coding == Coding::Identity && !CacheControl::of(&head.fields).no_transform;
         let compress = may_compress && bytes.len() >= self.settings.compress_above;
         let limit = encoding::inflation_limit(bytes.len(), self.settings.max_object);
-        let elsewhere = if coding == Coding::Gzip { INFLATE_ELSEWHERE } else { COMPRESS_ELSEWHERE };
-        let is_large = bytes.len() >= elsewhere;
-        let prepare = move || PreparedBody::new(bytes, coding, compress, limit);
-        if is_large { aside::run(prepare).await.flatten() } else { prepare() }
+        let (length, has_tag) = (bytes.len(), head.fields.contains_key(ETAG));
+        let at_once = compress && length < COMPRESS_ELSEWHERE;
+        let prepare = move || PreparedBody::new(bytes, coding, has_tag, at_once, limit);
+        let is_long = match coding {
+            Coding::Gzip => length >= INFLATE_ELSEWHERE,
+            Coding::Identity | Coding::Opaque => !has_tag && length >= DIGEST_ELSEWHERE,
+        };
+        let prepared = if is_long { aside::run(prepare).await.flatten()? } else { prepare()? };
+        let packing = if compress && !at_once { ToPack::new(length) } else { None };
+        Some(PreparedBody { packing, ..prepared })
     }
 }
 
@@ -102,28 +121,42 @@ struct PreparedBody {
     bytes: Bytes,
     coding: Coding,
     /// A strong validator for a response that came without one.
-    etag: HeaderValue,
+    etag: Option<HeaderValue>,
+    /// Its room among the bodies to be packed, if it is one.
+    packing: Option<ToPack>,
 }
 
 impl PreparedBody {
-    fn new(bytes: Bytes, coding: Coding, compress: bool, limit: usize) -> Option<Self> {
+    fn new(bytes: Bytes, coding: Coding, has_tag: bool, compress: bool, limit: usize) -> Option<Self> {
+        let tag_of = |plain: &Bytes| (!has_tag).then(|| etag_of(plain));
         match coding {
             Coding::Gzip => {
                 let plain = encoding::gunzip(&bytes, limit).ok()?;
                 // The tag is that of the bytes as the upstream coded them; the plain form gets its weak form.
-                Some(Self { etag: etag_of(&plain), bytes, coding })
+                Some(Self { etag: tag_of(&plain), bytes, coding, packing: None })
             }
-            Coding::Opaque => Some(Self { etag: etag_of(&bytes), bytes, coding }),
+            Coding::Opaque => Some(Self { etag: tag_of(&bytes), bytes, coding, packing: None }),
             Coding::Identity => {
-                let etag = etag_of(&bytes);
-                let packed = compress.then(|| encoding::gzip(&bytes)).filter(|packed| !packed.is_empty() && packed.len() < bytes.len());
-                Some(match packed {
-                    Some(bytes) => Self { bytes, coding: Coding::Gzip, etag },
-                    None => Self { bytes, coding, etag },
-                })
+                let etag = tag_of(&bytes);
+                let packed = if compress { packed(&bytes) } else { None };
+                let coding = if packed.is_some() { Coding::Gzip } else { coding };
+                Some(Self { bytes: packed.unwrap_or(bytes), coding, etag, packing: None })
             }
         }
     }
+
+    /// Packs it, unless that makes it no smaller.
+    async fn pack(&mut self, packing: ToPack) {
+        let bytes = self.bytes.clone();
+        if let Some(Some(packed)) = packing.run(move || packed(&bytes)).await {
+            (self.bytes, self.coding) = (packed, Coding::Gzip);
+        }
+    }
+}
+
+/// The body as gzip; `None`: it would be no smaller.
+fn packed(bytes: &Bytes) -> Option<Bytes> {
+    Some(encoding::gzip(bytes)).filter(|packed| !packed.is_empty() && packed.len() < bytes.len())
 }
 
 /// The same fields in memory of their own, all values in one piece. As they arrived they are slices of the connection's buffer, which they would keep

@@ -25,7 +25,7 @@ use super::trust::{State, Trust};
 use super::verify::Verifier;
 use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Timeline};
 use crate::api::orders::Orders;
-use crate::body::BoxError;
+use crate::body::{BoxError, lent};
 use crate::cache::Cache;
 use crate::cache::entry::{Content, Entry, StoredResponse, vary_by_encoding};
 use crate::cache::key::Key;
@@ -252,10 +252,12 @@ impl<S: Orders> Work<S> {
     }
 }
 
-/// A share of the memory, in KiB: as much as the answers of a moment ago take at most, and as much again for those that clients
-/// are still taking. At least the longest answer has room.
+/// A share of the memory, in KiB: as much as the answers of a moment ago take at most, and as much again for those that are being made and
+/// sent. Besides, what slow clients may keep of large ones ([`lent::MOST`]), so that they take no room from the others. At least the longest
+/// answer has room.
 fn room_for_bodies(memory: u64) -> usize {
-    usize::try_from(memory / 4 / 1024).unwrap_or(usize::MAX).clamp(16 << 10, Semaphore::MAX_PERMITS)
+    let shared = usize::try_from(memory / 4).unwrap_or(usize::MAX).max(16 << 20);
+    (shared.saturating_add(lent::MOST) / 1024).min(Semaphore::MAX_PERMITS)
 }
 
 /// A body that is counted until nobody holds it any more. `None` if there is no room: many clients are slow to take theirs.
