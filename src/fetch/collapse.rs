@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
@@ -17,6 +17,7 @@ use super::fill::Fill;
 use crate::cache::entry::Entry;
 use crate::cache::key::Canonical;
 use crate::cache::void::Moment;
+use crate::upstream::admission::Work;
 use crate::upstream::failure::Failure;
 
 /// How far a fetch is.
@@ -48,6 +49,8 @@ struct Fetch {
     followers: AtomicUsize,
     /// Told when the last follower leaves.
     left: Notify,
+    /// Told when it is given up for another's sake.
+    given_up: Notify,
 }
 
 impl Fetch {
@@ -93,40 +96,80 @@ impl Collapse {
             return Join::Follow(Follower(Arc::clone(fetch)));
         }
         let (progress, followers) = (watch::Sender::new(Progress::Pending), AtomicUsize::new(1));
-        let fetch = Arc::new(Fetch { asked_at, progress, followers, left: Notify::new() });
+        let fetch = Arc::new(Fetch { asked_at, progress, followers, left: Notify::new(), given_up: Notify::new() });
         fetches.insert(canonical.0.clone(), Arc::clone(&fetch));
-        let leader = Leader { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
-        Join::Lead(leader, Follower(fetch))
+        let led = Led { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
+        Join::Lead(Leader(Arc::new(led)), Follower(fetch))
     }
 }
 
 /// The duty to fetch. While it lives, no second fetch begins under its key.
-pub struct Leader {
+pub struct Leader(Arc<Led>);
+
+/// A fetch, and where it is found.
+struct Led {
     collapse: Arc<Collapse>,
     canonical: Bytes,
     fetch: Arc<Fetch>,
+}
+
+impl Led {
+    /// Takes the fetch away from those who might join it, if nobody follows it.
+    fn leave_if_alone(&self) -> bool {
+        // Followers join under this lock.
+        let mut fetches = self.collapse.fetches();
+        let is_alone = self.fetch.followers.load(Ordering::Relaxed) == 0;
+        if is_alone {
+            self.remove(&mut fetches);
+        }
+        is_alone
+    }
+
+    fn remove(&self, fetches: &mut HashMap<Bytes, Arc<Fetch>>) {
+        if fetches.get(&self.canonical).is_some_and(|fetch| Arc::ptr_eq(fetch, &self.fetch)) {
+            fetches.remove(&self.canonical);
+        }
+    }
+}
+
+/// A fetch that was sent is of use to nobody while nobody follows it, although it may be stored.
+impl Work for Led {
+    fn give_up(&self) -> bool {
+        let is_alone = self.leave_if_alone();
+        if is_alone {
+            self.fetch.given_up.notify_one();
+        }
+        is_alone
+    }
 }
 
 impl Leader {
     /// Waits until nobody follows. From then on nobody can: the next request begins another fetch.
     pub async fn abandoned(&self) {
         loop {
-            let left = self.fetch.left.notified();
-            {
-                // Followers join under this lock.
-                let mut fetches = self.collapse.fetches();
-                if self.fetch.followers.load(Ordering::Relaxed) == 0 {
-                    self.remove(&mut fetches);
-                    return;
-                }
+            let left = self.0.fetch.left.notified();
+            if self.0.leave_if_alone() {
+                return;
             }
             left.await;
         }
     }
 
+    /// The fetch, as what can be [given up](Work::give_up) while nobody follows it.
+    #[must_use]
+    pub fn work(&self) -> Weak<dyn Work> {
+        let led: Weak<Led> = Arc::downgrade(&self.0);
+        led
+    }
+
+    /// Waits until the fetch is given up. Nobody follows it then, and nobody can.
+    pub async fn given_up(&self) {
+        self.0.fetch.given_up.notified().await;
+    }
+
     /// The response is for everyone who waits.
     pub fn share(&self, fill: Arc<Fill>) {
-        self.fetch.progress.send_replace(Progress::Shared(fill));
+        self.0.fetch.progress.send_replace(Progress::Shared(fill));
     }
 
     /// The response is not to be shared; from now on, others ask for themselves.
@@ -147,24 +190,18 @@ impl Leader {
     /// A request that comes from now on begins another fetch: also one that has seen how this one ended.
     fn end(self, progress: Progress) {
         self.leave();
-        self.fetch.progress.send_replace(progress);
+        self.0.fetch.progress.send_replace(progress);
     }
 
     fn leave(&self) {
-        self.remove(&mut self.collapse.fetches());
-    }
-
-    fn remove(&self, fetches: &mut HashMap<Bytes, Arc<Fetch>>) {
-        if fetches.get(&self.canonical).is_some_and(|fetch| Arc::ptr_eq(fetch, &self.fetch)) {
-            fetches.remove(&self.canonical);
-        }
+        self.0.remove(&mut self.0.collapse.fetches());
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
         self.leave();
-        self.fetch.progress.send_if_modified(|progress| {
+        self.0.fetch.progress.send_if_modified(|progress| {
             let lost = matches!(progress, Progress::Pending);
             if lost {
                 *progress = Progress::Failed(Failure::Lost);
@@ -305,7 +342,7 @@ mod tests {
         let reload = || collapse.join(&key(), Moment::default(), true, |_| false);
         let (old, _early) = first(&collapse);
         assert!(matches!(reload(), Join::Follow(_)), "nothing has come yet");
-        old.fetch.progress.send_replace(Progress::Unshared);
+        old.0.fetch.progress.send_replace(Progress::Unshared);
         follow(&collapse);
         let Join::Lead(_new, _late) = reload() else { panic!("joined a fetch with a response") };
         assert!(matches!(reload(), Join::Follow(_)));

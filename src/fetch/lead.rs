@@ -153,7 +153,7 @@ impl Fetcher {
     }
 
     /// Asks once. If all who wait leave before the request is sent, it is not sent; once it is, the upstream works on an answer
-    /// that may be stored.
+    /// that may be stored, and is asked to the end unless another request needs the place.
     async fn call(&self, job: &Job, leader: &Leader, beginning: Option<&Beginning>) -> Result<Response<Stream>, Failure> {
         let mut request = Request::from_parts(job.request.clone(), body::empty());
         if let Some(beginning) = beginning {
@@ -165,7 +165,18 @@ impl Fetcher {
             () = leader.abandoned(), if is_awaited => return Err(Failure::Lost),
         };
         let response = match admitted {
-            Ok(admitted) => self.upstream.call_admitted(admitted, self.settings.silence).await,
+            Ok(mut admitted) => {
+                if is_awaited {
+                    admitted.is_for(leader.work());
+                }
+                tokio::select! {
+                    response = self.upstream.call_admitted(admitted, self.settings.silence) => response,
+                    () = leader.given_up() => {
+                        self.upstream.count_given_up(&job.party.rule, job.began);
+                        return Err(Failure::Lost);
+                    }
+                }
+            }
             Err(error) => Err(error),
         };
         let mut response = response.map_err(|error| Failure::from(&error))?;

@@ -112,7 +112,8 @@ pub async fn serve<F, A>(
         let sender = (version == Version::HTTP_11).then(|| interim.open());
         let arrival = Arrival { peer: peer.ip(), interim: sender.clone(), own: false, refused };
         let answering = answer(request.map(|body| RequestBody::new(body, limits)), arrival);
-        async move {
+        // Apart, since the library would keep its room until the client has the last byte.
+        Box::pin(async move {
             let mut response = outgoing::fit(is_head, answering.await);
             if let Some(reading) = response.extensions_mut().remove::<Arc<Reading>>() {
                 reading.is_for(match &stream {
@@ -129,7 +130,7 @@ pub async fn serve<F, A>(
             }
             let response = response.map(|body| ResponseBody::new(body, in_flight, stream));
             Ok::<_, Infallible>(if version == Version::HTTP_10 { response.map(|body| body.ended_by_close(notes)) } else { response })
-        }
+        })
     });
     let watched = Watched { activity, limits, draining, end, streams };
     match watched.serve(socket, service).await {

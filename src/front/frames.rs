@@ -45,6 +45,8 @@ const PRIORITY: u8 = 0x20;
 pub struct Frames {
     /// These many bytes go on as they are.
     skip: usize,
+    /// What is not whole yet of a client's beginning (§3.4): the rest of the preface, and a frame.
+    to_begin: u8,
     decoder: Decoder,
     /// The newest stream that was opened.
     newest: u32,
@@ -95,7 +97,13 @@ impl Frames {
         let full = (max_head / LARGEST_FRAME).max(1);
         let max_continuations = (full + full / 4).max(5);
         let (decoder, open, flood) = (Decoder::default(), BTreeSet::new(), Flood::default());
-        Self { skip: PREFACE_REST, decoder, newest: 0, open, flood, max_block, max_continuations }
+        Self { skip: PREFACE_REST, to_begin: 2, decoder, newest: 0, open, flood, max_block, max_continuations }
+    }
+
+    /// Whether the client sent all that it begins a connection with.
+    #[must_use]
+    pub const fn has_begun(&self) -> bool {
+        self.to_begin == 0
     }
 
     /// Looks at the next bytes. Returns how many of them may go on, and why no more, unless more bytes must come first.
@@ -107,6 +115,9 @@ impl Frames {
                 let skipped = self.skip.min(rest.len());
                 self.skip -= skipped;
                 at += skipped;
+                if self.skip == 0 {
+                    self.to_begin = self.to_begin.saturating_sub(1);
+                }
                 continue;
             }
             let Some(head) = rest.first_chunk::<HEAD>() else { return (at, None) };

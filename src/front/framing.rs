@@ -111,6 +111,12 @@ impl Framing {
         matches!(self.state, State::Http2)
     }
 
+    /// Whether the connection speaks HTTP/2, and its client has not sent all that it begins with.
+    #[must_use]
+    pub fn is_beginning_http2(&self) -> bool {
+        self.is_http2() && !self.frames.as_ref().is_some_and(|frames| frames.has_begun())
+    }
+
     /// Whether the next byte begins a request.
     #[must_use]
     pub fn is_between_requests(&self) -> bool {

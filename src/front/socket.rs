@@ -254,7 +254,8 @@ impl Socket {
         self.checked = count;
         if self.framing.is_http2() {
             // What is held beyond that begins a block of fields, or a frame's head.
-            self.activity.is_within_fields(self.held.len() > count && next == Next::More);
+            let is_partial = self.framing.is_beginning_http2() || self.held.len() > count;
+            self.activity.is_within_fields(is_partial && next == Next::More);
         }
         loop {
             match next {

@@ -54,8 +54,8 @@ where
 
 /// Makes connections within a deadline, which covers the resolution of the name too.
 #[derive(Clone)]
-struct Connector {
-    inner: HttpConnector,
+struct Connector<C = HttpConnector> {
+    inner: C,
     deadline: Duration,
 }
 
@@ -69,10 +69,13 @@ impl Connector {
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = <HttpConnector as Service<Uri>>::Response;
+impl<C> Service<Uri> for Connector<C>
+where
+    C: Service<Uri, Error: Into<BoxError>, Future: Send + 'static>,
+{
+    type Response = C::Response;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<C::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
@@ -209,4 +212,35 @@ fn classify(error: Error) -> BackendError {
         return BackendError::Invalid(error.into());
     }
     BackendError::Reset(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{Pending, pending};
+
+    /// What waits for the address of a name that nobody answers for.
+    #[derive(Clone)]
+    struct Unresolved;
+
+    impl Service<Uri> for Unresolved {
+        type Response = ();
+        type Error = BoxError;
+        type Future = Pending<Result<(), BoxError>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Uri) -> Self::Future {
+            pending()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_not_resolved_in_time_is_given_up() {
+        let mut connector = Connector { inner: Unresolved, deadline: Duration::from_secs(1) };
+        let error = timeout(Duration::from_secs(10), connector.call(Uri::from_static("http://api.test/"))).await.expect("it hangs");
+        assert!(error.unwrap_err().to_string().contains("backend.connect_timeout"));
+    }
 }

@@ -16,7 +16,7 @@ pub mod upload;
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ use crate::request::secrets::{shown_method, without_secrets};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use admission::machine::{Bounds, Party, Phase};
-use admission::{Admission, Place};
+use admission::{Admission, Place, Work};
 use body::{Begun, DeadlineBody};
 use failure::Failure;
 use upload::{Progress, UploadRoom, Watched};
@@ -173,6 +173,15 @@ pub struct Admitted {
     since: Instant,
 }
 
+impl Admitted {
+    /// Says what it is sent for. If that is of use to nobody when another request needs the place, it is [given up](Work::give_up).
+    pub fn is_for(&mut self, work: Weak<dyn Work>) {
+        if let Some(place) = &mut self.place {
+            place.is_for(work);
+        }
+    }
+}
+
 /// What the span of a request to the upstream says of it.
 fn asked_for(route: &str, request: &Request<Stream>) -> Vec<KeyValue> {
     let text = |key, text: &str| KeyValue::new(key, text.to_owned());
@@ -270,6 +279,11 @@ impl Upstream {
     pub async fn call_beside(&self, rule: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
         let admitted = Admitted { request, party: Party::own(rule), place: None, since: Instant::now() };
         self.call_admitted(admitted, silence).await
+    }
+
+    /// Counts a request that was sent and [given up](Work::give_up) at some moment `since` which it waited or was on its way.
+    pub fn count_given_up(&self, route: &str, since: Instant) {
+        self.count(route, "given-up", since);
     }
 
     fn count(&self, route: &str, status: &str, since: Instant) {

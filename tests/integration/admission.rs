@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
-use crate::support::{Asked, Backend, Connection, Sluice, Step, frames, get, ok, one_rule, until};
+use crate::support::{Asked, Backend, Connection, Sluice, Step, connect_from, frames, get, ok, one_rule, until};
 
 const EVENTS: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n6\r\ndata:1\r\n";
 
@@ -105,6 +105,43 @@ async fn what_nobody_waits_for_any_more_is_not_asked() {
     assert!(backend.count() <= 2, "{} reached the backend", backend.count());
     let grown = sluice.process.resident().saturating_sub(before) >> 20;
     assert!(grown < 48, "{grown} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_waits_for_any_more_gives_way_to_another_client() {
+    let backend = Backend::start(answer).await;
+    let sluice = sluice(&backend, "max_in_flight=4");
+    let ask = |number: u8, from: u8| {
+        let address = sluice.address;
+        async move {
+            let mut stream = connect_from(address, from).await;
+            stream.write_all(format!("GET /hang/{number} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await.unwrap();
+            stream
+        }
+    };
+    let mut clients = Vec::new();
+    for number in 0..4 {
+        clients.push(ask(number, 9).await);
+    }
+    until("all are asked", || async { active(&sluice, "ask").await == 4.0 && backend.count() == 4 }).await;
+    // Who waits for what hangs keeps its place, and who joins a fetch keeps it going.
+    let waiting = tokio::spawn({
+        let address = sluice.address;
+        async move { Connection(BufReader::new(connect_from(address, 8).await)).ask("GET", "/new", &[], b"").await }
+    });
+    until("it waits", || async { sluice.metric("backend_pending", &[]).await == 1.0 }).await;
+    let joined = ask(0, 7).await;
+    until("all are there", || async { sluice.metric("inflight", &[]).await == 6.0 }).await;
+    drop(clients);
+    assert_eq!(waiting.await.unwrap().status, 200);
+    let given_up = || sluice.metric("backend_requests_total", &["status=\"given-up\""]);
+    assert_eq!(given_up().await, 1.0);
+    // A fetch of one address alone gives way to none of the same.
+    for number in 0..3 {
+        assert_eq!(sluice.get(&format!("/new/{number}")).await.status, 200);
+    }
+    assert_eq!((given_up().await, active(&sluice, "ask").await), (1.0, 3.0));
+    drop(joined);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{Asked, Backend, Connection, HANG, Sluice, Step, frames, number, ok, one_rule, reply, until};
@@ -28,6 +29,7 @@ fn answer(asked: &Asked) -> Vec<Step> {
             Step::Send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n6\r\ndata:1\r\n".to_vec()),
             Step::Hang,
         ],
+        "hang" => vec![Step::Hang],
         "failing" => reply("503 Service Unavailable", "Retry-After: 1\r\n", b"no"),
         "pass" => ok("Cache-Control: no-store\r\n", asked.target.as_bytes()),
         _ => ok("", asked.target.as_bytes()),
@@ -109,57 +111,100 @@ async fn behave(scene: Arc<Scene>, number: u64) {
     }
 }
 
+/// What a client may do that has no regard for others.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    SlowHead,
+    NoBody,
+    SlowUpload,
+    Leaving,
+    Pipelining,
+    Resetting,
+    SlowReading,
+    Events,
+    Failing,
+    Hanging,
+    StreamResets,
+    ClosedWindows,
+    Flood,
+}
+
+impl Kind {
+    const ALL: [Self; 13] = [
+        Self::SlowHead,
+        Self::NoBody,
+        Self::SlowUpload,
+        Self::Leaving,
+        Self::Pipelining,
+        Self::Resetting,
+        Self::SlowReading,
+        Self::Events,
+        Self::Failing,
+        Self::Hanging,
+        Self::StreamResets,
+        Self::ClosedWindows,
+        Self::Flood,
+    ];
+}
+
 /// What a client does that has no regard for others. Each ends within a few seconds, or at its connection's end.
-async fn misbehave(scene: &Scene, random: &mut fastrand::Rng, from: Ipv4Addr) -> Option<()> {
+async fn misbehave(scene: &Scene, kind: Kind, random: &mut fastrand::Rng, from: Ipv4Addr) -> Option<()> {
     let mut stream = connect(scene.address, from).await?;
     let any = random.u64(..);
     let nap = Duration::from_millis(random.u64(1..400));
     let get = |path: &str| format!("GET /{path}/{any:x} HTTP/1.1\r\nHost: h\r\n\r\n");
-    match random.u32(..14) {
-        0 => drip(&mut stream, get("page").as_bytes(), random).await?,
-        1 => {
+    match kind {
+        Kind::SlowHead => drip(&mut stream, get("page").as_bytes(), random).await?,
+        Kind::NoBody => {
             stream.write_all(b"POST /change/1 HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n").await.ok()?;
             sleep(nap * 10).await;
         }
-        2 => {
+        Kind::SlowUpload => {
             stream.write_all(b"POST /change/2 HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n").await.ok()?;
             drip(&mut stream, &vec![b'x'; 500_000], random).await?;
         }
-        3 | 4 => {
+        Kind::Leaving => {
             for _ in 0..20 {
                 let mut one = connect(scene.address, from).await?;
                 one.write_all(get(&format!("slow/{}", random.u64(..))).as_bytes()).await.ok()?;
             }
+            sleep(nap).await;
         }
-        5 => {
+        Kind::Pipelining => {
             for _ in 0..200 {
                 timeout(nap, stream.write_all(get("page").as_bytes())).await.ok()?.ok()?;
             }
             sleep(nap).await;
         }
-        6 => {
+        Kind::Resetting => {
             stream.write_all(get("large").as_bytes()).await.ok()?;
             read_some(&mut stream, 1000).await;
+            sleep(nap).await;
             let _ = stream.set_zero_linger();
         }
-        7 | 8 => {
+        Kind::SlowReading => {
             stream.write_all(get("large").as_bytes()).await.ok()?;
             for _ in 0..20 {
                 read_some(&mut stream, random.usize(1..30_000)).await;
                 sleep(nap / 2).await;
             }
         }
-        9 => {
+        Kind::Events => {
             stream.write_all(get("events").as_bytes()).await.ok()?;
             sleep(nap * 10).await;
         }
-        10 => {
+        Kind::Failing => {
             stream.write_all(get("failing").as_bytes()).await.ok()?;
             read_some(&mut stream, 100_000).await;
+            sleep(nap).await;
         }
-        11 => ask_and_reset(&mut stream, random).await?,
-        12 => closed_windows(&mut stream, random, nap * 5).await?,
-        _ => flood(&mut stream, random).await?,
+        Kind::Hanging => {
+            stream.write_all(get("hang").as_bytes()).await.ok()?;
+            sleep(nap * 10).await;
+        }
+        Kind::StreamResets => ask_and_reset(&mut stream, random).await?,
+        Kind::ClosedWindows => closed_windows(&mut stream, random, nap * 5).await?,
+        Kind::Flood => flood(&mut stream, random).await?,
     }
     Some(())
 }
@@ -218,64 +263,98 @@ async fn flood(stream: &mut TcpStream, random: &mut fastrand::Rng) -> Option<()>
     Some(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn clients_that_behave_do_not_notice_those_that_do_not() {
-    let (seconds, abusers, seed) = (number("SLUICE_SECONDS", 10), number("SLUICE_ABUSERS", 500), number("SLUICE_SEED", 1));
-    let backend = Backend::start(answer).await;
-    let rules = format!("[[route]]\nname='pass'\npath='/pass/*'\ncache=false\n{}", one_rule("ttl='1h'\nstale_if_error='1h'"));
-    let text = format!("[backend]\nurl='http://{}'\n[cache]\nmemory='32MiB'\nredis=''\n{rules}", backend.address);
-    let sluice = Sluice::with(&text, &[]);
-    let scene = Arc::new(Scene {
-        address: sluice.address,
-        stop: AtomicBool::new(false),
-        requests: AtomicU64::new(0),
-        failures: Mutex::default(),
-        waits: Mutex::default(),
-    });
-    let good: Vec<_> = (0..WELL_BEHAVED).map(|number| tokio::spawn(behave(Arc::clone(&scene), seed ^ number))).collect();
-    sleep(Duration::from_secs(seconds.min(10))).await;
-    let (alone, before) = (scene.percentiles(), sluice.process.resident());
-    let bad: Vec<_> = (0..abusers)
-        .map(|number| {
-            let scene = Arc::clone(&scene);
+/// A program before a backend, and the clients that behave.
+struct Stage {
+    _backend: Backend,
+    sluice: Sluice,
+    scene: Arc<Scene>,
+    good: Vec<JoinHandle<()>>,
+    seed: u64,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let seed = number("SLUICE_SEED", 1);
+        let backend = Backend::start(answer).await;
+        let rules = format!("[[route]]\nname='pass'\npath='/pass/*'\ncache=false\n{}", one_rule("ttl='1h'\nstale_if_error='1h'"));
+        let text = format!("[backend]\nurl='http://{}'\n[cache]\nmemory='32MiB'\nredis=''\n{rules}", backend.address);
+        let sluice = Sluice::with(&text, &[]);
+        let scene = Arc::new(Scene {
+            address: sluice.address,
+            stop: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            failures: Mutex::default(),
+            waits: Mutex::default(),
+        });
+        let good = (0..WELL_BEHAVED).map(|number| tokio::spawn(behave(Arc::clone(&scene), seed ^ number))).collect();
+        Self { _backend: backend, sluice, scene, good, seed }
+    }
+
+    /// Has this many clients misbehave for a time, in one way or in all; returns what those that behave waited meanwhile.
+    async fn beside(&self, abusers: u64, kind: Option<Kind>, time: Duration) -> [Duration; 3] {
+        let start = |number: u64| {
+            let scene = Arc::clone(&self.scene);
+            let mut random = fastrand::Rng::with_seed(self.seed.wrapping_mul(7919) ^ number);
             tokio::spawn(async move {
-                let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(7919) ^ number);
                 let from = Ipv4Addr::new(127, 0, 2, u8::try_from(number % 20).unwrap() + 1);
-                while !scene.is_over() {
-                    let _ = timeout(Duration::from_secs(20), misbehave(&scene, &mut random, from)).await;
+                loop {
+                    let kind = kind.unwrap_or_else(|| Kind::ALL[random.usize(..Kind::ALL.len())]);
+                    let _ = timeout(Duration::from_secs(20), misbehave(&scene, kind, &mut random, from)).await;
                 }
             })
+        };
+        let bad: Vec<_> = (0..abusers).map(start).collect();
+        sleep(time).await;
+        let waits = self.scene.percentiles();
+        bad.iter().for_each(JoinHandle::abort);
+        waits
+    }
+
+    /// Ends the clients, and checks that nothing is held for any of them, and that none failed that behaved.
+    async fn end(mut self) {
+        self.scene.stop.store(true, Ordering::Relaxed);
+        for client in self.good.drain(..) {
+            client.await.unwrap();
+        }
+        until("everything that the others had is given back", || async {
+            // The admin connection that asks is not counted here.
+            let mut left = 0.0;
+            for gauge in ["inflight", "connections", "fill_bytes"] {
+                left += self.sluice.metric(gauge, &[]).await;
+            }
+            left == 0.0
         })
-        .collect();
-    sleep(Duration::from_secs(seconds)).await;
-    let (beside, peak) = (scene.percentiles(), sluice.process.resident_peak());
-    bad.iter().for_each(|client| client.abort());
+        .await;
+        let failures = self.scene.failures.lock().unwrap();
+        assert!(failures.is_empty(), "seed {}: {} failures, the first: {}", self.seed, failures.len(), failures[0]);
+    }
+}
+
+const fn mib(bytes: u64) -> u64 {
+    bytes >> 20
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_behave_do_not_notice_those_that_do_not() {
+    let (seconds, abusers) = (number("SLUICE_SECONDS", 10), number("SLUICE_ABUSERS", 500));
+    let stage = Stage::set().await;
+    sleep(Duration::from_secs(seconds.min(10))).await;
+    let (alone, before) = (stage.scene.percentiles(), stage.sluice.process.resident());
+    let beside = stage.beside(abusers, None, Duration::from_secs(seconds)).await;
+    let peak = stage.sluice.process.resident_peak();
     // The allocator keeps some of what was freed for a while: how much differs from run to run.
     let most = 256 << 20;
     let given_back = timeout(HANG, async {
-        while sluice.process.resident() > most {
+        while stage.sluice.process.resident() > most {
             sleep(Duration::from_secs(1)).await;
         }
     });
     let given_back = given_back.await.is_ok();
-    scene.stop.store(true, Ordering::Relaxed);
-    for client in good {
-        client.await.unwrap();
-    }
-    until("everything that the others had is given back", || async {
-        // The admin connection that asks is not counted here.
-        let mut left = 0.0;
-        for gauge in ["inflight", "connections", "fill_bytes"] {
-            left += sluice.metric(gauge, &[]).await;
-        }
-        left == 0.0
-    })
-    .await;
-    let (after, cached) = (sluice.process.resident(), sluice.metric("memory_bytes", &[]).await);
-    let mib = |bytes: u64| bytes >> 20;
+    let (after, cached) = (stage.sluice.process.resident(), stage.sluice.metric("memory_bytes", &[]).await);
     eprintln!(
-        "seed {seed}, {} requests; median, p99, longest: alone {alone:?}, beside {abusers} {beside:?}",
-        scene.requests.load(Ordering::Relaxed)
+        "seed {}, {} requests; median, p99, longest: alone {alone:?}, beside {abusers} {beside:?}",
+        stage.seed,
+        stage.scene.requests.load(Ordering::Relaxed)
     );
     eprintln!(
         "resident: {} MiB before, {} at most, {} after, of which {:.0} in the cache",
@@ -284,7 +363,26 @@ async fn clients_that_behave_do_not_notice_those_that_do_not() {
         mib(after),
         cached / 1048576.0
     );
-    let failures = scene.failures.lock().unwrap();
-    assert!(failures.is_empty(), "seed {seed}: {} failures, the first: {}", failures.len(), failures[0]);
     assert!(given_back, "{} MiB after it", mib(after));
+    stage.end().await;
+}
+
+/// Each way of misbehaving alone, so that what one costs is seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_way_to_misbehave_is_felt_by_those_that_do_not() {
+    let (seconds, abusers) = (number("SLUICE_SECONDS", 1), number("SLUICE_ABUSERS", 200));
+    for kind in Kind::ALL {
+        let stage = Stage::set().await;
+        sleep(Duration::from_secs(seconds)).await;
+        let (alone, before) = (stage.scene.percentiles(), stage.sluice.process.resident());
+        let beside = stage.beside(abusers, Some(kind), Duration::from_secs(seconds)).await;
+        let (peak, after) = (stage.sluice.process.resident_peak(), stage.sluice.process.resident());
+        eprintln!(
+            "{kind:?}: alone {alone:?}, beside {abusers} {beside:?}; MiB: {} before, {} at most, {}",
+            mib(before),
+            mib(peak),
+            mib(after)
+        );
+        stage.end().await;
+    }
 }

@@ -1,14 +1,13 @@
 //! Clients that are slow, silent, or send what costs more than it says: each loses what it has itself, and is told why where that can
 //! be; the others do not notice.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::support::{Asked, Backend, Connection, HANG, Http2, Sluice, Step, frames, ok, one_rule, until};
+use crate::support::{Asked, Backend, Connection, HANG, Http2, Sluice, Step, connect_from, frames, ok, one_rule, until};
 
 const LARGE: usize = 8 << 20;
 
@@ -25,12 +24,6 @@ async fn start(lines: &str) -> (Backend, Sluice) {
     let backend = Backend::start(answer).await;
     let sluice = Sluice::ruled(backend.address, "", &format!("[limits]\n{lines}\n{}", one_rule("ttl='1h'"))).await;
     (backend, sluice)
-}
-
-async fn connect(address: SocketAddr, from: u8) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, from)), 0).into()).unwrap();
-    socket.connect(address).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,9 +238,13 @@ async fn a_head_that_is_half_sent_ends_over_http2_too() {
     let (_backend, sluice) = start("header_timeout='300ms'\nidle_timeout='1h'").await;
     let whole = http2_get(1, "/x");
     let open = frames::frame(1, frames::END_STREAM, 1, &whole[9..]);
-    for part in [&whole[..whole.len() - 3], &open] {
+    let opening = frames::opening();
+    let mut parts = vec![[&opening[..], &whole[..whole.len() - 3]].concat(), [&opening[..], &open].concat()];
+    // From the end of the line that says HTTP/2 up to the last byte of its first frame.
+    parts.extend([18, 20, 24, 27, opening.len() - 1].map(|count| opening[..count].to_vec()));
+    for part in parts {
         let mut client = TcpStream::connect(sluice.address).await.unwrap();
-        client.write_all(&[&frames::opening()[..], part].concat()).await.unwrap();
+        client.write_all(&part).await.unwrap();
         assert!(is_ended(&mut client).await);
     }
 }
@@ -258,14 +255,14 @@ async fn where_all_connections_are_open_idle_ones_give_way() {
     let mut held = Vec::new();
     for from in [2, 3, 4, 5, 6, 7] {
         for _ in 0..6 {
-            held.push(connect(sluice.address, from).await);
+            held.push(connect_from(sluice.address, from).await);
         }
     }
     until("all are open", || async { sluice.metric("connections", &[]).await == 8.0 }).await;
     // What was closed is known as closed, and what is idle has been for a while.
     sleep(Duration::from_millis(600)).await;
     for from in [8, 9, 10] {
-        let mut newcomer = Connection(BufReader::new(connect(sluice.address, from).await));
+        let mut newcomer = Connection(BufReader::new(connect_from(sluice.address, from).await));
         assert_eq!(newcomer.ask("GET", "/x", &[], b"").await.status, 200, "from {from}");
     }
     assert!(sluice.metric("connections", &[]).await <= 8.0);

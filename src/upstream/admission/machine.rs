@@ -127,10 +127,22 @@ impl Pool {
     }
 
     fn may_take(&self, party: &Party) -> bool {
-        let free = self.most.saturating_sub(self.held);
+        self.has_place(party, self.most.saturating_sub(self.held), self.of_rule(party))
+    }
+
+    /// Whether the party may take a place where so many are free, and its rule holds so many.
+    fn has_place(&self, party: &Party, free: usize, of_rule: usize) -> bool {
         let address_share = if party.address.is_none() { 1 } else { self.address_share };
         let within = |held: usize, share: usize| held <= free.saturating_mul(share);
-        free > 0 && within(self.of_address(party), address_share) && within(self.of_rule(party), self.rule_share)
+        free > 0 && within(self.of_address(party), address_share) && within(of_rule, self.rule_share)
+    }
+
+    /// Whether the party may take the place of a holder whose work is of use to nobody: if the holder's address has at least two more
+    /// than its own, and the place is enough.
+    fn may_take_over(&self, holder: &Party, party: &Party) -> bool {
+        let of_rule = self.of_rule(party) - usize::from(holder.rule == party.rule);
+        let free = (self.most + 1).saturating_sub(self.held);
+        self.of_address(holder) >= self.of_address(party) + 2 && self.has_place(party, free, of_rule)
     }
 
     fn take(&mut self, party: &Party) {
@@ -207,6 +219,22 @@ impl Machine {
     pub(super) fn is_empty(&self) -> bool {
         let mut pools = self.pools.iter().chain([&self.queue]);
         self.pending.is_empty() && pools.all(|pool| pool.held == 0 && pool.by_address.is_empty() && pool.by_rule.is_empty())
+    }
+
+    /// Which of the parties that hold places of a phase, for work that is of use to nobody, are to lose one so that a request gets it: the
+    /// first is to be tried first. Empty: none, or the request finds a place without.
+    #[must_use]
+    pub fn to_take_over<'h, I: Ord + Copy>(&self, phase: Phase, party: &Party, holders: impl Iterator<Item = (I, &'h Party)>) -> Vec<I> {
+        let pool = &self.pools[phase as usize];
+        // No address has two more.
+        let most = pool.by_address.values().max().copied().unwrap_or(0);
+        if most < pool.of_address(party) + 2 || pool.may_take(party) {
+            return Vec::new();
+        }
+        let holders = holders.filter(|(_, holder)| pool.may_take_over(holder, party));
+        let mut holders: Vec<_> = holders.map(|(place, holder)| (usize::MAX - pool.of_address(holder), place)).collect();
+        holders.sort_unstable();
+        holders.into_iter().map(|(_, place)| place).collect()
     }
 
     /// A request asks for a place, at `now` after some fixed moment. It waits if there is none and it `may_wait`. Returns also a request that

@@ -4,8 +4,8 @@ pub mod machine;
 #[cfg(test)]
 mod simulator;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use prometheus::IntGauge;
@@ -14,6 +14,15 @@ use tokio::time::{Instant, timeout};
 
 use crate::telemetry::metrics::Metrics;
 use machine::{Arrival, Bounds, Machine, Party, Phase, Ticket};
+
+/// How often a request that waits looks whether another's place is of use to nobody by now.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Work that has a place of the phase ask, and may be of use to nobody by now.
+pub trait Work: Send + Sync {
+    /// Gives it up if nobody waits for it, so that another gets its place. `false`: somebody does. Called under a lock: it only tells.
+    fn give_up(&self) -> bool;
+}
 
 /// Gives places, as the page says.
 pub struct Admission {
@@ -29,18 +38,37 @@ struct State {
     machine: Machine,
     /// Those that wait, for what, and where they hear that they have a place.
     waiting: HashMap<Ticket, (Phase, Party, oneshot::Sender<Place>)>,
+    /// Those that hold a place and can be given up, the oldest first.
+    works: BTreeMap<u64, (Party, Weak<dyn Work>)>,
+    next_work: u64,
 }
+
+/// Those that have a place from now on, and where they hear that.
+type Waited = Vec<(Phase, Party, oneshot::Sender<Place>)>;
 
 /// A place of a phase, until this is dropped.
 pub struct Place {
     admission: Arc<Admission>,
     phase: Phase,
     party: Party,
+    /// The number of the work that it is for, if that can be given up.
+    work: Option<u64>,
+}
+
+impl Place {
+    /// Says what the place is for. It is given up if it is of use to nobody when another request needs the place.
+    pub fn is_for(&mut self, work: Weak<dyn Work>) {
+        let mut state = self.admission.state();
+        let number = state.next_work;
+        state.next_work += 1;
+        state.works.insert(number, (self.party.clone(), work));
+        self.work = Some(number);
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.admission.end(self.phase, &self.party);
+        self.admission.end(self.phase, &self.party, self.work);
     }
 }
 
@@ -70,7 +98,8 @@ impl Admission {
                 metrics.backend_rejected.with_label_values(&[phase.name(), why]);
             }
         }
-        let state = Mutex::new(State { machine: Machine::new(bounds), waiting: HashMap::new() });
+        let state = State { machine: Machine::new(bounds), waiting: HashMap::new(), works: BTreeMap::new(), next_work: 0 };
+        let state = Mutex::new(state);
         Arc::new(Self { state, start: Instant::now(), patience, active, metrics })
     }
 
@@ -86,7 +115,7 @@ impl Admission {
     }
 
     fn place(self: &Arc<Self>, phase: Phase, party: &Party) -> Place {
-        Place { admission: Arc::clone(self), phase, party: party.clone() }
+        Place { admission: Arc::clone(self), phase, party: party.clone(), work: None }
     }
 
     fn refuse(&self, phase: Phase, why: &str) {
@@ -96,7 +125,10 @@ impl Admission {
     /// A place of a phase, waited for in the queue if need be. A caller that is dropped meanwhile leaves the queue. `None`: the queue
     /// is full, or no place was free in time.
     pub async fn admit(self: &Arc<Self>, phase: Phase, party: &Party) -> Option<Place> {
-        let (waiting, receiver) = {
+        if phase == Phase::Ask {
+            self.take_back(party, None);
+        }
+        let (waiting, mut receiver) = {
             let mut state = self.state();
             let (arrival, displaced) = state.machine.arrive(self.start.elapsed(), phase, party, true);
             self.tell(&state);
@@ -117,7 +149,18 @@ impl Admission {
                 }
             }
         };
-        let place = timeout(self.patience, receiver).await;
+        let given = async {
+            if phase != Phase::Ask {
+                return (&mut receiver).await;
+            }
+            loop {
+                match timeout(LOOK_AGAIN, &mut receiver).await {
+                    Ok(given) => return given,
+                    Err(_) => self.take_back(party, Some(waiting.ticket)),
+                }
+            }
+        };
+        let place = timeout(self.patience, given).await;
         drop(waiting);
         if place.is_err() {
             self.refuse(phase, "timeout");
@@ -138,13 +181,43 @@ impl Admission {
         Some(self.place(phase, party))
     }
 
-    fn end(self: &Arc<Self>, phase: Phase, party: &Party) {
+    /// Gives up one work that is of use to nobody, if a request of this party finds no place otherwise. One that has left the queue by
+    /// now, or has a place, needs none.
+    fn take_back(self: &Arc<Self>, party: &Party, ticket: Option<Ticket>) {
         let mut state = self.state();
-        let admitted = state.machine.end(self.start.elapsed(), phase, party);
-        let admitted: Vec<_> = admitted.iter().filter_map(|ticket| state.waiting.remove(ticket)).collect();
-        self.tell(&state);
+        if state.works.is_empty() || ticket.is_some_and(|ticket| !state.waiting.contains_key(&ticket)) {
+            return;
+        }
+        let holders = state.works.iter().map(|(&number, (holder, _))| (number, holder));
+        let in_order = state.machine.to_take_over(Phase::Ask, party, holders);
+        let is_given_up = |number: &u64| state.works.get(number).and_then(|(_, work)| work.upgrade()).is_some_and(|work| work.give_up());
+        let Some(given_up) = in_order.into_iter().find(is_given_up) else { return };
+        let Some((holder, _)) = state.works.remove(&given_up) else { return };
+        let admitted = self.ended(&mut state, Phase::Ask, &holder);
         drop(state);
-        // Unlocked: the place of one that has just left is dropped, which ends it.
+        self.hand_on(admitted);
+    }
+
+    /// A place is free again, unless it was taken back from its work.
+    fn end(self: &Arc<Self>, phase: Phase, party: &Party, work: Option<u64>) {
+        let mut state = self.state();
+        if work.is_some_and(|number| state.works.remove(&number).is_none()) {
+            return;
+        }
+        let admitted = self.ended(&mut state, phase, party);
+        drop(state);
+        self.hand_on(admitted);
+    }
+
+    fn ended(&self, state: &mut State, phase: Phase, party: &Party) -> Waited {
+        let admitted = state.machine.end(self.start.elapsed(), phase, party);
+        let admitted = admitted.iter().filter_map(|ticket| state.waiting.remove(ticket)).collect();
+        self.tell(state);
+        admitted
+    }
+
+    /// Unlocked: the place of one that has just left is dropped, which ends it.
+    fn hand_on(self: &Arc<Self>, admitted: Waited) {
         for (phase, party, sender) in admitted {
             drop(sender.send(self.place(phase, &party)));
         }

@@ -20,10 +20,25 @@ const STEPS: usize = 300;
 #[derive(Default)]
 struct World {
     active: Vec<(Phase, Party)>,
+    /// The places in `active` whose work is of use to nobody.
+    useless: Vec<(Phase, Party)>,
     pending: BTreeMap<Ticket, (Phase, Party)>,
 }
 
 impl World {
+    /// The first of those that are to lose their place so that a request of `party` gets it, if there is any.
+    fn to_take_over(&self, machine: &Machine, phase: Phase, party: &Party) -> Option<usize> {
+        let holders = self.useless.iter().enumerate().filter(|(_, (of, _))| *of == phase).map(|(number, (_, holder))| (number, holder));
+        machine.to_take_over(phase, party, holders).first().copied()
+    }
+
+    /// Takes a place out of `active`.
+    fn remove(&mut self, ended: &(Phase, Party)) {
+        if let Some(at) = self.active.iter().position(|active| active == ended) {
+            self.active.swap_remove(at);
+        }
+    }
+
     fn admit(&mut self, tickets: Vec<Ticket>) -> Result<(), String> {
         for ticket in tickets {
             let admitted = self.pending.remove(&ticket).ok_or_else(|| format!("{ticket} was admitted and did not wait"))?;
@@ -31,6 +46,11 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// How often one is in a list.
+fn count(list: &[(Phase, Party)], one: &(Phase, Party)) -> usize {
+    list.iter().filter(|other| *other == one).count()
 }
 
 fn check(machine: &mut Machine, world: &World, bounds: Bounds) -> Result<(), String> {
@@ -55,6 +75,15 @@ fn check(machine: &mut Machine, world: &World, bounds: Bounds) -> Result<(), Str
         if active < most && !machine.end(Duration::ZERO, phase, &newcomer).is_empty() {
             return Err(format!("something waited in {phase:?} that could take a free place"));
         }
+    }
+    let newcomer = Party::client(IpAddr::from([192, 0, 2, 1]), "newcomer");
+    let of_address = |party: &Party| world.active.iter().filter(|(of, by)| *of == Phase::Ask && by.address == party.address).count();
+    let is_full = machine.active(Phase::Ask) == bounds.ask;
+    let may_give = world.useless.iter().any(|(of, holder)| *of == Phase::Ask && of_address(holder) >= 2);
+    match world.to_take_over(machine, Phase::Ask, &newcomer).map(|number| &world.useless[number]) {
+        Some((_, holder)) if !is_full || of_address(holder) < 2 => return Err("a place was taken over for nothing".into()),
+        None if is_full && may_give => return Err("a newcomer found no place beside work that is of use to nobody".into()),
+        _ => {}
     }
     if machine.queued() > bounds.queue {
         return Err(format!("{} wait, of {}", machine.queued(), bounds.queue));
@@ -85,6 +114,15 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                 };
                 let phase = Phase::ALL[random.usize(..4)];
                 let may_wait = matches!(phase, Phase::Ask | Phase::Upload);
+                let mut has_room = false;
+                if let Some(number) = world.to_take_over(&machine, phase, &party) {
+                    let holder = world.useless.swap_remove(number);
+                    let admitted = machine.end(now, phase, &holder.1);
+                    tell(format!("{holder:?} is given up for {party:?}: {admitted:?} go on"));
+                    has_room = admitted.is_empty();
+                    world.remove(&holder);
+                    world.admit(admitted)?;
+                }
                 let (arrival, displaced) = machine.arrive(now, phase, &party, may_wait);
                 if let Some(displaced) = displaced
                     && (world.pending.remove(&displaced).is_none() || !matches!(arrival, Arrival::Pending(_)))
@@ -92,14 +130,29 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                     return Err(format!("{displaced} was displaced and did not wait"));
                 }
                 tell(format!("{party:?} arrives for {phase:?}: {arrival:?}"));
+                if has_room && arrival != Arrival::Admitted {
+                    return Err("what was given up was not enough".into());
+                }
                 match arrival {
                     Arrival::Admitted => world.active.push((phase, party)),
                     Arrival::Pending(ticket) => drop(world.pending.insert(ticket, (phase, party))),
                     Arrival::Refused => {}
                 }
             }
-            6..9 if !world.active.is_empty() => {
+            6 if !world.active.is_empty() => {
+                let useless = world.active[random.usize(..world.active.len())].clone();
+                if count(&world.useless, &useless) < count(&world.active, &useless) {
+                    tell(format!("{useless:?} is of use to nobody"));
+                    world.useless.push(useless);
+                }
+            }
+            7..9 if !world.active.is_empty() => {
                 let (phase, party) = world.active.swap_remove(random.usize(..world.active.len()));
+                let ended = (phase, party.clone());
+                if count(&world.useless, &ended) > count(&world.active, &ended) {
+                    world.useless.retain(|useless| *useless != ended);
+                    world.useless.extend(world.active.iter().filter(|active| **active == ended).cloned());
+                }
                 let admitted = machine.end(now, phase, &party);
                 tell(format!("{party:?} ends {phase:?}: {admitted:?} go on"));
                 world.admit(admitted)?;

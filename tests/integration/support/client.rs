@@ -1,10 +1,10 @@
 //! A client that sees every byte.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::HANG;
 
@@ -38,6 +38,13 @@ impl Answer {
         }
         self.body.clone()
     }
+}
+
+/// A connection from an address of this machine's loopback network.
+pub async fn connect_from(address: SocketAddr, from: u8) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, from)), 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
 }
 
 /// A connection to a server, kept alive.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use backend::{Asked, Backend, Step, ok, reply};
-pub use client::{Answer, Connection, get};
+pub use client::{Answer, Connection, connect_from, get};
 pub use frames::Http2;
 pub use mariadb::{MariaDb, PASSWORD};
 pub use process::scratch;
