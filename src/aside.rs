@@ -29,11 +29,20 @@ impl ToPack {
         UNPACKED.try_acquire_many(u32::try_from(bytes.div_ceil(1024)).ok()?).ok().map(Self)
     }
 
-    /// Runs the packing, as [`run`] does, when it is its turn.
-    pub async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let permit = PACKERS.acquire().await.ok()?;
-        on_a_thread((self, permit), work).await
+    /// Packs it, as [`pack`] does.
+    pub async fn pack<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        pack(move || {
+            let _room = self;
+            work()
+        })
+        .await
     }
+}
+
+/// Runs packing on a thread of its own, when it is its turn; `None` if it panics, or the program ends.
+pub async fn pack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let permit = PACKERS.acquire().await.ok()?;
+    on_a_thread(permit, work).await
 }
 
 /// Runs work on a thread of its own, after others if need be; `None` if it panics, or the program ends.

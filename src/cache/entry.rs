@@ -89,6 +89,13 @@ impl StoredResponse {
         Self { status, coding, sent_coding, body, plain: None, lender, heads: Default::default(), fields }
     }
 
+    /// The same response with its identity bytes packed.
+    #[must_use]
+    pub fn packed(&self, packed: Bytes) -> Self {
+        let lender = Lender::new(packed.len());
+        Self { coding: Coding::Gzip, body: packed, plain: None, lender, heads: Default::default(), ..self.clone() }
+    }
+
     /// The same response with its identity bytes at hand too.
     #[must_use]
     pub fn with_plain(&self, plain: Bytes) -> Self {

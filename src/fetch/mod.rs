@@ -62,6 +62,8 @@ const SHARED_KEYS: usize = 16_384;
 /// Requests at a time that are passed by themselves because the fetch that they waited for takes too long.
 const IMPATIENT: usize = 8;
 
+/// Responses in memory that are to be packed later.
+const TO_PACK: usize = 4096;
 /// Responses at a time that are refreshed before they are stale.
 const EARLY: usize = 4;
 
@@ -168,6 +170,7 @@ pub struct Fetcher {
     shared: Remembered<()>,
     impatient: Semaphore,
     early: Arc<Semaphore>,
+    to_pack: Arc<Semaphore>,
     beginnings: Beginnings,
     settings: Settings,
     /// The names by which the upstream may call itself.
@@ -198,6 +201,7 @@ impl Fetcher {
             shared: remembered(SHARED_KEYS),
             impatient: Semaphore::new(IMPATIENT),
             early: Arc::new(Semaphore::new(EARLY)),
+            to_pack: Arc::new(Semaphore::new(TO_PACK)),
             beginnings: Beginnings::default(),
             settings,
             authorities,

@@ -58,11 +58,13 @@ impl Fetcher {
         let (names, _) = &head.vary;
         let key = if names.is_empty() { job.key.clone() } else { job.key.variant(names, &job.selecting) };
         let mut stored = entry(&key, response(&body));
-        if let Some(packing) = body.packing.take() {
+        let packing = std::mem::replace(&mut body.packing, Packing::None);
+        let is_for_later = matches!(packing, Packing::Later);
+        if let Packing::Next(room) = packing {
             // Nobody waits for that.
             self.cache.keep(&key, &stored);
             fill.settle(Some(Arc::clone(&stored)));
-            body.pack(packing).await;
+            body.pack(room).await;
             stored = entry(&key, response(&body));
         }
         // Those who prefer this language to all others get the response too.
@@ -94,6 +96,29 @@ impl Fetcher {
         }
         self.uncacheable.remove(&job.collapse_key.0);
         self.failing.stored(&job.collapse_key);
+        if is_for_later {
+            self.pack_later(&stored);
+        }
+    }
+
+    /// Packs a body that is in memory, when those are packed that came before. Until then nothing is kept for that but a place in a queue.
+    fn pack_later(&self, entry: &Arc<Entry>) {
+        let Ok(place) = Arc::clone(&self.to_pack).try_acquire_owned() else { return };
+        let (entry, cache) = (Arc::downgrade(entry), Arc::clone(&self.cache));
+        self.runtime.spawn(async move {
+            let packing = aside::pack(move || {
+                // Unless it is gone from memory by now.
+                let entry = entry.upgrade()?;
+                let Content::Response(response) = &entry.content else { return None };
+                let content = Content::Response(response.packed(packed(&response.body)?));
+                let packed = Arc::new(Entry { content, ..Entry::clone(&entry) });
+                Some((entry, packed))
+            });
+            if let Some(Some((entry, packed))) = packing.await {
+                cache.store().replace(&entry, Some(packed));
+            }
+            drop(place);
+        });
     }
 
     /// Checks and digests a body, and compresses a small one; `None` if it claims to be gzip and is not, or inflates too far.
@@ -111,7 +136,7 @@ impl Fetcher {
             Coding::Identity | Coding::Opaque => !has_tag && length >= DIGEST_ELSEWHERE,
         };
         let prepared = if is_long { aside::run(prepare).await.flatten()? } else { prepare()? };
-        let packing = if compress && !at_once { ToPack::new(length) } else { None };
+        let packing = if compress && !at_once { ToPack::new(length).map_or(Packing::Later, Packing::Next) } else { Packing::None };
         Some(PreparedBody { packing, ..prepared })
     }
 }
@@ -122,8 +147,17 @@ struct PreparedBody {
     coding: Coding,
     /// A strong validator for a response that came without one.
     etag: Option<HeaderValue>,
-    /// Its room among the bodies to be packed, if it is one.
-    packing: Option<ToPack>,
+    packing: Packing,
+}
+
+/// Whether a large body is to be packed.
+enum Packing {
+    /// It is not.
+    None,
+    /// Before it is written to Redis.
+    Next(ToPack),
+    /// In memory alone, since too many bytes wait for that.
+    Later,
 }
 
 impl PreparedBody {
@@ -133,22 +167,22 @@ impl PreparedBody {
             Coding::Gzip => {
                 let plain = encoding::gunzip(&bytes, limit).ok()?;
                 // The tag is that of the bytes as the upstream coded them; the plain form gets its weak form.
-                Some(Self { etag: tag_of(&plain), bytes, coding, packing: None })
+                Some(Self { etag: tag_of(&plain), bytes, coding, packing: Packing::None })
             }
-            Coding::Opaque => Some(Self { etag: tag_of(&bytes), bytes, coding, packing: None }),
+            Coding::Opaque => Some(Self { etag: tag_of(&bytes), bytes, coding, packing: Packing::None }),
             Coding::Identity => {
                 let etag = tag_of(&bytes);
                 let packed = if compress { packed(&bytes) } else { None };
                 let coding = if packed.is_some() { Coding::Gzip } else { coding };
-                Some(Self { bytes: packed.unwrap_or(bytes), coding, etag, packing: None })
+                Some(Self { bytes: packed.unwrap_or(bytes), coding, etag, packing: Packing::None })
             }
         }
     }
 
     /// Packs it, unless that makes it no smaller.
-    async fn pack(&mut self, packing: ToPack) {
+    async fn pack(&mut self, room: ToPack) {
         let bytes = self.bytes.clone();
-        if let Some(Some(packed)) = packing.run(move || packed(&bytes)).await {
+        if let Some(Some(packed)) = room.pack(move || packed(&bytes)).await {
             (self.bytes, self.coding) = (packed, Coding::Gzip);
         }
     }

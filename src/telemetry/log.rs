@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use tracing::level_filters::LevelFilter;
 use tracing::{Level, Subscriber};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
@@ -70,5 +71,7 @@ pub fn set_level(level: Level) {
 }
 
 fn filter(level: Level) -> Targets {
-    Targets::new().with_default(level).with_target(AUDIT, tracing::level_filters::LevelFilter::OFF)
+    // What the HTTP library warns of are single clients, as many times as they like.
+    let library = if level > Level::INFO { level } else { Level::ERROR };
+    Targets::new().with_default(level).with_target("h2", library).with_target(AUDIT, LevelFilter::OFF)
 }

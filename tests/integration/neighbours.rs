@@ -330,6 +330,7 @@ impl Stage {
             left == 0.0
         })
         .await;
+        eprintln!("resident: {} MiB at the end", mib(self.sluice.process.resident()));
         let failures = self.scene.failures.lock().unwrap();
         assert!(failures.is_empty(), "seed {}: {} failures, the first: {}", self.seed, failures.len(), failures[0]);
     }

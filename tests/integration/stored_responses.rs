@@ -468,3 +468,34 @@ async fn reserved_characters_and_encoded_ones_are_different_targets() {
         assert!(second.text() == first.text() && second.cache_status().contains("hit"), "{same}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_answers_are_hits_before_they_are_packed_and_are_packed_however_many_come_at_once() {
+    const SIZE: usize = 1 << 20;
+    let backend = Backend::start(|asked| ok("", asked.target.repeat(SIZE / asked.target.len()).as_bytes())).await;
+    let text = format!("[backend]\nurl='http://{}'\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    let targets: Vec<String> = (10..90).map(|number| format!("/{number}")).collect();
+    let asking: Vec<_> = targets
+        .iter()
+        .cloned()
+        .map(|target| {
+            tokio::spawn({
+                let address = sluice.address;
+                async move { crate::support::get(address, &target, &[]).await.plain() == target.repeat(SIZE / 3).as_bytes() }
+            })
+        })
+        .collect();
+    for asking in asking {
+        assert!(asking.await.unwrap());
+    }
+    for target in &targets {
+        until("it is packed", || async {
+            let answer = sluice.get_with(target, &[("Accept-Encoding", "gzip")]).await;
+            assert!(answer.status == 200 && answer.plain() == target.repeat(SIZE / 3).as_bytes());
+            answer.field("content-encoding") == Some("gzip") && answer.cache_status().starts_with("sluice; hit")
+        })
+        .await;
+    }
+    assert_eq!(backend.count(), targets.len());
+}

@@ -227,8 +227,8 @@ impl Machine {
     pub fn to_take_over<'h, I: Ord + Copy>(&self, phase: Phase, party: &Party, holders: impl Iterator<Item = (I, &'h Party)>) -> Vec<I> {
         let pool = &self.pools[phase as usize];
         // No address has two more.
-        let most = pool.by_address.values().max().copied().unwrap_or(0);
-        if most < pool.of_address(party) + 2 || pool.may_take(party) {
+        let most = || pool.by_address.values().max().copied().unwrap_or(0);
+        if pool.may_take(party) || most() < pool.of_address(party) + 2 {
             return Vec::new();
         }
         let holders = holders.filter(|(_, holder)| pool.may_take_over(holder, party));

@@ -32,7 +32,7 @@ pub enum Step {
     Delay(Duration),
     /// Writes these bytes so many times.
     Repeat(Vec<u8>, usize),
-    /// Does nothing until the test ends.
+    /// Does nothing until the client closes the connection.
     Hang,
     /// Breaks the connection off with a reset.
     Reset,
@@ -173,7 +173,15 @@ async fn converse(stream: TcpStream, asked: Arc<Mutex<Vec<Asked>>>, answering: A
                     tokio::time::sleep(span).await;
                     true
                 }
-                Step::Hang => std::future::pending().await,
+                Step::Hang => {
+                    while let Ok(bytes) = stream.fill_buf().await
+                        && !bytes.is_empty()
+                    {
+                        let count = bytes.len();
+                        stream.consume(count);
+                    }
+                    false
+                }
                 Step::Reset => {
                     let _ = stream.get_ref().set_zero_linger();
                     false
