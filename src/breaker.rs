@@ -72,6 +72,12 @@ impl Breaker {
         self.state().until.is_some()
     }
 
+    /// Whether nobody may try now. Changes nothing.
+    #[must_use]
+    pub fn is_sparing(&self) -> bool {
+        self.state().until.is_some_and(|until| Instant::now() < until)
+    }
+
     /// Asks to try. [`Gate::Trial`] is given to one caller a while; it must report back with [`Breaker::succeeded`]
     /// or [`Breaker::failed`], and if it never does, the next while's end gives another one the chance.
     #[must_use]
@@ -102,12 +108,13 @@ impl Breaker {
         self.failed_for(Duration::ZERO)
     }
 
-    /// The same if it is to be left alone for at least so long, which it may ask for itself. Further failures within the while do not
-    /// make it longer: else what fails all the time would keep everybody from trying.
+    /// The same if it is to be left alone for at least so long, which it may ask for itself. Further failures do not make the while longer,
+    /// nor begin it anew when it is over: else what fails all the time would keep everybody from trying. A trial's failure is counted by
+    /// [`enter`](Self::enter).
     pub fn failed_for(&self, least: Duration) -> Option<Duration> {
         let (mut state, now) = (self.state(), Instant::now());
         let asked_for = now + least;
-        if let Some(until) = state.until.filter(|&until| now < until) {
+        if let Some(until) = state.until {
             state.until = Some(until.max(asked_for));
             return None;
         }
@@ -116,9 +123,8 @@ impl Breaker {
             return None;
         }
         let span = self.backoff.after(state.failures).max(least);
-        let first = state.until.is_none();
         state.until = Some(now + span);
-        first.then_some(span)
+        Some(span)
     }
 }
 
@@ -139,6 +145,9 @@ mod tests {
         assert_eq!((breaker.enter(), breaker.enter()), (Gate::Trial, Gate::Open));
         assert_eq!(breaker.failed(), None);
         assert!(breaker.is_open());
+        tokio::time::advance(Duration::from_millis(201)).await;
+        assert_eq!(breaker.failed(), None);
+        assert_eq!(breaker.enter(), Gate::Trial, "a failure that was no trial keeps nobody from one");
         assert!(breaker.succeeded());
         assert_eq!(breaker.enter(), Gate::Closed);
     }

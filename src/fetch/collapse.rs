@@ -89,10 +89,11 @@ impl Collapse {
             && !(wants_new && fetch.is_answered())
             && !is_void(fetch.asked_at)
         {
-            if fetch.followers.fetch_add(1, Ordering::Relaxed) >= self.max_followers {
-                fetch.followers.fetch_sub(1, Ordering::Relaxed);
+            // None is added elsewhere.
+            if fetch.followers.load(Ordering::Relaxed) >= self.max_followers {
                 return Join::Full;
             }
+            fetch.followers.fetch_add(1, Ordering::Relaxed);
             return Join::Follow(Follower(Arc::clone(fetch)));
         }
         let (progress, followers) = (watch::Sender::new(Progress::Pending), AtomicUsize::new(1));

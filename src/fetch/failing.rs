@@ -205,6 +205,12 @@ impl Failing {
         self.put_off.get_or_insert(&key.0, || Arc::new(Breaker::new(KEY_BACKOFF))).failed_for(after.unwrap_or_default());
     }
 
+    /// Whether this key may not be revalidated now. Changes nothing.
+    #[must_use]
+    pub fn is_put_off(&self, key: &Canonical) -> bool {
+        self.put_off.get(&key.0).is_some_and(|breaker| breaker.is_sparing())
+    }
+
     /// Whether this key may be revalidated while what is stale is served. Of those who ask in one pause, one may.
     #[must_use]
     pub fn may_revalidate(&self, key: &Canonical) -> bool {

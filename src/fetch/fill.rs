@@ -4,7 +4,7 @@
 //! it is held (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, the fastest reader
 //! says how fast it is read. What all have passed is let go, and so is what has no room: a reader that is too far behind is cut off.
 //!
-//! A body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way.
+//! What is held of a body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -322,6 +322,8 @@ impl Whole for Fill {
         while state.drop_first() {}
         state.wake_readers();
         self.give_back(&mut state);
+        drop(state);
+        self.room.notify_one();
     }
 
     fn has_bytes(&self) -> bool {
@@ -409,6 +411,13 @@ impl Writer {
         // As it arrived it is a slice of the connection's buffer, which it would keep alive with all its slack.
         state.chunks.push_back(if storable { Bytes::copy_from_slice(&chunk) } else { chunk });
         state.wake_readers();
+        let is_held_for_readers = held && !storable && state.charged > 0;
+        drop(state);
+        if is_held_for_readers {
+            // What it has of the budget is of use to its readers alone.
+            let body = Arc::downgrade(fill);
+            fill.budget.keep_for_readers(body);
+        }
     }
 
     /// The body is whole. Returns its bytes.
@@ -418,22 +427,15 @@ impl Writer {
     pub fn complete(self) -> Result<Bytes, NotHeld> {
         let fill = &self.0;
         let whole = {
-            let mut state = fill.state();
+            let state = fill.state();
             match (state.passing, state.chunks.front()) {
                 (Some(why), _) => Err(why),
                 (None, Some(only)) if state.chunks.len() == 1 => Ok(only.clone()),
                 (None, _) => {
                     let mut whole = BytesMut::with_capacity(state.held);
                     state.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-                    let whole = whole.freeze();
-                    // The readers read on in the same memory.
-                    let mut from = 0;
-                    for chunk in &mut state.chunks {
-                        let to = from + chunk.len();
-                        *chunk = whole.slice(from..to);
-                        from = to;
-                    }
-                    Ok(whole)
+                    // Readers read on in what came: a slice of the whole would keep all of it for one that is slow.
+                    Ok(whole.freeze())
                 }
             }
         };
@@ -445,6 +447,7 @@ impl Writer {
     /// The body broke off.
     pub fn fail(self, failure: Failure) {
         self.0.finish(Err(failure));
+        self.0.keep_for_readers();
     }
 }
 

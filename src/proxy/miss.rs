@@ -246,7 +246,9 @@ impl Proxy {
 
     /// The same where the upstream fails: only if it was spared for long enough.
     pub(super) fn revalidate_if_due(&self, request: &CacheableRequest<'_>, found: &Result<Arc<Entry>, FetchWhy>) {
-        if self.fetcher.failing().may_try(&request.route.name, &request.collapse_key()) {
+        let (failing, key) = (self.fetcher.failing(), request.collapse_key());
+        // One that may not be sent is nobody's trial.
+        if !failing.is_put_off(&key) && failing.may_try(&request.route.name, &key) {
             self.revalidate(request, found);
         }
     }

@@ -89,6 +89,12 @@ where
         };
         Ok(Self { first, inner })
     }
+
+    /// Whether all of it came already.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.inner.is_end_stream()
+    }
 }
 
 impl<B> Body for Begun<B>

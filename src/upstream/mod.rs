@@ -80,6 +80,8 @@ pub enum BackendError {
     Truncated(BoxError),
     /// Too many requests are on their way already.
     Overloaded,
+    /// Too many bodies are on their way already, and the request was carried out: it must not be repeated as if it was not.
+    Unplaced,
     /// The request could not be sent whole, for what its client did wrong.
     Client(ClientFault),
 }
@@ -93,7 +95,7 @@ impl BackendError {
             Self::Timeout(_) => "timeout",
             Self::Invalid(_) => "invalid",
             Self::Truncated(_) => "truncated",
-            Self::Overloaded => "overloaded",
+            Self::Overloaded | Self::Unplaced => "overloaded",
             Self::Client(_) => "client",
         }
     }
@@ -110,6 +112,9 @@ impl fmt::Display for BackendError {
             Self::Overloaded => {
                 f.write_str("too many requests are on their way to the backend, or wait for it (backend.max_in_flight, backend.queue)")
             }
+            Self::Unplaced => {
+                f.write_str("the backend answered, and too many bodies are on their way from it (backend.max_downloads, max_streams)")
+            }
             Self::Client(fault) => fault.fmt(f),
         }
     }
@@ -119,7 +124,7 @@ impl std::error::Error for BackendError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connect(cause) | Self::Reset(cause) | Self::Invalid(cause) | Self::Truncated(cause) => Some(cause.as_ref()),
-            Self::Timeout(_) | Self::Overloaded | Self::Client(_) => None,
+            Self::Timeout(_) | Self::Overloaded | Self::Unplaced | Self::Client(_) => None,
         }
     }
 }
@@ -133,6 +138,8 @@ impl From<&BackendError> for Failure {
             BackendError::Invalid(_) => Self::Invalid,
             BackendError::Truncated(_) => Self::Truncated,
             BackendError::Overloaded => Self::Overloaded,
+            // What became of the request is not known to its client.
+            BackendError::Unplaced => Self::Lost,
             // For whom nothing is said of the client: nobody who shares an answer sends a body.
             BackendError::Client(_) => Self::Lost,
         }
@@ -300,6 +307,7 @@ impl Upstream {
     ) -> Result<Response<Stream>, BackendError> {
         let late = || BackendError::Timeout(self.timeout);
         let is_beside = place.is_none();
+        let may_change = !request.method().is_safe();
         let answering = self.backend.call(request);
         let response = match progress {
             None => timeout(self.timeout, answering).await.map_err(|_| late())??,
@@ -313,11 +321,12 @@ impl Upstream {
         let (head, body) = response.into_parts();
         let body = Begun::new(body).await.map_err(BackendError::Truncated)?;
         let length = body.size_hint().exact();
-        let place = if body.is_end_stream() || is_beside {
+        let place = if body.is_whole() || is_beside {
             None
         } else {
             let phase = if is_endless(&head.headers, length) { Phase::Stream } else { Phase::Download };
-            Some(self.admission.try_admit(phase, party).ok_or(BackendError::Overloaded)?)
+            let refusal = || if may_change { BackendError::Unplaced } else { BackendError::Overloaded };
+            Some(self.admission.try_admit(phase, party).ok_or_else(refusal)?)
         };
         Ok(Response::from_parts(head, DeadlineBody::new(body, silence, place).boxed_unsync()))
     }

@@ -145,6 +145,29 @@ async fn what_nobody_waits_for_any_more_gives_way_to_another_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_counts_as_made_where_its_answer_finds_no_place() {
+    let backend = Backend::start(|asked| match (asked.method.as_str(), asked.target.as_str()) {
+        ("POST", "/x") => ok("", &vec![b'x'; 8 << 20]),
+        (_, "/large") => answer(asked),
+        _ => ok("", b"x"),
+    })
+    .await;
+    let sluice = sluice(&backend, "max_downloads=1");
+    sluice.get("/x").await;
+    let _slow = open(&sluice, "GET /large HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    until("its body is on its way", || async { active(&sluice, "download").await == 1.0 }).await;
+    assert!(sluice.get("/x").await.cache_status().contains("hit"));
+    let change = |target: &'static str| async move { Connection::open(sluice.address).await.ask("POST", target, &[], b"").await };
+    // It was carried out, and its client is not asked to repeat it.
+    let lost = change("/x").await;
+    assert_eq!((lost.status, lost.field("retry-after")), (502, None));
+    // What is whole with its head needs no place.
+    assert_eq!(change("/y").await.status, 200);
+    let after = Connection::open(sluice.address).await.ask("GET", "/x", &[], b"").await;
+    assert!(after.status == 200 && after.cache_status().contains("miss"), "{after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_may_take_longer_than_the_answer_to_it() {
     for lines in ["timeout='1s'", "timeout='1s'\nupload_buffer='4KiB'"] {
         let backend = Backend::start(answer).await;

@@ -102,6 +102,19 @@ pub enum Arrival {
     Refused,
 }
 
+/// Who is charged for a place: an address, or Sluice's own work on a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Client(IpAddr),
+    Own(Arc<str>),
+}
+
+impl Holder {
+    fn of(party: &Party) -> Self {
+        party.address.map_or_else(|| Self::Own(Arc::clone(&party.rule)), Self::Client)
+    }
+}
+
 /// The places of one kind, and who holds them.
 #[derive(Debug, Default)]
 struct Pool {
@@ -109,7 +122,7 @@ struct Pool {
     address_share: usize,
     rule_share: usize,
     held: usize,
-    by_address: HashMap<Option<IpAddr>, usize>,
+    by_address: HashMap<Holder, usize>,
     by_rule: HashMap<Arc<str>, usize>,
 }
 
@@ -119,7 +132,7 @@ impl Pool {
     }
 
     fn of_address(&self, party: &Party) -> usize {
-        self.by_address.get(&party.address).copied().unwrap_or(0)
+        self.by_address.get(&Holder::of(party)).copied().unwrap_or(0)
     }
 
     fn of_rule(&self, party: &Party) -> usize {
@@ -147,13 +160,13 @@ impl Pool {
 
     fn take(&mut self, party: &Party) {
         self.held += 1;
-        *self.by_address.entry(party.address).or_default() += 1;
+        *self.by_address.entry(Holder::of(party)).or_default() += 1;
         *self.by_rule.entry(Arc::clone(&party.rule)).or_default() += 1;
     }
 
     fn give_back(&mut self, party: &Party) {
         self.held = self.held.saturating_sub(1);
-        less(&mut self.by_address, &party.address);
+        less(&mut self.by_address, &Holder::of(party));
         less(&mut self.by_rule, &party.rule);
     }
 }
@@ -262,14 +275,17 @@ impl Machine {
         (Arrival::Pending(ticket), displaced)
     }
 
-    /// The request whose place in a full queue another one takes: the oldest of the address that has most in it, if that address has at
-    /// least two more there than the other's own.
+    /// The request whose place in the queue another one takes: the oldest of the address that has most in it, if that address has at
+    /// least two more there than the other's own. Where there is room, and only the rule has its share, it is one of that rule.
     fn displaced_by(&self, party: &Party) -> Option<Ticket> {
-        let (&address, &most) = self.queue.by_address.iter().max_by_key(|&(_, &held)| held)?;
-        if most < self.queue.of_address(party) + 2 {
+        let least = self.queue.of_address(party) + 2;
+        if self.queue.by_address.values().max().is_none_or(|&most| most < least) {
             return None;
         }
-        self.pending.iter().find(|(_, pending)| pending.party.address == address).map(|(&ticket, _)| ticket)
+        let is_full = self.queue.held >= self.queue.most;
+        let waiting = self.pending.iter().filter(|(_, pending)| is_full || pending.party.rule == party.rule);
+        let counted = waiting.map(|(&ticket, pending)| (self.queue.of_address(&pending.party), Ticket::MAX - ticket));
+        counted.filter(|&(held, _)| held >= least).max().map(|(_, age)| Ticket::MAX - age)
     }
 
     /// A place is free again. Returns those that wait no longer, since they have a place from now on.

@@ -77,7 +77,8 @@ fn check(machine: &mut Machine, world: &World, bounds: Bounds) -> Result<(), Str
         }
     }
     let newcomer = Party::client(IpAddr::from([192, 0, 2, 1]), "newcomer");
-    let of_address = |party: &Party| world.active.iter().filter(|(of, by)| *of == Phase::Ask && by.address == party.address).count();
+    let is_one = |one: &Party, other: &Party| one.address == other.address && (one.address.is_some() || one.rule == other.rule);
+    let of_address = |party: &Party| world.active.iter().filter(|(of, by)| *of == Phase::Ask && is_one(by, party)).count();
     let is_full = machine.active(Phase::Ask) == bounds.ask;
     let may_give = world.useless.iter().any(|(of, holder)| *of == Phase::Ask && of_address(holder) >= 2);
     match world.to_take_over(machine, Phase::Ask, &newcomer).map(|number| &world.useless[number]) {
@@ -124,6 +125,10 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                     world.admit(admitted)?;
                 }
                 let (arrival, displaced) = machine.arrive(now, phase, &party, may_wait);
+                let of_another = displaced.and_then(|ticket| world.pending.get(&ticket)).is_some_and(|(_, other)| other.rule != party.rule);
+                if of_another && machine.queued() < bounds.queue {
+                    return Err("a request of another rule was displaced though the queue had room".into());
+                }
                 if let Some(displaced) = displaced
                     && (world.pending.remove(&displaced).is_none() || !matches!(arrival, Arrival::Pending(_)))
                 {
