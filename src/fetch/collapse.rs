@@ -17,7 +17,8 @@ use super::fill::Fill;
 use crate::cache::entry::Entry;
 use crate::cache::key::Canonical;
 use crate::cache::void::Moment;
-use crate::upstream::admission::Work;
+use crate::upstream::admission::machine::Party;
+use crate::upstream::admission::{Askers, Work};
 use crate::upstream::failure::Failure;
 
 /// How far a fetch is.
@@ -45,6 +46,8 @@ pub struct Collapse {
 struct Fetch {
     /// When it began.
     asked_at: Moment,
+    /// Those who ask for it, as far as the upstream's places are theirs.
+    askers: Arc<Askers>,
     progress: watch::Sender<Progress>,
     followers: AtomicUsize,
     /// Told when the last follower leaves.
@@ -83,7 +86,14 @@ impl Collapse {
     /// Joins the fetch under a key, or begins one at `asked_at`. `is_void` says whether the response to a fetch that began at a moment is
     /// void by now. A request that `wants_new` accepts no response that came before it (`no-cache`): it joins no fetch that has one.
     #[must_use]
-    pub fn join(self: &Arc<Self>, canonical: &Canonical, asked_at: Moment, wants_new: bool, is_void: impl FnOnce(Moment) -> bool) -> Join {
+    pub fn join(
+        self: &Arc<Self>,
+        canonical: &Canonical,
+        party: &Party,
+        asked_at: Moment,
+        wants_new: bool,
+        is_void: impl FnOnce(Moment) -> bool,
+    ) -> Join {
         let mut fetches = self.fetches();
         if let Some(fetch) = fetches.get(&canonical.0)
             && !(wants_new && fetch.is_answered())
@@ -97,7 +107,8 @@ impl Collapse {
             return Join::Follow(Follower(Arc::clone(fetch)));
         }
         let (progress, followers) = (watch::Sender::new(Progress::Pending), AtomicUsize::new(1));
-        let fetch = Arc::new(Fetch { asked_at, progress, followers, left: Notify::new(), given_up: Notify::new() });
+        let askers = Arc::new(Askers::one(party));
+        let fetch = Arc::new(Fetch { asked_at, askers, progress, followers, left: Notify::new(), given_up: Notify::new() });
         fetches.insert(canonical.0.clone(), Arc::clone(&fetch));
         let led = Led { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
         Join::Lead(Leader(Arc::new(led)), Follower(fetch))
@@ -154,6 +165,12 @@ impl Leader {
             }
             left.await;
         }
+    }
+
+    /// Those who ask for the response.
+    #[must_use]
+    pub fn askers(&self) -> &Arc<Askers> {
+        &self.0.fetch.askers
     }
 
     /// The fetch, as what can be [given up](Work::give_up) while nobody follows it.
@@ -216,6 +233,12 @@ impl Drop for Leader {
 pub struct Follower(Arc<Fetch>);
 
 impl Follower {
+    /// All who ask for the response.
+    #[must_use]
+    pub fn askers(&self) -> &Askers {
+        &self.0.askers
+    }
+
     /// How the fetch ended, or that its response can be read. The caller sets the deadline.
     pub async fn outcome(&self) -> Progress {
         let mut progress = self.0.progress.subscribe();
@@ -244,7 +267,7 @@ mod tests {
     }
 
     fn join(collapse: &Arc<Collapse>) -> Join {
-        collapse.join(&key(), Moment::default(), false, |_| false)
+        collapse.join(&key(), &Party::own("a"), Moment::default(), false, |_| false)
     }
 
     fn first(collapse: &Arc<Collapse>) -> (Leader, Follower) {
@@ -322,10 +345,11 @@ mod tests {
     async fn a_fetch_that_is_void_is_not_joined_and_does_not_end_the_one_after_it() {
         let collapse = Collapse::new(10);
         let (old, early) = first(&collapse);
-        let Join::Lead(new, late) = collapse.join(&key(), Moment::at(2), false, |began| began == Moment::default()) else {
+        let Join::Lead(new, late) = collapse.join(&key(), &Party::own("a"), Moment::at(2), false, |began| began == Moment::default())
+        else {
             panic!("joined what is void");
         };
-        let Join::Follow(later) = collapse.join(&key(), Moment::at(3), false, |began| began == Moment::default()) else {
+        let Join::Follow(later) = collapse.join(&key(), &Party::own("a"), Moment::at(3), false, |began| began == Moment::default()) else {
             panic!("did not join the new fetch");
         };
         old.fail(Failure::Timeout);
@@ -340,7 +364,7 @@ mod tests {
     #[tokio::test]
     async fn what_wants_a_new_response_joins_no_fetch_that_has_one() {
         let collapse = Collapse::new(10);
-        let reload = || collapse.join(&key(), Moment::default(), true, |_| false);
+        let reload = || collapse.join(&key(), &Party::own("a"), Moment::default(), true, |_| false);
         let (old, _early) = first(&collapse);
         assert!(matches!(reload(), Join::Follow(_)), "nothing has come yet");
         old.0.fetch.progress.send_replace(Progress::Unshared);

@@ -84,6 +84,8 @@ pub struct Failing {
     keys: Remembered<Arc<Breaker>>,
     /// Keys whose revalidation gave nothing that could be stored.
     put_off: Remembered<Arc<Breaker>>,
+    /// Held while the gauge is set.
+    shown: Mutex<()>,
     metrics: Arc<Metrics>,
 }
 
@@ -91,7 +93,8 @@ impl Failing {
     /// Nothing has failed yet.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { upstream: Scope::new(), rules: Mutex::default(), keys: remembered(KEYS), put_off: remembered(KEYS), metrics }
+        let (keys, put_off) = (remembered(KEYS), remembered(KEYS));
+        Self { upstream: Scope::new(), rules: Mutex::default(), keys, put_off, shown: Mutex::default(), metrics }
     }
 
     /// Whether the upstream as a whole is spared.
@@ -151,7 +154,7 @@ impl Failing {
         if self.upstream.answered() {
             // They failed with it: what is stale is asked for again at once.
             self.keys.clear();
-            self.metrics.breaker_open.with_label_values(&["backend"]).set(0);
+            self.show();
             tracing::info!("the backend answers again");
         }
     }
@@ -172,6 +175,12 @@ impl Failing {
         }
     }
 
+    /// Sets the gauge to what is. Under a lock, so that the last one that sets it sees the last state.
+    fn show(&self) {
+        let _last = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.breaker_open.with_label_values(&["backend"]).set(i64::from(self.upstream()));
+    }
+
     fn note(&self, rule: &str, key: &Canonical, failure: Failure, after: Option<Duration>) {
         let new = || Arc::new(Breaker::new(KEY_BACKOFF));
         self.keys.get_or_insert(&key.0, new).failed_for(after.unwrap_or_default());
@@ -188,7 +197,7 @@ impl Failing {
         let reason = failure.answer().1;
         let rule_pause = scope.failed(digest, counts_alone);
         if let Some(pause) = self.upstream.failed(digest, counts_alone) {
-            self.metrics.breaker_open.with_label_values(&["backend"]).set(1);
+            self.show();
             tracing::warn!(reason, ?pause, "the backend fails and is left alone; what is stored is served stale meanwhile");
         } else if let Some(pause) = rule_pause.filter(|_| !self.upstream()) {
             tracing::warn!(

@@ -161,7 +161,7 @@ impl Fetcher {
         }
         let is_awaited = job.party.address.is_some();
         let admitted = tokio::select! {
-            admitted = self.upstream.admit(&job.party, request) => admitted,
+            admitted = self.upstream.admit(leader.askers(), request) => admitted,
             () = leader.abandoned(), if is_awaited => return Err(Failure::Lost),
         };
         let response = match admitted {

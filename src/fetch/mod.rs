@@ -253,7 +253,7 @@ impl Fetcher {
     fn join(&self, job: &Job) -> Join {
         let Key { readable, tags, target, .. } = &job.key;
         let is_void = |began| self.cache.voids().concern_since(began, readable, tags, *target);
-        self.collapse.join(&job.collapse_key, job.asked_at, job.wants_new, is_void)
+        self.collapse.join(&job.collapse_key, &job.party, job.asked_at, job.wants_new, is_void)
     }
 
     /// Has a stored response revalidated in the background, unless that is under way already.
@@ -307,6 +307,7 @@ impl Fetcher {
             }
             Join::Follow(follower) => {
                 self.metrics.collapsed.with_label_values(&[&*job.party.rule]).inc();
+                self.upstream.join(follower.askers(), &job.party);
                 // The leader waits for as long as the upstream may take; the others for `limits.wait_timeout`.
                 match timeout(self.settings.wait_timeout, follower.outcome()).await {
                     Ok(Progress::Shared(fill)) => Fetched::Shared { fill, collapsed: true },

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -25,24 +25,42 @@ pub struct ResponseBody {
     _in_flight: InFlight,
     /// Over HTTP/2: the stream, and what of the last piece is still to be given to the library.
     stream: Option<(Arc<Stream>, Bytes)>,
-    /// What the body broke off with, until what came before it was sent.
+    /// What the body broke off with, until what came before it was written.
     broken: Option<BoxError>,
-    /// The connection that must be reset if the body breaks off, since its end alone tells the client that the body is whole.
-    ended_by_close: Option<Arc<Notes>>,
+    /// Over HTTP/1: the connection's notes.
+    notes: Option<Arc<Notes>>,
+    /// Whether the connection's end alone tells the client that the body is whole: it must be reset if the body breaks off.
+    is_ended_by_close: bool,
 }
 
 impl ResponseBody {
     /// The body of the response to a request, on this stream if it came over HTTP/2.
     #[must_use]
     pub fn new(body: Reply, in_flight: InFlight, stream: Option<Arc<Stream>>) -> Self {
-        Self { body, _in_flight: in_flight, stream: stream.map(|stream| (stream, Bytes::new())), broken: None, ended_by_close: None }
+        let stream = stream.map(|stream| (stream, Bytes::new()));
+        Self { body, _in_flight: in_flight, stream, broken: None, notes: None, is_ended_by_close: false }
     }
 
-    /// The same over HTTP/1.0, where the connection's end is the end of a body whose length is not known.
+    /// The same over HTTP/1. In version 1.0 the connection's end is the end of a body whose length is not known.
     #[must_use]
-    pub fn ended_by_close(self, notes: Arc<Notes>) -> Self {
-        let ended_by_close = self.body.size_hint().exact().is_none().then_some(notes);
-        Self { ended_by_close, ..self }
+    pub fn over_http1(self, version: Version, notes: Arc<Notes>) -> Self {
+        let is_ended_by_close = version == Version::HTTP_10 && self.body.size_hint().exact().is_none();
+        Self { notes: Some(notes), is_ended_by_close, ..self }
+    }
+
+    /// Keeps an error until what came before it was written: the library throws that away when it sees the error.
+    fn break_off(&mut self, error: BoxError, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.broken = Some(error);
+        match &self.notes {
+            Some(notes) => {
+                notes.cut.store(self.is_ended_by_close, Ordering::Relaxed);
+                // The socket wakes us once the library has written all.
+                notes.is_flush_awaited.store(true, Ordering::Relaxed);
+            }
+            // The connection's task sends what it can before it is our turn again.
+            None => cx.waker().wake_by_ref(),
+        }
+        Poll::Pending
     }
 }
 
@@ -51,6 +69,9 @@ impl Body for ResponseBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.broken.is_some() && self.notes.as_ref().is_some_and(|notes| notes.is_flush_awaited.load(Ordering::Relaxed)) {
+            return Poll::Pending;
+        }
         if let Some(error) = self.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
@@ -62,15 +83,7 @@ impl Body for ResponseBody {
             }
         }
         let polled = match Pin::new(&mut self.body).poll_frame(cx) {
-            // The library throws away what it has not sent when it sees this: it gets it the next time, having sent all.
-            Poll::Ready(Some(Err(error))) => {
-                self.broken = Some(error);
-                if let Some(notes) = &self.ended_by_close {
-                    notes.cut.store(true, Ordering::Relaxed);
-                }
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
+            Poll::Ready(Some(Err(error))) => return self.break_off(error, cx),
             polled => polled,
         };
         match (polled, &mut self.stream) {
@@ -182,7 +195,6 @@ fn has_bad_value(trailers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
     use crate::front::deadlines::Activity;
-    use http::Version;
     use tokio::time::timeout;
 
     fn limits() -> Limits {

@@ -129,7 +129,7 @@ pub async fn serve<F, A>(
                 sender.close().await;
             }
             let response = response.map(|body| ResponseBody::new(body, in_flight, stream));
-            Ok::<_, Infallible>(if version == Version::HTTP_10 { response.map(|body| body.ended_by_close(notes)) } else { response })
+            Ok::<_, Infallible>(if version == Version::HTTP_2 { response } else { response.map(|body| body.over_http1(version, notes)) })
         })
     });
     let watched = Watched { activity, limits, draining, end, streams };
@@ -283,7 +283,11 @@ mod tests {
     use super::*;
     use crate::front::connection_limits::ConnectionLimits;
     use crate::request::short_way::Way;
+    use bytes::Bytes;
     use http::Extensions;
+    use http_body::{Body, Frame};
+    use http_body_util::BodyExt as _;
+    use std::task::{Context, Poll};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::sync::{Notify, oneshot};
@@ -411,6 +415,35 @@ mod tests {
                 Some(_) => Way::Library,
             }
         }
+    }
+
+    /// Pieces, then an error.
+    struct Breaks(usize);
+
+    impl Body for Breaks {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            let piece = |left: usize| Frame::data(Bytes::from(vec![if left == 1 { b'e' } else { b'x' }; 50_000]));
+            let left = self.0;
+            self.0 = left.saturating_sub(1);
+            Poll::Ready(Some(if left > 0 { Ok(piece(left)) } else { Err("it broke off".into()) }))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_reaches_a_client_that_reads_late() {
+        let breaks = |_, _| Box::pin(async { Response::new(Reply::Stream(Breaks(400).boxed_unsync())) });
+        let (mut client, serving) = served(breaks, None).await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        // What the kernel takes is far less than the body: the error is there long before the last bytes are written.
+        sleep(REST * 10).await;
+        let mut came = Vec::new();
+        client.read_to_end(&mut came).await.unwrap();
+        assert_eq!(came.iter().filter(|&&byte| byte == b'e').count() / 50_000, 1);
+        assert!(came.len() > 400 * 50_000 && !came.ends_with(b"0\r\n\r\n"), "{}", came.len());
+        serving.await.unwrap();
     }
 
     async fn tell_brought(request: Request<RequestBody>, _: Arrival) -> Response<Reply> {

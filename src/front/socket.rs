@@ -46,6 +46,8 @@ pub struct Notes {
     pub brought: Mutex<Option<(u64, Extensions)>>,
     /// A response whose end is the connection's broke off: the connection is reset, so that it does not look whole.
     pub cut: AtomicBool,
+    /// A response that broke off waits until all that the library has of it is written.
+    pub is_flush_awaited: AtomicBool,
 }
 
 impl Notes {
@@ -360,6 +362,10 @@ impl AsyncWrite for Socket {
         }
         ready!(drained)?;
         this.settled = this.activity.all_answered().unwrap_or(this.settled);
+        if this.notes.is_flush_awaited.load(Ordering::Relaxed) {
+            this.notes.is_flush_awaited.store(false, Ordering::Relaxed);
+            cx.waker().wake_by_ref();
+        }
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 

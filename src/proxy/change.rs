@@ -33,6 +33,7 @@ use crate::request::client::request_authority;
 use crate::request::target::Target;
 use crate::telemetry::trace::carry;
 use crate::upstream::BackendError;
+use crate::upstream::admission::Askers;
 use crate::upstream::failure::Failure;
 
 /// The answer to a change.
@@ -52,7 +53,7 @@ impl Proxy {
     /// Why there is no answer.
     pub(super) async fn change(self: &Arc<Self>, asked: Asked<'_>, body: Stream, storable: bool) -> Result<Changed, BackendError> {
         let (request, conditional) = self.to_upstream(asked.route, asked.parts, body, asked.forwarding, storable).await;
-        let admitted = self.upstream.admit(&party(asked.route, asked.forwarding), request).await?;
+        let admitted = self.upstream.admit(&Arc::new(Askers::one(&party(asked.route, asked.forwarding))), request).await?;
         let mut change = Change::begin(self, asked);
         let (sender, answer) = oneshot::channel();
         let proxy = Arc::clone(self);

@@ -44,14 +44,13 @@ impl Proxy {
         let storable = updating.is_some();
         let asked_at = self.cache.ask();
         let sent = if is_unsafe(&parts.method) {
-            spent.on(Step::Pass, self.change(asked, body, storable)).await
+            let changed = spent.on(Step::Pass, self.change(asked, body, storable)).await;
+            self.note_answer(route, changed.as_ref().ok().map(|changed| &changed.response));
+            changed
         } else {
             let sending = self.send(route, parts, body, forwarding, storable);
             spent.on(Step::Pass, sending).await.map(|response| Changed { response, is_newest: true, asked_at })
         };
-        if sent.as_ref().is_ok_and(|changed| !is_failure(changed.response.status())) {
-            self.fetcher.failing().answered(route.map_or("none", |route| &route.name));
-        }
         let Changed { response, is_newest, asked_at } = match sent {
             Ok(changed) => changed,
             Err(BackendError::Client(ClientFault::Broken)) => return Answer::refused(Refusal::BrokenBody),
@@ -77,7 +76,16 @@ impl Proxy {
     ) -> Result<Response<Stream>, BackendError> {
         let (request, conditional) = self.to_upstream(route, parts, body, forwarding, storable).await;
         let party = party(route, forwarding);
-        Self::understood(self.upstream.call(&party, request, self.body_timeout).await, conditional)
+        let answer = Self::understood(self.upstream.call(&party, request, self.body_timeout).await, conditional);
+        self.note_answer(route, answer.as_ref().ok());
+        answer
+    }
+
+    /// Notes that the upstream answered a client's own request, unless it said that it failed.
+    fn note_answer(&self, route: Option<&Route>, answer: Option<&Response<Stream>>) {
+        if answer.is_some_and(|response| !is_failure(response.status())) {
+            self.fetcher.failing().answered(route.map_or("none", |route| &route.name));
+        }
     }
 
     /// A client's own request as the upstream gets it, and whether it is conditional. To be called within the connection's own task.

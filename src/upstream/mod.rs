@@ -34,7 +34,7 @@ use crate::request::secrets::{shown_method, without_secrets};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use admission::machine::{Bounds, Party, Phase};
-use admission::{Admission, Place, Work};
+use admission::{Admission, Askers, Place, Work};
 use body::{Begun, DeadlineBody};
 use failure::Failure;
 use upload::{Progress, UploadRoom, Watched};
@@ -173,7 +173,7 @@ pub struct Upstream {
 /// A request that may be sent.
 pub struct Admitted {
     request: Request<Stream>,
-    party: Party,
+    askers: Arc<Askers>,
     /// `None`: it goes beside all others.
     place: Option<Place>,
     /// Since when it has been waiting.
@@ -215,7 +215,12 @@ impl Upstream {
     /// A [`BackendError`] if there is no head within the deadline. What the client did wrong is one too, but no failure of the
     /// backend's: it is not counted as its answer.
     pub async fn call(&self, party: &Party, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
-        self.call_admitted(self.admit(party, request).await?, silence).await
+        self.call_admitted(self.admit(&Arc::new(Askers::one(party)), request).await?, silence).await
+    }
+
+    /// Another asks for what a request is for that may be waiting for a place: it need not wait behind the first one's share.
+    pub fn join(&self, askers: &Askers, party: &Party) {
+        self.admission.join(askers, party);
     }
 
     /// Gathers the body of a request, and waits for a place for it. Nothing is sent before both are there, so a caller that leaves has
@@ -224,17 +229,17 @@ impl Upstream {
     /// # Errors
     /// [`BackendError::Overloaded`] if the queue is full, or no place becomes free in time; [`BackendError::Client`] for what the client
     /// did wrong.
-    pub async fn admit(&self, party: &Party, request: Request<Stream>) -> Result<Admitted, BackendError> {
+    pub async fn admit(&self, askers: &Arc<Askers>, request: Request<Stream>) -> Result<Admitted, BackendError> {
         let (parts, body) = request.into_parts();
         let gathered = self.uploads.gather(body).await.map_err(BackendError::Client)?;
         let since = Instant::now();
         let phase = if gathered.is_whole { Phase::Ask } else { Phase::Upload };
-        let Some(place) = self.admission.admit(phase, party).await else {
-            self.count(&party.rule, BackendError::Overloaded.label(), since);
+        let Some(place) = self.admission.admit(phase, askers).await else {
+            self.count(askers.rule(), BackendError::Overloaded.label(), since);
             return Err(BackendError::Overloaded);
         };
         let request = Request::from_parts(parts, gathered.body);
-        Ok(Admitted { request, party: party.clone(), place: Some(place), since })
+        Ok(Admitted { request, askers: Arc::clone(askers), place: Some(place), since })
     }
 
     /// The same as [`call`](Self::call) for a request that has a place.
@@ -242,8 +247,8 @@ impl Upstream {
     /// # Errors
     /// A [`BackendError`] if there is no head within the deadline.
     pub async fn call_admitted(&self, admitted: Admitted, silence: Duration) -> Result<Response<Stream>, BackendError> {
-        let Admitted { request, party, place, since } = admitted;
-        let told = if trace::is_on() { asked_for(&party.rule, &request) } else { Vec::new() };
+        let Admitted { request, askers, place, since } = admitted;
+        let told = if trace::is_on() { asked_for(askers.rule(), &request) } else { Vec::new() };
         let (parts, body) = request.into_parts();
         let (body, sending) = if body.is_end_stream() {
             (body, None)
@@ -256,13 +261,13 @@ impl Upstream {
         let asking = async {
             trace::inject(request.headers_mut());
             let progress = sending.as_ref().map(|(_, progress)| &**progress);
-            self.call_within_bounds((&party, place), request, progress, silence).await
+            self.call_within_bounds((&askers, place), request, progress, silence).await
         };
         let result = trace::within(SpanKind::Client, "upstream", told, asking, |result| match result {
             Ok(response) => Ok(KeyValue::new("http.response.status_code", i64::from(response.status().as_u16()))),
             Err(error) => Err(error.to_string()),
         });
-        let (result, route) = (result.await, &*party.rule);
+        let (result, route) = (result.await, askers.rule());
         if let (Err(_), Some(&fault)) = (&result, sending.as_ref().and_then(|(fault, _)| fault.get())) {
             tracing::debug!(route, %fault, "a request could not be sent whole");
             return Err(BackendError::Client(fault));
@@ -284,7 +289,8 @@ impl Upstream {
     /// # Errors
     /// A [`BackendError`] if there is no head within the deadline.
     pub async fn call_beside(&self, rule: &str, request: Request<Stream>, silence: Duration) -> Result<Response<Stream>, BackendError> {
-        let admitted = Admitted { request, party: Party::own(rule), place: None, since: Instant::now() };
+        let askers = Arc::new(Askers::one(&Party::own(rule)));
+        let admitted = Admitted { request, askers, place: None, since: Instant::now() };
         self.call_admitted(admitted, silence).await
     }
 
@@ -300,7 +306,7 @@ impl Upstream {
 
     async fn call_within_bounds(
         &self,
-        (party, place): (&Party, Option<Place>),
+        (askers, place): (&Askers, Option<Place>),
         request: Request<Stream>,
         progress: Option<&Progress>,
         silence: Duration,
@@ -326,7 +332,7 @@ impl Upstream {
         } else {
             let phase = if is_endless(&head.headers, length) { Phase::Stream } else { Phase::Download };
             let refusal = || if may_change { BackendError::Unplaced } else { BackendError::Overloaded };
-            Some(self.admission.try_admit(phase, party).ok_or_else(refusal)?)
+            Some(self.admission.try_admit(phase, askers).ok_or_else(refusal)?)
         };
         Ok(Response::from_parts(head, DeadlineBody::new(body, silence, place).boxed_unsync()))
     }

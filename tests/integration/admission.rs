@@ -282,6 +282,30 @@ async fn an_address_that_asks_for_much_waits_behind_one_that_asks_for_little() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_joins_what_waits_does_not_wait_behind_the_share_of_another() {
+    let backend = Backend::start(answer).await;
+    let sluice = sluice(&backend, "max_in_flight=16");
+    let address = sluice.address;
+    let from = async |number: u8, target: &str| {
+        let mut connection = Connection(BufReader::new(connect_from(address, number).await));
+        connection.send(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await;
+        connection
+    };
+    let mut hung = Vec::new();
+    for number in 0..15 {
+        hung.push(from(9, &format!("/hang/{number}")).await);
+    }
+    until("one address holds its share", || async { active(&sluice, "ask").await == 15.0 }).await;
+    let mut first = from(9, "/new").await;
+    until("it waits", || async { sluice.metric("backend_pending", &[]).await == 1.0 }).await;
+    let mut second = from(8, "/new").await;
+    for client in [&mut second, &mut first] {
+        assert_eq!(client.answer(false).await.unwrap().status, 200);
+    }
+    assert_eq!(backend.count_of("/new"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gathered_bodies_are_bounded_together() {
     let backend = Backend::start(answer).await;
     let sluice = sluice(&backend, "upload_memory='64KiB'\nmax_uploads=2");

@@ -59,17 +59,18 @@ impl Phase {
         }
     }
 
-    /// How many times as many places as are free one address and one rule may hold.
+    /// How many times as many places as its rule may still take one address may hold, and how many times as many as are free one rule.
     const fn shares(self) -> (usize, usize) {
         match self {
-            Self::Ask => (SHARE, SHARE),
+            Self::Ask => (ADDRESS_SHARE, RULE_SHARE),
             Self::Upload | Self::Download | Self::Stream => (1, usize::MAX),
         }
     }
 }
 
-/// How many times as many places as are free one address, or one rule, may hold where requests are short.
-const SHARE: usize = 7;
+/// The shares where requests are short.
+const ADDRESS_SHARE: usize = 7;
+const RULE_SHARE: usize = 15;
 /// From this wait of the oldest on, the queue is overloaded.
 const OVERLOAD: Duration = Duration::from_millis(100);
 
@@ -100,6 +101,17 @@ pub enum Arrival {
     Pending(Ticket),
     /// Nothing, and nothing is left of it.
     Refused,
+}
+
+/// What becomes of a request that waits when another party asks for the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// It has a place of that party's.
+    Admitted,
+    /// It waits as that party's from now on.
+    Moved,
+    /// It waits as before, or no longer.
+    Unchanged,
 }
 
 /// Who is charged for a place: an address, or Sluice's own work on a rule.
@@ -146,8 +158,20 @@ impl Pool {
     /// Whether the party may take a place where so many are free, and its rule holds so many.
     fn has_place(&self, party: &Party, free: usize, of_rule: usize) -> bool {
         let address_share = if party.address.is_none() { 1 } else { self.address_share };
-        let within = |held: usize, share: usize| held <= free.saturating_mul(share);
-        free > 0 && within(self.of_address(party), address_share) && within(of_rule, self.rule_share)
+        let room = self.room(free, of_rule);
+        room > 0 && self.of_address(party) <= room.saturating_mul(address_share)
+    }
+
+    /// How many more places a rule may take, one after another, where so many are free and it holds so many.
+    fn room(&self, free: usize, of_rule: usize) -> usize {
+        if self.rule_share == usize::MAX {
+            return free;
+        }
+        let most = free.saturating_mul(self.rule_share);
+        match most.checked_sub(of_rule) {
+            Some(left) if free > 0 => free.min(left / (self.rule_share + 1) + 1),
+            _ => 0,
+        }
     }
 
     /// Whether the party may take the place of a holder whose work is of use to nobody: if the holder's address has at least two more
@@ -206,7 +230,7 @@ impl Machine {
     pub fn new(bounds: Bounds) -> Self {
         let most = [bounds.ask, bounds.upload, bounds.download, bounds.stream];
         let pools = Phase::ALL.map(|phase| Pool::new(most[phase as usize], phase.shares()));
-        Self { pools, queue: Pool::new(bounds.queue, (SHARE, SHARE)), pending: BTreeMap::new(), next: 0 }
+        Self { pools, queue: Pool::new(bounds.queue, (ADDRESS_SHARE, RULE_SHARE)), pending: BTreeMap::new(), next: 0 }
     }
 
     /// How many places of a phase are taken.
@@ -288,6 +312,37 @@ impl Machine {
         counted.filter(|&(held, _)| held >= least).max().map(|(_, age)| Ticket::MAX - age)
     }
 
+    /// Of parties that ask for the same, the one that is to be charged for its place: one that may take it, of those the one that holds fewest.
+    #[must_use]
+    pub fn least<'p>(&self, phase: Phase, parties: impl Iterator<Item = &'p Party>) -> Option<&'p Party> {
+        parties.min_by_key(|party| (!self.pools[phase as usize].may_take(party), self.standing(phase, party)))
+    }
+
+    /// How far back a party stands where places are given: Sluice itself behind all clients, since it may hold less.
+    fn standing(&self, phase: Phase, party: &Party) -> (bool, usize, usize) {
+        (party.address.is_none(), self.pools[phase as usize].of_address(party), self.queue.of_address(party))
+    }
+
+    /// Another party asks for what a request that waits is for.
+    pub fn join(&mut self, ticket: Ticket, party: &Party) -> Joined {
+        let Some(pending) = self.pending.get(&ticket) else { return Joined::Unchanged };
+        let (phase, charged) = (pending.phase, pending.party.clone());
+        if self.pools[phase as usize].may_take(party) {
+            self.leave(ticket);
+            self.pools[phase as usize].take(party);
+            return Joined::Admitted;
+        }
+        if self.standing(phase, party) >= self.standing(phase, &charged) {
+            return Joined::Unchanged;
+        }
+        self.queue.give_back(&charged);
+        self.queue.take(party);
+        if let Some(pending) = self.pending.get_mut(&ticket) {
+            pending.party = party.clone();
+        }
+        Joined::Moved
+    }
+
     /// A place is free again. Returns those that wait no longer, since they have a place from now on.
     #[must_use]
     pub fn end(&mut self, now: Duration, phase: Phase, party: &Party) -> Vec<Ticket> {
@@ -316,14 +371,14 @@ impl Machine {
         if pool.held >= pool.most {
             return None;
         }
-        let oldest = self.pending.values().next().map_or(now, |pending| pending.since);
+        let of_phase = || self.pending.iter().filter(|(_, pending)| pending.phase == phase);
+        let oldest = of_phase().next().map_or(now, |(_, pending)| pending.since);
         let is_overloaded = self.pending.len() * 2 > self.queue.most || now.saturating_sub(oldest) > OVERLOAD;
-        let of_phase = self.pending.iter().filter(|(_, pending)| pending.phase == phase && pool.may_take(&pending.party));
         let order = |&(&ticket, pending): &(&Ticket, &Pending)| {
             let age = if is_overloaded { Ticket::MAX - ticket } else { ticket };
             (pool.of_address(&pending.party), pool.of_rule(&pending.party), age)
         };
-        of_phase.min_by_key(order).map(|(&ticket, _)| ticket)
+        of_phase().filter(|(_, pending)| pool.may_take(&pending.party)).min_by_key(order).map(|(&ticket, _)| ticket)
     }
 }
 
@@ -349,8 +404,8 @@ mod tests {
     }
 
     #[test]
-    fn one_address_alone_has_all_of_a_few_places_and_seven_eighths_of_many() {
-        for (places, expected) in [(1, 1), (2, 2), (4, 4), (8, 8), (16, 15), (64, 57), (256, 225)] {
+    fn one_address_alone_has_all_of_a_few_places_and_most_of_many() {
+        for (places, expected) in [(1, 1), (2, 2), (4, 4), (8, 8), (16, 15), (64, 54), (256, 211)] {
             let mut machine = Machine::new(bounds(places, 0));
             let taken = (0..places).filter(|_| machine.arrive(NOW, Phase::Ask, &party(1), true).0 == Arrival::Admitted).count();
             assert_eq!(taken, expected, "of {places}");
@@ -367,6 +422,22 @@ mod tests {
             }
             let last = Party { rule: "other".into(), ..party(99) };
             assert_eq!(machine.arrive(NOW, phase, &last, false).0, Arrival::Admitted, "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn also_where_all_of_them_ask_for_the_same_rule_and_another_rule_has_places_too() {
+        for places in [16, 64, 256] {
+            let mut machine = Machine::new(bounds(places, 100));
+            while machine.arrive(NOW, Phase::Ask, &party(1), false).0 == Arrival::Admitted {}
+            assert_eq!(machine.arrive(NOW, Phase::Ask, &party(2), false).0, Arrival::Admitted, "of {places}");
+            // All that a rule may have is taken in the end.
+            for number in 2..100 {
+                while machine.arrive(NOW, Phase::Ask, &party(number), false).0 == Arrival::Admitted {}
+            }
+            let other = Party { rule: "other".into(), ..party(200) };
+            let is_admitted = machine.arrive(NOW, Phase::Ask, &other, false).0 == Arrival::Admitted;
+            assert!(is_admitted || places == 16, "of {places}");
         }
     }
 
@@ -390,6 +461,34 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_behind_the_share_of_one_goes_on_for_another_that_asks_for_it_too() {
+        let mut machine = Machine::new(bounds(16, 100));
+        while machine.arrive(NOW, Phase::Ask, &party(1), false).0 == Arrival::Admitted {}
+        let waiting = [(); 3].map(|()| pending(machine.arrive(NOW, Phase::Ask, &party(1), true).0));
+        assert_eq!(machine.join(waiting[0], &party(1)), Joined::Unchanged);
+        assert_eq!(machine.join(waiting[0], &party(2)), Joined::Admitted);
+        // All places are taken: it is next as the other's.
+        assert_eq!(machine.join(waiting[2], &party(3)), Joined::Moved);
+        assert_eq!(machine.join(waiting[2], &Party::own("a")), Joined::Unchanged);
+        assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [waiting[2]]);
+        assert_eq!(machine.join(waiting[2], &party(4)), Joined::Unchanged, "it has a place");
+        let parties = [party(1), Party::own("a"), party(9)];
+        assert_eq!(machine.least(Phase::Ask, parties.iter()), Some(&parties[2]));
+        assert_eq!(machine.least(Phase::Download, parties[..2].iter()), Some(&parties[0]));
+    }
+
+    #[test]
+    fn an_upload_that_waits_does_not_turn_the_order_of_others() {
+        let mut machine = Machine::new(Bounds { upload: 1, ..bounds(1, 100) });
+        for phase in [Phase::Ask, Phase::Upload] {
+            assert_eq!(machine.arrive(NOW, phase, &party(1), true).0, Arrival::Admitted);
+        }
+        pending(machine.arrive(NOW, Phase::Upload, &party(1), true).0);
+        let waiting = [(); 2].map(|()| pending(machine.arrive(OVERLOAD * 2, Phase::Ask, &party(1), true).0));
+        assert_eq!(machine.end(OVERLOAD * 2, Phase::Ask, &party(1)), waiting[..1]);
+    }
+
+    #[test]
     fn the_oldest_is_next_and_under_overload_the_newest() {
         for (later, expected) in [(OVERLOAD, 0), (OVERLOAD * 2, 2)] {
             let mut machine = Machine::new(bounds(1, 100));
@@ -404,7 +503,7 @@ mod tests {
         let mut machine = Machine::new(bounds(1, 16));
         assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
         while machine.arrive(NOW, Phase::Ask, &party(1), true).0 != Arrival::Refused {}
-        assert_eq!(machine.queued(), 15);
+        assert_eq!(machine.queued(), 15, "of 16");
         let other = Party { rule: "b".into(), ..party(2) };
         let ticket = pending(machine.arrive(NOW, Phase::Ask, &other, true).0);
         // The queue is full: the next of those takes the place of the oldest of who has most.

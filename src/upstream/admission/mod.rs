@@ -10,13 +10,63 @@ use std::time::Duration;
 
 use prometheus::IntGauge;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::telemetry::metrics::Metrics;
-use machine::{Arrival, Bounds, Machine, Party, Phase, Ticket};
+use machine::{Arrival, Bounds, Joined, Machine, Party, Phase, Ticket};
 
 /// How often a request that waits looks whether another's place is of use to nobody by now.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How many addresses are known of those who ask for one answer. Of more, the first are charged.
+const MOST_ASKERS: usize = 8;
+
+/// Those who ask for one answer, on one rule. Its place is charged to the one of them that holds fewest.
+pub struct Askers {
+    rule: Arc<str>,
+    asking: Mutex<Asking>,
+}
+
+struct Asking {
+    /// At least one.
+    parties: Vec<Party>,
+    /// The request in the queue.
+    ticket: Option<Ticket>,
+}
+
+impl Askers {
+    /// One alone.
+    #[must_use]
+    pub fn one(party: &Party) -> Self {
+        Self { rule: Arc::clone(&party.rule), asking: Mutex::new(Asking { parties: vec![party.clone()], ticket: None }) }
+    }
+
+    /// The rule's name.
+    #[must_use]
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    fn asking(&self) -> MutexGuard<'_, Asking> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more. Returns the request in the queue.
+    fn add(&self, party: &Party) -> Option<Ticket> {
+        let mut asking = self.asking();
+        if asking.parties.len() < MOST_ASKERS && !asking.parties.contains(party) {
+            asking.parties.push(party.clone());
+        }
+        asking.ticket
+    }
+}
+
+impl Asking {
+    /// The one that is to be charged.
+    fn least(&self, machine: &Machine, phase: Phase) -> Party {
+        machine.least(phase, self.parties.iter()).unwrap_or(&self.parties[0]).clone()
+    }
+}
 
 /// Work that has a place of the phase ask, and may be of use to nobody by now.
 pub trait Work: Send + Sync {
@@ -36,15 +86,21 @@ pub struct Admission {
 
 struct State {
     machine: Machine,
-    /// Those that wait, for what, and where they hear that they have a place.
-    waiting: HashMap<Ticket, (Phase, Party, oneshot::Sender<Place>)>,
+    waiting: HashMap<Ticket, Waiter>,
     /// Those that hold a place and can be given up, the oldest first.
     works: BTreeMap<u64, (Party, Weak<dyn Work>)>,
     next_work: u64,
 }
 
-/// Those that have a place from now on, and where they hear that.
-type Waited = Vec<(Phase, Party, oneshot::Sender<Place>)>;
+/// One that waits.
+struct Waiter {
+    phase: Phase,
+    party: Party,
+    /// Since when, as that party's.
+    since: Instant,
+    /// Where it hears that it has a place.
+    told: oneshot::Sender<Place>,
+}
 
 /// A place of a phase, until this is dropped.
 pub struct Place {
@@ -75,6 +131,7 @@ impl Drop for Place {
 /// A request in the queue, until this is dropped.
 struct Waiting<'a> {
     admission: &'a Admission,
+    askers: &'a Askers,
     ticket: Ticket,
 }
 
@@ -84,6 +141,7 @@ impl Drop for Waiting<'_> {
         // If it has a place by now, that ends with the channel that it was sent through.
         state.machine.leave(self.ticket);
         state.waiting.remove(&self.ticket);
+        self.askers.asking().ticket = None;
         self.admission.tell(&state);
     }
 }
@@ -124,70 +182,99 @@ impl Admission {
 
     /// A place of a phase, waited for in the queue if need be. A caller that is dropped meanwhile leaves the queue. `None`: the queue
     /// is full, or no place was free in time.
-    pub async fn admit(self: &Arc<Self>, phase: Phase, party: &Party) -> Option<Place> {
+    pub async fn admit(self: &Arc<Self>, phase: Phase, askers: &Askers) -> Option<Place> {
         if phase == Phase::Ask {
-            self.take_back(party, None);
+            self.take_back(askers, None);
         }
         let (waiting, mut receiver) = {
             let mut state = self.state();
-            let (arrival, displaced) = state.machine.arrive(self.start.elapsed(), phase, party, true);
+            // Locked until the ticket is in it, so that none who joins meanwhile is missed.
+            let mut asking = askers.asking();
+            let party = asking.least(&state.machine, phase);
+            let (arrival, displaced) = state.machine.arrive(self.start.elapsed(), phase, &party, true);
             self.tell(&state);
             // Its channel ends, which tells it.
-            if let Some((phase, ..)) = displaced.and_then(|ticket| state.waiting.remove(&ticket)) {
-                self.refuse(phase, "displaced");
+            if let Some(waiter) = displaced.and_then(|ticket| state.waiting.remove(&ticket)) {
+                self.refuse(waiter.phase, "displaced");
             }
             match arrival {
-                Arrival::Admitted => return Some(self.place(phase, party)),
+                Arrival::Admitted => return Some(self.place(phase, &party)),
                 Arrival::Refused => {
                     self.refuse(phase, "full");
                     return None;
                 }
                 Arrival::Pending(ticket) => {
-                    let (sender, receiver) = oneshot::channel();
-                    state.waiting.insert(ticket, (phase, party.clone(), sender));
-                    (Waiting { admission: self, ticket }, receiver)
+                    let (told, receiver) = oneshot::channel();
+                    state.waiting.insert(ticket, Waiter { phase, party, since: Instant::now(), told });
+                    asking.ticket = Some(ticket);
+                    (Waiting { admission: self, askers, ticket }, receiver)
                 }
             }
         };
-        let given = async {
-            if phase != Phase::Ask {
-                return (&mut receiver).await;
+        let last = Instant::now() + self.patience * 2;
+        let mut until = Instant::now() + self.patience;
+        while Instant::now() < until {
+            let look_again = if phase == Phase::Ask { until.min(Instant::now() + LOOK_AGAIN) } else { until };
+            if let Ok(given) = timeout_at(look_again, &mut receiver).await {
+                return given.ok();
             }
-            loop {
-                match timeout(LOOK_AGAIN, &mut receiver).await {
-                    Ok(given) => return given,
-                    Err(_) => self.take_back(party, Some(waiting.ticket)),
-                }
-            }
-        };
-        let place = timeout(self.patience, given).await;
+            self.take_back(askers, Some(waiting.ticket));
+            // One who joined has patience of its own, within bounds.
+            let since = self.state().waiting.get(&waiting.ticket).map(|waiter| waiter.since);
+            until = since.map_or(until, |since| last.min(since + self.patience));
+        }
         drop(waiting);
-        if place.is_err() {
+        // A place may have been on its way just now.
+        let given = receiver.try_recv().ok();
+        if given.is_none() {
             self.refuse(phase, "timeout");
         }
-        place.ok().and_then(Result::ok)
+        given
     }
 
-    /// A place of a phase that is free now; `None` if there is none for this party.
-    pub fn try_admit(self: &Arc<Self>, phase: Phase, party: &Party) -> Option<Place> {
+    /// Another asks for the same. What waits in the queue goes on as its own, if it holds less.
+    pub fn join(self: &Arc<Self>, askers: &Askers, party: &Party) {
+        let Some(ticket) = askers.add(party) else { return };
         let mut state = self.state();
-        let (arrival, _) = state.machine.arrive(self.start.elapsed(), phase, party, false);
+        match state.machine.join(ticket, party) {
+            Joined::Unchanged => {}
+            Joined::Moved => {
+                if let Some(waiter) = state.waiting.get_mut(&ticket) {
+                    (waiter.party, waiter.since) = (party.clone(), Instant::now());
+                }
+            }
+            Joined::Admitted => {
+                let admitted = state.waiting.remove(&ticket).map(|waiter| Waiter { party: party.clone(), ..waiter });
+                self.tell(&state);
+                drop(state);
+                self.hand_on(admitted);
+            }
+        }
+    }
+
+    /// A place of a phase that is free now; `None` if there is none for those who ask.
+    pub fn try_admit(self: &Arc<Self>, phase: Phase, askers: &Askers) -> Option<Place> {
+        let mut state = self.state();
+        let party = askers.asking().least(&state.machine, phase);
+        let (arrival, _) = state.machine.arrive(self.start.elapsed(), phase, &party, false);
         self.tell(&state);
         drop(state);
         if arrival != Arrival::Admitted {
             self.refuse(phase, "full");
             return None;
         }
-        Some(self.place(phase, party))
+        Some(self.place(phase, &party))
     }
 
-    /// Gives up one work that is of use to nobody, if a request of this party finds no place otherwise. One that has left the queue by
-    /// now, or has a place, needs none.
-    fn take_back(self: &Arc<Self>, party: &Party, ticket: Option<Ticket>) {
+    /// Gives up one work that is of use to nobody, if a request finds no place otherwise. One that has left the queue by now, or has a
+    /// place, needs none.
+    fn take_back(self: &Arc<Self>, askers: &Askers, ticket: Option<Ticket>) {
         let mut state = self.state();
         if state.works.is_empty() || ticket.is_some_and(|ticket| !state.waiting.contains_key(&ticket)) {
             return;
         }
+        let waiter = ticket.and_then(|ticket| state.waiting.get(&ticket)).map(|waiter| waiter.party.clone());
+        let party = &waiter.unwrap_or_else(|| askers.asking().least(&state.machine, Phase::Ask));
         let holders = state.works.iter().map(|(&number, (holder, _))| (number, holder));
         let in_order = state.machine.to_take_over(Phase::Ask, party, holders);
         let is_given_up = |number: &u64| state.works.get(number).and_then(|(_, work)| work.upgrade()).is_some_and(|work| work.give_up());
@@ -209,7 +296,8 @@ impl Admission {
         self.hand_on(admitted);
     }
 
-    fn ended(&self, state: &mut State, phase: Phase, party: &Party) -> Waited {
+    /// Returns those that have a place from now on.
+    fn ended(&self, state: &mut State, phase: Phase, party: &Party) -> Vec<Waiter> {
         let admitted = state.machine.end(self.start.elapsed(), phase, party);
         let admitted = admitted.iter().filter_map(|ticket| state.waiting.remove(ticket)).collect();
         self.tell(state);
@@ -217,9 +305,9 @@ impl Admission {
     }
 
     /// Unlocked: the place of one that has just left is dropped, which ends it.
-    fn hand_on(self: &Arc<Self>, admitted: Waited) {
-        for (phase, party, sender) in admitted {
-            drop(sender.send(self.place(phase, &party)));
+    fn hand_on(self: &Arc<Self>, admitted: impl IntoIterator<Item = Waiter>) {
+        for Waiter { phase, party, told, .. } in admitted {
+            drop(told.send(self.place(phase, &party)));
         }
     }
 }
@@ -228,9 +316,14 @@ impl Admission {
 mod tests {
     use super::*;
     use std::net::IpAddr;
+    use tokio::time::timeout;
 
-    fn party(number: u8) -> Party {
+    fn client(number: u8) -> Party {
         Party::client(IpAddr::from([10, 0, 0, number]), "a")
+    }
+
+    fn party(number: u8) -> Askers {
+        Askers::one(&client(number))
     }
 
     fn admission(ask: usize, queue: usize) -> Arc<Admission> {
@@ -272,6 +365,38 @@ mod tests {
             }
             assert!(admission.state().machine.is_empty() && admission.state().waiting.is_empty());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_who_joins_a_request_in_the_queue_lends_it_a_place_and_patience() {
+        let admission = admission(16, 100);
+        let (greedy, mut held) = (party(1), Vec::new());
+        while let Some(place) = admission.try_admit(Phase::Ask, &greedy) {
+            held.push(place);
+        }
+        // A place is free that the first may not take.
+        let askers = party(1);
+        let mut waiting = Box::pin(admission.admit(Phase::Ask, &askers));
+        assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+        admission.join(&askers, &client(1));
+        assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
+        admission.join(&askers, &client(2));
+        held.push(waiting.await.unwrap());
+        assert_eq!(held.last().unwrap().party, client(2));
+        // None is free. The second's patience begins when it joins.
+        let askers = party(1);
+        let began = Instant::now();
+        let mut waiting = Box::pin(admission.admit(Phase::Ask, &askers));
+        assert!(timeout(Duration::from_secs(4), &mut waiting).await.is_err());
+        admission.join(&askers, &client(3));
+        assert!(waiting.as_mut().await.is_none() && began.elapsed().as_secs() == 9);
+        drop(waiting);
+        // Those who joined before it waits are known too.
+        admission.join(&askers, &client(4));
+        drop(held.pop());
+        assert_eq!(admission.admit(Phase::Ask, &askers).await.unwrap().party.address, client(3).address);
+        held.clear();
+        assert!(admission.state().machine.is_empty() && admission.state().waiting.is_empty());
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::machine::{Arrival, Bounds, Machine, Party, Phase, Ticket};
+use super::machine::{Arrival, Bounds, Joined, Machine, Party, Phase, Ticket};
 
 const STEPS: usize = 300;
 
@@ -77,6 +77,18 @@ fn check(machine: &mut Machine, world: &World, bounds: Bounds) -> Result<(), Str
         }
     }
     let newcomer = Party::client(IpAddr::from([192, 0, 2, 1]), "newcomer");
+    // So does one on a rule that others ask for, as long as that rule may take one.
+    let (rule, free) = ("a", bounds.ask - machine.active(Phase::Ask));
+    let of_rule = world.active.iter().filter(|(of, by)| *of == Phase::Ask && &*by.rule == rule).count();
+    if free > 0 && of_rule <= 15 * free {
+        let beside = Party { rule: rule.into(), ..newcomer.clone() };
+        if machine.arrive(Duration::ZERO, Phase::Ask, &beside, false).0 != Arrival::Admitted {
+            return Err(format!("a newcomer found no place beside {of_rule} of its rule, where {free} are free"));
+        }
+        if !machine.end(Duration::ZERO, Phase::Ask, &beside).is_empty() {
+            return Err("something waited that could take a free place".into());
+        }
+    }
     let is_one = |one: &Party, other: &Party| one.address == other.address && (one.address.is_some() || one.rule == other.rule);
     let of_address = |party: &Party| world.active.iter().filter(|(of, by)| *of == Phase::Ask && is_one(by, party)).count();
     let is_full = machine.active(Phase::Ask) == bounds.ask;
@@ -106,13 +118,13 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
     tell(format!("{bounds:?}"));
     for _ in 0..STEPS {
         now += Duration::from_millis(random.u64(0..60));
-        match random.u32(..10) {
+        let rule = ["a", "b", "c"][random.usize(..3)];
+        let party = match random.u8(..6) {
+            0 => Party::own(rule),
+            number => Party::client(IpAddr::from([10, 0, 0, number]), rule),
+        };
+        match random.u32(..11) {
             0..6 => {
-                let rule = ["a", "b", "c"][random.usize(..3)];
-                let party = match random.u8(..6) {
-                    0 => Party::own(rule),
-                    number => Party::client(IpAddr::from([10, 0, 0, number]), rule),
-                };
                 let phase = Phase::ALL[random.usize(..4)];
                 let may_wait = matches!(phase, Phase::Ask | Phase::Upload);
                 let mut has_room = false;
@@ -149,6 +161,21 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                 if count(&world.useless, &useless) < count(&world.active, &useless) {
                     tell(format!("{useless:?} is of use to nobody"));
                     world.useless.push(useless);
+                }
+            }
+            9 if !world.pending.is_empty() => {
+                let number = random.usize(..world.pending.len());
+                let Some((&ticket, waiting)) = world.pending.iter_mut().nth(number) else { continue };
+                let joined = machine.join(ticket, &party);
+                tell(format!("{party:?} asks for the same as {ticket}: {joined:?}"));
+                match joined {
+                    Joined::Admitted => {
+                        let phase = waiting.0;
+                        world.pending.remove(&ticket);
+                        world.active.push((phase, party));
+                    }
+                    Joined::Moved => waiting.1 = party,
+                    Joined::Unchanged => {}
                 }
             }
             7..9 if !world.active.is_empty() => {
