@@ -32,6 +32,14 @@ pub trait Cut: Send + Sync {
     fn cut(&self);
 }
 
+impl<C: Cut> Cut for Weak<C> {
+    fn cut(&self) {
+        if let Some(reader) = self.upgrade() {
+            reader.cut();
+        }
+    }
+}
+
 /// A body for as long as it is stored. Clones are of one body.
 #[derive(Clone)]
 pub struct Lender(Arc<Stored>);
@@ -40,7 +48,7 @@ pub struct Lender(Arc<Stored>);
 pub struct Reading {
     body: Arc<Body>,
     /// What is cut off if the body has to go.
-    reader: OnceLock<Weak<dyn Cut>>,
+    reader: OnceLock<Box<dyn Cut>>,
 }
 
 struct Stored(Arc<Body>);
@@ -108,8 +116,8 @@ impl Drop for Stored {
 
 impl Reading {
     /// Says what is to be cut off if the body has to go.
-    pub fn is_for(self: &Arc<Self>, reader: Weak<dyn Cut>) {
-        if self.reader.set(reader).is_err() {
+    pub fn is_for(self: &Arc<Self>, reader: impl Cut + 'static) {
+        if self.reader.set(Box::new(reader)).is_err() {
             return;
         }
         let state = &mut *self.body.state();
@@ -183,7 +191,7 @@ impl LetGo {
                 std::mem::take(&mut state.readers)
             };
             let readers = readers.iter().filter_map(Weak::upgrade);
-            readers.filter_map(|reading| reading.reader.get()?.upgrade()).for_each(|reader| reader.cut());
+            readers.for_each(|reading| reading.reader.get().into_iter().for_each(|reader| reader.cut()));
         }
     }
 }
@@ -212,13 +220,12 @@ mod tests {
             let client = Arc::new(Client::default());
             let lender = Lender::new(size).unwrap();
             let (bytes, reading) = lender.lend(&stored);
-            let weak: Weak<Client> = Arc::downgrade(&client);
-            reading.is_for(weak);
+            reading.is_for(Arc::downgrade(&client));
             (client, lender, bytes)
         };
         // A client that has read all is not cut off for what others read.
         let done = Arc::new(Client::default());
-        let of_done: Weak<Client> = Arc::downgrade(&done);
+        let of_done = Arc::downgrade(&done);
         let is_cut = |client: &Client| client.0.load(Ordering::Relaxed);
         let mut clients: Vec<_> = (0..6).map(|_| read()).collect();
         assert_eq!(bytes(), 0, "what is stored costs nothing");

@@ -19,6 +19,9 @@ use super::stream::Stream;
 use crate::body::{BoxError, ClientFault, Reply};
 use crate::config::Limits;
 
+/// Of this many bytes on, a frame more costs nothing that would be seen.
+const APART: usize = 4 << 10;
+
 /// A response's body. The request counts as being answered until the body is dropped.
 pub struct ResponseBody {
     body: Reply,
@@ -68,32 +71,30 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.broken.is_some() && self.notes.as_ref().is_some_and(|notes| notes.is_flush_awaited.load(Ordering::Relaxed)) {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if this.broken.is_some() && this.notes.as_ref().is_some_and(|notes| notes.is_flush_awaited.load(Ordering::Relaxed)) {
             return Poll::Pending;
         }
-        if let Some(error) = self.broken.take() {
+        if let Some(error) = this.broken.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        if let Some((stream, rest)) = &mut self.stream {
+        if let Some((stream, rest)) = &mut this.stream {
             // The library asks for more only once the client has room for it.
             stream.took();
             if !rest.is_empty() {
-                return Poll::Ready(Some(Ok(give(stream, rest))));
+                return Poll::Ready(Some(Ok(give(stream, rest, this.body.is_end_stream()))));
             }
         }
-        let polled = match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(Err(error))) => return self.break_off(error, cx),
-            polled => polled,
-        };
-        match (polled, &mut self.stream) {
-            (Poll::Ready(Some(Ok(frame))), Some((stream, rest))) => match frame.into_data() {
+        match (Pin::new(&mut this.body).poll_frame(cx), &mut this.stream) {
+            (Poll::Ready(Some(Err(error))), _) => this.break_off(error, cx),
+            (Poll::Ready(Some(Ok(frame))), Some((stream, rest))) => Poll::Ready(Some(Ok(match frame.into_data() {
                 Ok(data) => {
                     *rest = data;
-                    Poll::Ready(Some(Ok(give(stream, rest))))
+                    give(stream, rest, this.body.is_end_stream())
                 }
-                Err(frame) => Poll::Ready(Some(Ok(frame))),
-            },
+                Err(frame) => frame,
+            }))),
             (polled, _) => polled,
         }
     }
@@ -111,9 +112,11 @@ impl Body for ResponseBody {
     }
 }
 
-/// The next piece of what is there.
-fn give(stream: &Stream, rest: &mut Bytes) -> Frame<Bytes> {
-    let piece = rest.split_to(rest.len().min(stream.piece()));
+/// The next piece of what is there. The last byte of a body of some size is apart.
+fn give(stream: &Stream, rest: &mut Bytes, is_last: bool) -> Frame<Bytes> {
+    let most = stream.piece();
+    let is_apart = is_last && rest.len() <= most && rest.len() > APART;
+    let piece = rest.split_to(if is_apart { rest.len() - 1 } else { rest.len().min(most) });
     stream.gave(piece.len());
     Frame::data(piece)
 }

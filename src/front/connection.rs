@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::header::CONNECTION;
@@ -26,7 +26,7 @@ use super::outgoing;
 use super::select::{Either, select};
 use super::socket::{Notes, Socket};
 use super::stream::{Stream, Streams};
-use crate::body::lent::Reading;
+use crate::body::lent::{Cut, Reading};
 use crate::body::{BoxError, Reply};
 use crate::config::Limits;
 use crate::request::Arrival;
@@ -102,7 +102,7 @@ pub async fn serve<F, A>(
         if let Some(stream) = &stream {
             opened.open(Arc::clone(stream));
         }
-        let number = counted.did_read_request();
+        let number = counted.did_read_request(version == Version::HTTP_2);
         let refused = notes.refused.get().filter(|(at, _)| *at == number).map(|&(_, refusal)| refusal);
         let refused = refused.or_else(|| if version == Version::HTTP_2 { enter_http2(request.headers_mut()) } else { None });
         if let Some(brought) = notes.brought_for(number) {
@@ -116,10 +116,7 @@ pub async fn serve<F, A>(
         Box::pin(async move {
             let mut response = outgoing::fit(is_head, answering.await);
             if let Some(reading) = response.extensions_mut().remove::<Arc<Reading>>() {
-                reading.is_for(match &stream {
-                    Some(stream) => Arc::downgrade(stream) as _,
-                    None => Arc::downgrade(&connection) as _,
-                });
+                reading.is_for(Reader { stream: stream.as_ref().map(Arc::downgrade), connection: Arc::downgrade(&connection) });
             }
             if version != Version::HTTP_2 && (refused.is_some() || ending.load(Ordering::Relaxed) && version == Version::HTTP_11) {
                 // What follows has no meaning, or is for another process.
@@ -255,9 +252,31 @@ impl Watched<'_> {
             }
             Either::Quiet(Told::End) => serving.as_mut().graceful_shutdown(),
         }
-        match select(serving.as_mut(), pin!(overdue(&self.activity, self.limits))).await {
-            Either::Busy(ended) => Ok(ended?),
-            Either::Quiet(why) => Err(Ended::Overdue(why)),
+        let mut overdue = pin!(overdue(&self.activity, self.limits));
+        loop {
+            match timeout(LAST_REQUEST, select(serving.as_mut(), overdue.as_mut())).await {
+                Ok(Either::Busy(ended)) => return Ok(ended?),
+                Ok(Either::Quiet(why)) => return Err(Ended::Overdue(why)),
+                // The library waits for the client to confirm that the connection ends.
+                Err(_) if self.activity.idle_for().is_some_and(|idle| idle >= LAST_REQUEST) => return Ok(()),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// What reads a large body: a stream of HTTP/2 as long as its client has not made room for all of the answer, else the connection.
+struct Reader {
+    stream: Option<Weak<Stream>>,
+    connection: Weak<Activity>,
+}
+
+impl Cut for Reader {
+    fn cut(&self) {
+        match (self.stream.as_ref().and_then(Weak::upgrade), self.connection.upgrade()) {
+            (Some(stream), _) => stream.cut(),
+            (None, Some(connection)) => connection.cut(),
+            (None, None) => {}
         }
     }
 }
@@ -327,7 +346,7 @@ mod tests {
         let (counted, end) = (Arc::clone(&activity), Arc::new(AtomicBool::new(false)));
         let service = service_fn(move |request: Request<Incoming>| {
             let in_flight = InFlight::begin(&counted, request.version());
-            counted.did_read_request();
+            counted.did_read_request(false);
             async move {
                 let reply = Reply::Full(Some("hello".into()));
                 Ok::<_, Infallible>(Response::new(ResponseBody::new(reply, in_flight, None)))

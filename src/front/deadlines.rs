@@ -47,6 +47,8 @@ pub struct Activity {
     in_flight: AtomicU64,
     /// Requests that the HTTP library has read.
     read: AtomicU64,
+    /// Over HTTP/1: whether the library may have something of an answer that is not written.
+    is_unwritten: AtomicBool,
     /// Whether the library's part of the connection is to end the next time that nothing is under way.
     to_rest: AtomicBool,
     /// Whether it is to end, whatever is under way.
@@ -68,6 +70,7 @@ impl Default for Activity {
             taken: zero(),
             in_flight: zero(),
             read: zero(),
+            is_unwritten: AtomicBool::new(false),
             to_rest: AtomicBool::new(false),
             is_cut: AtomicBool::new(false),
             way: Notify::new(),
@@ -85,8 +88,12 @@ impl Activity {
         millis(moment.saturating_duration_since(self.start)) + 1
     }
 
-    /// The HTTP library has read a request: its number on this connection, counted from one.
-    pub fn did_read_request(&self) -> u64 {
+    /// The HTTP library has read a request: its number on this connection, counted from one. Over HTTP/1 its answer is under way until
+    /// it [is written](Self::did_flush): the library takes the whole of it long before.
+    pub fn did_read_request(&self, http2: bool) -> u64 {
+        if !http2 {
+            self.is_unwritten.store(true, Ordering::Relaxed);
+        }
         // Only the connection's own task counts, so that load and store suffice.
         let number = self.read.load(Ordering::Relaxed) + 1;
         self.read.store(number, Ordering::Relaxed);
@@ -99,14 +106,22 @@ impl Activity {
         (self.in_flight.load(Ordering::Relaxed) == 0).then(|| self.read.load(Ordering::Relaxed))
     }
 
+    /// The library has written all that it had. How many requests it has answered, if none is being answered.
+    pub fn did_flush(&self) -> Option<u64> {
+        let answered = self.all_answered();
+        if answered.is_some() && self.is_unwritten.load(Ordering::Relaxed) {
+            self.is_unwritten.store(false, Ordering::Relaxed);
+            self.answered.store(self.now(), Ordering::Relaxed);
+        }
+        answered
+    }
+
     /// Waits until no request has been under way, and no byte has come, for so long.
     pub async fn quiet_for(&self, span: Duration) {
-        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let mut left = millis(span);
         while left > 0 {
             sleep_until(Instant::now() + Duration::from_millis(left)).await;
-            let busy = load(&self.in_flight) > 0 || load(&self.head_since) > 0;
-            let since = if busy { self.now() } else { load(&self.moved).max(load(&self.answered)) };
+            let since = self.idle_since().unwrap_or_else(|| self.now());
             left = millis(span).saturating_sub(self.now().saturating_sub(since));
         }
     }
@@ -171,7 +186,9 @@ impl Activity {
     /// Since when nothing has been under way, in milliseconds after the connection was opened; `None`: something is.
     fn idle_since(&self) -> Option<u64> {
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        (load(&self.in_flight) == 0 && load(&self.head_since) == 0).then(|| load(&self.moved).max(load(&self.answered)))
+        let is_written = load(&self.blocked_since) == 0 && !self.is_unwritten.load(Ordering::Relaxed);
+        let is_idle = is_written && load(&self.in_flight) == 0 && load(&self.head_since) == 0;
+        is_idle.then(|| load(&self.moved).max(load(&self.answered)))
     }
 
     /// For how long nothing has been under way; `None`: something is.

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -162,8 +162,7 @@ impl Plain {
             let mut unsent = Unsent { head: Bytes::copy_from_slice(head), body, _in_flight: in_flight };
             unsent.advance(sent);
             if let Some(reading) = reading {
-                let connection: Weak<Activity> = Arc::downgrade(activity);
-                reading.is_for(connection);
+                reading.is_for(Arc::downgrade(activity));
             }
             self.under_way = UnderWay::Sending(Box::new(unsent));
         }

@@ -256,7 +256,12 @@ impl Socket {
         self.checked = count;
         if self.framing.is_http2() {
             // What is held beyond that begins a block of fields, or a frame's head.
-            let is_partial = self.framing.is_beginning_http2() || self.held.len() > count;
+            let is_beginning = self.framing.is_beginning_http2();
+            if count > 0 && !is_beginning {
+                // Whatever was partial is whole.
+                self.activity.is_within_fields(false);
+            }
+            let is_partial = is_beginning || self.held.len() > count;
             self.activity.is_within_fields(is_partial && next == Next::More);
         }
         loop {
@@ -315,6 +320,9 @@ impl AsyncRead for Socket {
                 let (count, next) = this.framing.inspect(read);
                 this.activity.did_read(this.framing.is_http2());
                 if count == read.len() && next == Next::More {
+                    if this.framing.is_http2() {
+                        this.activity.is_within_fields(this.framing.is_beginning_http2());
+                    }
                     return Poll::Ready(Ok(()));
                 }
                 this.held.extend_from_slice(&read[count..]);
@@ -361,7 +369,9 @@ impl AsyncWrite for Socket {
             return Poll::Pending;
         }
         ready!(drained)?;
-        this.settled = this.activity.all_answered().unwrap_or(this.settled);
+        // An interim response may have waited for the client.
+        this.activity.did_write(Poll::Ready(0), false);
+        this.settled = this.activity.did_flush().unwrap_or(this.settled);
         if this.notes.is_flush_awaited.load(Ordering::Relaxed) {
             this.notes.is_flush_awaited.store(false, Ordering::Relaxed);
             cx.waker().wake_by_ref();

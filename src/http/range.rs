@@ -84,6 +84,9 @@ fn is_same(request: &HeaderMap, answer: &HeaderMap) -> bool {
     told.is_some() && told == modified && is_strong
 }
 
+/// Parts of up to this many bytes are copied.
+const SMALL_PART: usize = 16 << 10;
+
 /// The status, the fields that say which part it is, and the bytes.
 #[must_use]
 pub fn cut(parts: &Parts, fields: &mut HeaderMap, body: &Bytes) -> (StatusCode, Bytes) {
@@ -98,7 +101,10 @@ pub fn cut(parts: &Parts, fields: &mut HeaderMap, body: &Bytes) -> (StatusCode, 
         Parts::Some(ranges) => match &ranges[..] {
             [range] => {
                 fields.insert(CONTENT_RANGE, text(&format!("bytes {}-{}/{length}", range.start(), range.end())));
-                (StatusCode::PARTIAL_CONTENT, body.slice(range.clone()))
+                let part = body.slice(range.clone());
+                // A small part would keep all of a large body in memory for as long as its client takes to read it.
+                let is_small = part.len() <= SMALL_PART && body.len() > SMALL_PART;
+                (StatusCode::PARTIAL_CONTENT, if is_small { Bytes::copy_from_slice(&part) } else { part })
             }
             ranges => (StatusCode::PARTIAL_CONTENT, multipart(ranges, fields, body)),
         },

@@ -85,9 +85,13 @@ impl InterimQueue {
 impl InterimSender {
     /// Ends it: nothing more is taken, and what was taken has left when this returns.
     pub async fn close(self) {
-        self.queue.turn.fetch_add(1, Ordering::AcqRel);
-        if !self.queue.any.load(Ordering::Acquire) {
-            return;
+        {
+            // Locked, so that none is being added that was let in before.
+            let state = self.queue.state();
+            self.queue.turn.fetch_add(1, Ordering::AcqRel);
+            if state.bytes.is_empty() {
+                return;
+            }
         }
         std::future::poll_fn(|cx| {
             let mut state = self.queue.state();

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::support::{Backend, Connection, Redis, Sluice, Step, TOKEN, get, ok, until};
+use crate::support::{Backend, Connection, Redis, Sluice, Step, TOKEN, frames, get, ok, until};
 
 fn config(backend: &Backend, redis: &str, handover: &str) -> String {
     format!(
@@ -220,6 +221,21 @@ async fn change(sluice: &Sluice, value: &AtomicUsize) -> tokio::task::JoinHandle
     });
     until("the backend has it", || async { value.load(Ordering::SeqCst) > before }).await;
     changing
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_an_http2_client_that_is_gone() {
+    let backend = Backend::start(|_| ok("", b"x")).await;
+    let mut sluice = Sluice::with(&format!("[limits]\ndrain_timeout='1h'\n{}", config(&backend, "", &path())), &[]);
+    let mut client = TcpStream::connect(sluice.address).await.unwrap();
+    let head = frames::fields(&[(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", "/x")]);
+    let get = frames::frame(1, frames::END_STREAM | frames::END_HEADERS, 1, &head);
+    client.write_all(&[frames::opening(), get].concat()).await.unwrap();
+    until("it is answered", || async { sluice.metric("requests_total", &[]).await >= 1.0 }).await;
+    // It reads nothing from here on, and answers no ping.
+    sluice.process.signal("TERM");
+    ends(&mut sluice).await;
+    drop(client);
 }
 
 #[tokio::test(flavor = "multi_thread")]

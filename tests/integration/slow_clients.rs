@@ -28,7 +28,8 @@ async fn start(lines: &str) -> (Backend, Sluice) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_but_steady_download_is_not_cut() {
-    let (_backend, sluice) = start("stall_timeout='1s'").await;
+    // A connection is idle once all that was answered is sent.
+    let (_backend, sluice) = start("stall_timeout='1s'\nidle_timeout='2s'").await;
     assert_eq!(sluice.get("/large").await.body.len(), LARGE);
     until("it is stored", || async { sluice.get("/large").await.cache_status().contains("hit") }).await;
     let downloads: Vec<_> = ["/large", "/pass"]
@@ -124,6 +125,28 @@ async fn a_stream_that_its_client_does_not_take_ends_alone() {
             if (kind, stream) == (0, 3) && flags & frames::END_STREAM != 0 {
                 break;
             }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_with_room_for_the_beginning_of_its_only_piece_ends_too() {
+    let (_backend, sluice) = start("stall_timeout='1s'").await;
+    assert_eq!(sluice.get("/large").await.body.len(), LARGE);
+    until("it is stored", || async { sluice.get("/large").await.cache_status().contains("hit") }).await;
+    for range in ["bytes=0-9999", "bytes=0-99999"] {
+        let mut client = TcpStream::connect(sluice.address).await.unwrap();
+        let one_byte = frames::frame(4, 0, 0, &[0, 4, 0, 0, 0, 1]);
+        client.write_all(&[frames::PREFACE, &one_byte].concat()).await.unwrap();
+        for number in 0..20 {
+            let head = [(":method", "GET"), (":scheme", "http"), (":authority", "h"), (":path", "/large"), ("range", range)];
+            let head = frames::frame(1, frames::END_STREAM | frames::END_HEADERS, 2 * number + 1, &frames::fields(&head));
+            client.write_all(&head).await.unwrap();
+        }
+        let mut resets = 0;
+        while resets < 20 {
+            let (kind, ..) = timeout(HANG, next(&mut client)).await.expect("all streams are reset").expect("the connection goes on");
+            resets += usize::from(kind == 3);
         }
     }
 }
@@ -233,6 +256,29 @@ async fn a_client_hears_that_its_idle_connection_ends() {
         is_told |= kind == 7;
     }
     assert!(is_told, "GOAWAY");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_begins_in_pieces_goes_on() {
+    let (_backend, sluice) = start("header_timeout='500ms'\nidle_timeout='1h'").await;
+    let mut client = TcpStream::connect(sluice.address).await.unwrap();
+    client.set_nodelay(true).unwrap();
+    client.write_all(frames::PREFACE).await.unwrap();
+    // Long enough to be read apart, mostly.
+    sleep(Duration::from_millis(50)).await;
+    client.write_all(&frames::frame(4, 0, 0, &[])).await.unwrap();
+    for number in 0..20 {
+        sleep(Duration::from_millis(50)).await;
+        let stream = 2 * number + 1;
+        client.write_all(&http2_get(stream, "/small")).await.unwrap();
+        loop {
+            let (kind, flags, of, _) = timeout(HANG, next(&mut client)).await.unwrap().expect("the connection goes on");
+            assert_ne!(kind, 7, "it is told to end");
+            if (kind, of) == (0, stream) && flags & frames::END_STREAM != 0 {
+                break;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
