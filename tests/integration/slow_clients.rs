@@ -131,7 +131,8 @@ async fn a_stream_that_its_client_does_not_take_ends_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_with_room_for_the_beginning_of_its_only_piece_ends_too() {
-    let (_backend, sluice) = start("stall_timeout='1s'").await;
+    // At this rate the first piece of a body has 16 KiB.
+    let (_backend, sluice) = start("stall_timeout='1s'\nmin_rate='40KiB'").await;
     assert_eq!(sluice.get("/large").await.body.len(), LARGE);
     until("it is stored", || async { sluice.get("/large").await.cache_status().contains("hit") }).await;
     for range in ["bytes=0-9999", "bytes=0-99999"] {
