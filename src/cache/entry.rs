@@ -1,6 +1,6 @@
 //! What is stored under a key.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::aside;
 use crate::body::lent::{LARGE, Lender, Reading};
 use crate::clock::Wall;
 use crate::http::conditional::weaken;
-use crate::http::encoding::{Coding, gunzip, inflation_limit};
+use crate::http::encoding::{Coding, gunzip, inflation_limit, told_length};
 use crate::http::freshness::Lifetimes;
 
 /// What is stored under a key, with everything that is needed to judge it.
@@ -74,8 +74,34 @@ pub struct StoredResponse {
     pub plain: Option<Bytes>,
     /// What lends its bytes to clients, if they are many.
     lender: Option<Lender>,
+    /// Whether a client has taken all identity bytes.
+    taken: Taken,
     /// The heads with which it is sent, each made when it first is: plain, coded, and each as a 304. `None`: not one that can be kept as bytes.
     heads: [OnceLock<Option<Box<Head>>>; 4],
+}
+
+/// Whether a client has taken all of something. Clones are of one.
+#[derive(Clone, Debug, Default)]
+pub struct Taken(Arc<AtomicBool>);
+
+impl Taken {
+    /// A client has.
+    pub fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one has since this was asked last.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// It is no part of what two responses are compared by.
+impl PartialEq for Taken {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl StoredResponse {
@@ -86,7 +112,7 @@ impl StoredResponse {
             fields.remove(CONTENT_ENCODING);
         }
         let lender = Lender::new(body.len());
-        Self { status, coding, sent_coding, body, plain: None, lender, heads: Default::default(), fields }
+        Self { status, coding, sent_coding, body, plain: None, lender, taken: Taken::default(), heads: Default::default(), fields }
     }
 
     /// The same response with its identity bytes packed.
@@ -125,6 +151,22 @@ impl StoredResponse {
             (Coding::Gzip, Coding::Identity) => max_object.saturating_mul(4),
             _ => inflation_limit(self.body.len(), max_object),
         }
+    }
+
+    /// How many identity bytes there are, where that is known without inflating them.
+    #[must_use]
+    pub fn plain_length(&self) -> Option<usize> {
+        match (self.coding, self.sent_coding) {
+            (Coding::Gzip, Coding::Identity) => Some(told_length(&self.body)),
+            (Coding::Gzip, _) => None,
+            _ => Some(self.body.len()),
+        }
+    }
+
+    /// Whether a client has taken all identity bytes, as they were inflated for it.
+    #[must_use]
+    pub const fn taken(&self) -> &Taken {
+        &self.taken
     }
 
     /// The body for a client, and whether it must first be inflated.

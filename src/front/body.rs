@@ -83,7 +83,7 @@ impl Body for ResponseBody {
             // The library asks for more only once the client has room for it.
             stream.took();
             if !rest.is_empty() {
-                return Poll::Ready(Some(Ok(give(stream, rest, this.body.is_end_stream()))));
+                return Poll::Ready(Some(Ok(give(stream, rest))));
             }
         }
         match (Pin::new(&mut this.body).poll_frame(cx), &mut this.stream) {
@@ -91,7 +91,7 @@ impl Body for ResponseBody {
             (Poll::Ready(Some(Ok(frame))), Some((stream, rest))) => Poll::Ready(Some(Ok(match frame.into_data() {
                 Ok(data) => {
                     *rest = data;
-                    give(stream, rest, this.body.is_end_stream())
+                    give(stream, rest)
                 }
                 Err(frame) => frame,
             }))),
@@ -112,10 +112,10 @@ impl Body for ResponseBody {
     }
 }
 
-/// The next piece of what is there. The last byte of a body of some size is apart.
-fn give(stream: &Stream, rest: &mut Bytes, is_last: bool) -> Frame<Bytes> {
+/// The next piece of what is there. The last byte of much is a piece of its own.
+fn give(stream: &Stream, rest: &mut Bytes) -> Frame<Bytes> {
     let most = stream.piece();
-    let is_apart = is_last && rest.len() <= most && rest.len() > APART;
+    let is_apart = rest.len() <= most && rest.len() > APART;
     let piece = rest.split_to(if is_apart { rest.len() - 1 } else { rest.len().min(most) });
     stream.gave(piece.len());
     Frame::data(piece)

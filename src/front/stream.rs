@@ -4,7 +4,7 @@
 //! The library asks for the next piece of a body once the client has opened its window for the first byte of the piece before, and for all before that. So a
 //! body is given to it in pieces that are small enough to see a client move, larger for one that takes them at once; and the time from one piece to the request
 //! for the next is time in which the client is waited for. The last byte is a piece of its own: the stream lasts, and has its deadlines, until there is room
-//! for all bytes before. What there is room for waits for the connection alone, which has deadlines too.
+//! for all bytes before it. What there is room for waits for the connection alone, which has deadlines too.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,13 +1,16 @@
 //! Inflating a gzip body on its way to a client that does not take gzip.
 
+use std::io::Read as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use flate2::read::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 
-use crate::body::BoxError;
+use crate::body::{BoxError, Stream};
+use crate::cache::entry::Taken;
 use crate::http::encoding::{ALWAYS, MAX_RATIO};
 use crate::upstream::failure::{BrokenBody, Failure};
 
@@ -23,6 +26,14 @@ pub struct Inflate<B> {
     ended: bool,
     /// The most bytes that it may inflate to, if that is known.
     most: Option<u64>,
+    /// How many bytes it inflates to, if that is known.
+    length: Option<u64>,
+    /// The coded bytes, until the second piece is asked for: the first is one byte, for which nothing is kept. Whoever takes no answers costs little.
+    untouched: Option<Bytes>,
+    /// Bytes that were given out already and come again.
+    again: usize,
+    /// Told when all was given out: the client has taken all but the last piece, at least.
+    taken: Option<Taken>,
     /// Coded bytes read, and plain bytes given out.
     read: u64,
     given: u64,
@@ -37,12 +48,20 @@ impl<B> Inflate<B> {
     /// Inflates `inner`. A body that inflates to more than [`MAX_RATIO`] times its size is a decompression bomb: the stream
     /// breaks off.
     pub fn new(inner: B) -> Self {
-        Self { inner, decoder: None, pending: Bytes::new(), is_full: false, ended: false, most: None, read: 0, given: 0 }
-    }
-
-    /// The same for a body that may inflate to at most `most` bytes, whatever its size.
-    pub fn to_at_most(inner: B, most: usize) -> Self {
-        Self { most: Some(most as u64), ..Self::new(inner) }
+        Self {
+            inner,
+            decoder: None,
+            pending: Bytes::new(),
+            is_full: false,
+            ended: false,
+            most: None,
+            length: None,
+            untouched: None,
+            again: 0,
+            taken: None,
+            read: 0,
+            given: 0,
+        }
     }
 
     /// Inflates of what is pending as much as fits into a piece.
@@ -66,11 +85,34 @@ impl<B> Inflate<B> {
             }
         }
         self.given += plain.len() as u64;
+        if !plain.is_empty() {
+            plain.drain(..std::mem::take(&mut self.again));
+        }
+        if self.length == Some(self.given)
+            && let Some(taken) = self.taken.take()
+        {
+            taken.note();
+        }
         if self.given > self.most.unwrap_or_else(|| self.read.saturating_mul(MAX_RATIO).max(ALWAYS)) {
             return Err(Box::new(BrokenBody(Failure::Invalid)));
         }
         Ok(plain)
     }
+}
+
+impl Inflate<Stream> {
+    /// Inflates a stored body of `length` bytes, if that is known, and of `most` in any case. `taken` is told when all of it was given out.
+    pub fn stored(coded: Bytes, length: Option<usize>, most: usize, taken: Taken) -> Self {
+        let most = most.min(length.unwrap_or(most)) as u64;
+        let length = length.map(|length| length as u64);
+        Self { most: Some(most), length, untouched: Some(coded), taken: Some(taken), ..Self::new(crate::body::empty()) }
+    }
+}
+
+/// The first byte of what gzip says.
+fn first_byte(coded: &[u8]) -> Option<u8> {
+    let mut first = [0];
+    MultiGzDecoder::new(coded).read_exact(&mut first).ok().map(|()| first[0])
 }
 
 impl<B> Body for Inflate<B>
@@ -82,6 +124,16 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        if let Some(coded) = &this.untouched
+            && this.again == 0
+            && let Some(first) = first_byte(coded)
+        {
+            this.again = 1;
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(&[first])))));
+        }
+        if let Some(coded) = this.untouched.take() {
+            this.pending = coded;
+        }
         while !this.ended {
             if this.is_full || !this.pending.is_empty() {
                 match this.inflate() {
@@ -102,10 +154,21 @@ where
                     if this.decoder.is_some() {
                         return Poll::Ready(Some(Err(Box::new(BrokenBody(Failure::Truncated)))));
                     }
+                    if this.length.is_some_and(|length| length != this.given) {
+                        return Poll::Ready(Some(Err(Box::new(BrokenBody(Failure::Invalid)))));
+                    }
+                    if let Some(taken) = this.taken.take() {
+                        taken.note();
+                    }
                 }
             }
         }
         Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let given = self.given.max(self.again as u64);
+        self.length.map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(given)))
     }
 }
 
@@ -160,6 +223,35 @@ mod tests {
                 None if self.1 => Poll::Ready(None),
                 None => Poll::Pending,
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stored_body_that_nobody_takes_costs_a_byte_and_one_that_is_taken_is_noted() {
+        let plain: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        for length in [Some(plain.len()), None] {
+            let taken = Taken::default();
+            let mut body = Inflate::stored(gzip(&plain), length, 1 << 20, taken.clone());
+            let hinted = |body: &Inflate<Stream>, given: usize| {
+                assert_eq!(body.size_hint().exact(), length.map(|length| (length - given) as u64));
+            };
+            hinted(&body, 0);
+            let mut noted = false;
+            let mut came = body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec();
+            assert!(came.len() == 1 && body.decoder.is_none() && body.pending.is_empty());
+            while let Some(frame) = body.frame().await {
+                hinted(&body, came.len() + frame.as_ref().unwrap().data_ref().unwrap().len());
+                noted |= taken.take();
+                came.extend_from_slice(&frame.unwrap().into_data().unwrap());
+            }
+            assert!(came == plain && (noted || taken.take()));
+        }
+        // One that says another length than it has, and one that is damaged.
+        for (coded, length) in [(gzip(&plain), 399_999), (gzip(&plain), 400_001), (gzip(&plain).slice(..1000), 400_000), (Bytes::new(), 9)]
+        {
+            let taken = Taken::default();
+            assert!(Inflate::stored(coded, Some(length), 1 << 20, taken.clone()).collect().await.is_err(), "{length}");
+            assert!(!taken.take() || length == 400_000);
         }
     }
 

@@ -27,6 +27,10 @@ const INFLATE_HERE: usize = 4 << 10;
 /// What is inflated on the spot has at most these many bytes.
 const INFLATED_HERE: usize = 2 << 20;
 
+/// Bodies that inflate to this size are inflated as their client takes them. As a whole, to be kept, only once a client has taken
+/// all of one: else clients that ask and take nothing would have them inflated again and again.
+const PIECEWISE: usize = 64 << 10;
+
 /// Bytes of all bodies that were inflated as a whole and are held, by memory or by a client that reads slowly.
 const MOST_INFLATED: usize = 128 << 20;
 /// Smaller ones are not counted.
@@ -91,16 +95,19 @@ pub async fn from_stored(
     }
     let (body, reading) = match stored.form(gzip) {
         Form::Ready(body) => stored.lend(body),
-        Form::Inflate(_) => match Room::take(stored) {
+        Form::Inflate(_) if ranged => {
+            let room = Room::take(stored).unwrap_or(Room(None));
+            Box::pin(inflate(store, entry, stored, max_object, room)).await?
+        }
+        Form::Inflate(_) => match is_worth_keeping(stored).then(|| Room::take(stored)).flatten() {
             Some(room) => Box::pin(inflate(store, entry, stored, max_object, room)).await?,
             // In constant memory, however slowly the client takes it.
-            None if !ranged => {
+            None => {
                 let (coded, reading) = stored.lend(&stored.body);
-                let inflating = Inflate::to_at_most(crate::body::full(coded), stored.inflation_limit(max_object));
+                let inflating = Inflate::stored(coded, stored.plain_length(), stored.inflation_limit(max_object), stored.taken().clone());
                 let response = build(stored.status, headers, Bytes::new()).map(|_| Reply::Stream(inflating.boxed_unsync()));
                 return Ok(read_by(response, reading));
             }
-            None => Box::pin(inflate(store, entry, stored, max_object, Room(None))).await?,
         },
     };
     let response = if ranged {
@@ -110,6 +117,11 @@ pub async fn from_stored(
         build(stored.status, headers, body)
     };
     Ok(read_by(response, reading))
+}
+
+/// Whether a body is to be inflated as a whole, and kept.
+fn is_worth_keeping(stored: &StoredResponse) -> bool {
+    told_length(&stored.body) < PIECEWISE || stored.taken().take()
 }
 
 /// A response with what says who reads its body, if that is lent.
@@ -144,8 +156,11 @@ async fn inflate(
     }
 }
 
-/// An entry with its body inflated too, if that is done on the spot; `None`: it takes too long, or is damaged.
+/// An entry with its body inflated too, if that is done on the spot; `None`: it is large, or damaged.
 pub fn inflated_here(store: &dyn Store, entry: &Arc<Entry>, stored: &StoredResponse, max_object: usize) -> Option<Arc<Entry>> {
+    if told_length(&stored.body) >= PIECEWISE {
+        return None;
+    }
     let room = Room::take(stored)?;
     let plain = gunzip_here(&stored.body, stored.inflation_limit(max_object))?.ok()?;
     Some(keep_inflated(store, entry, stored, room.hold(plain)))
