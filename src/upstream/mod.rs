@@ -231,7 +231,7 @@ impl Upstream {
     /// did wrong.
     pub async fn admit(&self, askers: &Arc<Askers>, request: Request<Stream>) -> Result<Admitted, BackendError> {
         let (parts, body) = request.into_parts();
-        let gathered = self.uploads.gather(body).await.map_err(BackendError::Client)?;
+        let gathered = self.uploads.gather(askers.address(), body).await.map_err(BackendError::Client)?;
         let since = Instant::now();
         let phase = if gathered.is_whole { Phase::Ask } else { Phase::Upload };
         let Some(place) = self.admission.admit(phase, askers).await else {

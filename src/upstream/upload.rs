@@ -1,9 +1,11 @@
 //! The body of a request on its way to the upstream: gathered first, so that a slow client takes nothing of the upstream's; and
 //! with deadlines of the upstream's own, which do not run while it is the client that is waited for.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::body::{BoxError, ClientFault, Stream};
@@ -20,25 +22,62 @@ use crate::body::{BoxError, ClientFault, Stream};
 /// Bytes are added to a piece of a body until it has this size: many small ones would cost more than they hold.
 const PIECE: usize = 16 << 10;
 
-/// Memory for bodies that are gathered.
+/// Memory for bodies that are gathered. One address may hold as much of it as it leaves free.
 pub struct UploadRoom {
     /// The largest body that is gathered, in bytes.
     buffer: usize,
-    /// The bytes that are free.
-    free: Arc<Semaphore>,
+    bytes: Arc<Mutex<Room>>,
+}
+
+/// Bytes that are free, and who holds the others.
+struct Room {
+    free: usize,
+    by_address: HashMap<Option<IpAddr>, usize>,
     used: IntGauge,
 }
 
-/// Bytes of the room, until this is dropped.
+/// Bytes of the room that a client of an address holds, until this is dropped.
 struct Taken {
-    permit: Option<OwnedSemaphorePermit>,
-    used: IntGauge,
+    room: Arc<Mutex<Room>>,
+    address: Option<IpAddr>,
+    bytes: usize,
+}
+
+impl Taken {
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes more. `false`: there is no room, or not for this address.
+    fn take(&mut self, bytes: usize) -> bool {
+        let mut room = self.room();
+        let held = room.by_address.get(&self.address).copied().unwrap_or(0).saturating_add(bytes);
+        if held > room.free {
+            return false;
+        }
+        room.free -= bytes;
+        room.by_address.insert(self.address, held);
+        room.used.add(i64::try_from(bytes).unwrap_or(i64::MAX));
+        drop(room);
+        self.bytes += bytes;
+        true
+    }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let bytes = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        self.used.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        if self.bytes == 0 {
+            return;
+        }
+        let mut room = self.room();
+        room.free += self.bytes;
+        room.used.sub(i64::try_from(self.bytes).unwrap_or(i64::MAX));
+        if let Entry::Occupied(mut held) = room.by_address.entry(self.address) {
+            *held.get_mut() -= self.bytes;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
     }
 }
 
@@ -54,19 +93,20 @@ impl UploadRoom {
     /// Room for bodies of up to `buffer` bytes, and of `memory` bytes together. `used` says how many are used.
     #[must_use]
     pub fn new(buffer: usize, memory: usize, used: IntGauge) -> Self {
-        Self { buffer, free: Arc::new(Semaphore::new(memory.min(Semaphore::MAX_PERMITS))), used }
+        let room = Room { free: memory, by_address: HashMap::new(), used };
+        Self { buffer, bytes: Arc::new(Mutex::new(room)) }
     }
 
-    /// Reads a body until it ends, or is larger than is gathered, or there is no room for more of it.
+    /// Reads a body of a client at `address` until it ends, or is larger than is gathered, or there is no room for more of it.
     ///
     /// # Errors
     /// What the client did wrong.
-    pub async fn gather(&self, mut body: Stream) -> Result<Gathered, ClientFault> {
+    pub async fn gather(&self, address: Option<IpAddr>, mut body: Stream) -> Result<Gathered, ClientFault> {
         if body.is_end_stream() {
             return Ok(Gathered { body, is_whole: true });
         }
         let left = body.size_hint().exact();
-        let taken = Taken { permit: None, used: self.used.clone() };
+        let taken = Taken { room: Arc::clone(&self.bytes), address, bytes: 0 };
         let mut came = Came { pieces: VecDeque::new(), trailers: None, rest: None, left, taken };
         // One that says that it is too large need not be waited for.
         let mut is_whole = left.is_none_or(|length| length <= self.buffer as u64);
@@ -76,7 +116,7 @@ impl UploadRoom {
             match frame.map_err(|error| error.downcast_ref().copied().unwrap_or(ClientFault::Broken))?.into_data() {
                 Ok(data) => {
                     read += data.len();
-                    is_whole = came.take_room(&self.free, data.len()) && read <= self.buffer;
+                    is_whole = came.taken.take(data.len()) && read <= self.buffer;
                     came.add(&data);
                 }
                 Err(frame) => came.trailers = frame.into_trailers().ok(),
@@ -100,17 +140,6 @@ struct Came {
 }
 
 impl Came {
-    fn take_room(&mut self, free: &Arc<Semaphore>, bytes: usize) -> bool {
-        let Ok(count) = u32::try_from(bytes) else { return false };
-        let Ok(permit) = Arc::clone(free).try_acquire_many_owned(count) else { return false };
-        self.taken.used.add(i64::from(count));
-        match &mut self.taken.permit {
-            Some(held) => held.merge(permit),
-            held => *held = Some(permit),
-        }
-        true
-    }
-
     /// Copies bytes: as they arrived they are a slice of the connection's buffer, which they would keep alive.
     fn add(&mut self, bytes: &[u8]) {
         match self.pieces.back_mut() {
@@ -251,10 +280,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_fits_is_gathered_and_the_rest_follows_in_order() {
-        for (buffer, memory, is_whole) in [(100, 100, true), (6, 100, true), (5, 100, false), (100, 5, false), (0, 0, false)] {
+        for (buffer, memory, is_whole) in [(100, 100, true), (6, 100, true), (5, 100, false), (100, 9, false), (0, 0, false)] {
             let used = IntGauge::new("a", "a").unwrap();
             let room = UploadRoom::new(buffer, memory, used.clone());
-            let gathered = room.gather(body(&[b"ab", b"", b"cd", b"ef"])).await.unwrap();
+            let gathered = room.gather(None, body(&[b"ab", b"", b"cd", b"ef"])).await.unwrap();
             assert_eq!(gathered.is_whole, is_whole, "{buffer} {memory}");
             assert!(used.get() <= i64::try_from(memory).unwrap());
             assert_eq!(gathered.body.collect().await.unwrap().to_bytes(), "abcdef");
@@ -265,8 +294,23 @@ mod tests {
     #[tokio::test]
     async fn one_that_says_that_it_is_too_large_is_not_waited_for() {
         let room = UploadRoom::new(3, 100, IntGauge::new("a", "a").unwrap());
-        let gathered = room.gather(crate::body::full(Bytes::from_static(b"four"))).await.unwrap();
+        let gathered = room.gather(None, crate::body::full(Bytes::from_static(b"four"))).await.unwrap();
         assert!(!gathered.is_whole && gathered.body.size_hint().exact() == Some(4));
+    }
+
+    #[tokio::test]
+    async fn one_address_leaves_room_to_others() {
+        let used = IntGauge::new("a", "a").unwrap();
+        let room = UploadRoom::new(100, 100, used.clone());
+        let address = |number: u8| Some(IpAddr::from([10, 0, 0, number]));
+        let mut held = Vec::new();
+        for (number, is_whole) in [(1, true), (1, true), (1, false), (2, true), (2, false)] {
+            let gathered = room.gather(address(number), body(&[&b"ten bytes."[..]; 2])).await.unwrap();
+            assert_eq!(gathered.is_whole, is_whole, "{number}, of {} used", used.get());
+            held.push(gathered);
+        }
+        drop(held);
+        assert!(used.get() == 0 && room.bytes.lock().unwrap().by_address.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ pub mod machine;
 mod simulator;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -45,6 +46,12 @@ impl Askers {
     #[must_use]
     pub fn rule(&self) -> &str {
         &self.rule
+    }
+
+    /// The address of the first one.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.asking().parties.first().and_then(|party| party.address)
     }
 
     fn asking(&self) -> MutexGuard<'_, Asking> {
@@ -315,7 +322,6 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::IpAddr;
     use tokio::time::timeout;
 
     fn client(number: u8) -> Party {
