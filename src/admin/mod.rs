@@ -171,6 +171,7 @@ impl AdminState {
         if let Some(timeline) = &self.proxy.timeline {
             timeline.update_gauges();
         }
+        self.proxy.update_gauges();
         page(200, "text/plain; version=0.0.4", self.proxy.metrics.render())
     }
 

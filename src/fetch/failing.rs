@@ -33,8 +33,8 @@ const WIDE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), longe
 const KEY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30), tolerated: 0 };
 /// The longest that an upstream may ask to be spared (RFC 9110 §10.2.3).
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
-/// Keys whose failures are remembered.
-const KEYS: usize = 16_384;
+/// Keys whose failures are remembered, in bytes, and the room for how many is made.
+const KEYS: (usize, usize) = (4 << 20, 16_384);
 /// Failing keys that a scope tells apart. More of them are as many.
 const DIFFERENT: usize = 8;
 
@@ -95,6 +95,12 @@ impl Failing {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let (keys, put_off) = (remembered(KEYS), remembered(KEYS));
         Self { upstream: Scope::new(), rules: Mutex::default(), keys, put_off, shown: Mutex::default(), metrics }
+    }
+
+    /// How many bytes the keys take that are remembered.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.keys.bytes() + self.put_off.bytes()
     }
 
     /// Whether the upstream as a whole is spared.

@@ -52,13 +52,15 @@ use fill::Fill;
 use partial::Beginnings;
 use remembered::{Remembered, remembered};
 
-/// Keys that are known to be uncacheable, and for how long: requests for them do not wait for each other.
-const UNCACHEABLE_KEYS: usize = 16_384;
+/// For how many keys room is made where something is remembered of them.
+const KEYS: usize = 16_384;
+/// Keys that are known to be uncacheable, in bytes, and for how long: requests for them do not wait for each other.
+const UNCACHEABLE_KEYS: (usize, usize) = (2 << 20, KEYS);
 const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
-/// Requests of which it is remembered what their responses vary by: the upstream need not be asked twice for them.
-const VARYING_KEYS: usize = 16_384;
-/// Requests whose responses are known to be for all who have credentials.
-const SHARED_KEYS: usize = 16_384;
+/// Requests of which it is remembered what their responses vary by, in bytes: the upstream need not be asked twice for them.
+const VARYING_KEYS: (usize, usize) = (4 << 20, KEYS);
+/// Requests whose responses are known to be for all who have credentials, in bytes.
+const SHARED_KEYS: (usize, usize) = (2 << 20, KEYS);
 /// Requests at a time that are passed by themselves because the fetch that they waited for takes too long.
 const IMPATIENT: usize = 8;
 
@@ -242,6 +244,13 @@ impl Fetcher {
     #[must_use]
     pub const fn beginnings(&self) -> &Beginnings {
         &self.beginnings
+    }
+
+    /// How many bytes take what is remembered of keys beside what is stored.
+    #[must_use]
+    pub fn remembered_bytes(&self) -> u64 {
+        let keys = self.uncacheable.bytes() + self.varying.bytes() + self.shared.bytes();
+        keys + self.failing.bytes() + self.beginnings.bytes()
     }
 
     /// Runs work beside requests.

@@ -11,8 +11,9 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::Body as _;
 
-use super::remembered::{Remembered, remembered};
+use super::remembered::{Heap, Remembered, remembered};
 use crate::body::{self, Stream};
+use crate::cache::entry::allocated;
 use crate::cache::key::Canonical;
 use crate::cache::void::{Moment, Voids};
 use crate::clock::Wall;
@@ -24,8 +25,8 @@ use crate::upstream::response_fields;
 
 /// Longer beginnings are passed on and not remembered, in bytes.
 const LARGEST: u64 = 64 << 10;
-/// Beginnings that are remembered.
-const BEGINNINGS: usize = 256;
+/// All that are remembered, in bytes, and the room for how many is made.
+const BEGINNINGS: (usize, usize) = (16 << 20, 256);
 
 /// The beginning of a response.
 #[derive(Debug)]
@@ -93,6 +94,13 @@ impl Beginning {
     }
 }
 
+impl Heap for Arc<Beginning> {
+    fn heap(&self) -> usize {
+        let tag = self.tag.as_ref().map_or(0, HeaderValue::len);
+        allocated(size_of::<Beginning>() + 16) + allocated(self.bytes.len()) + allocated(tag)
+    }
+}
+
 /// The beginnings that are known.
 pub struct Beginnings(Remembered<Arc<Beginning>>);
 
@@ -108,6 +116,12 @@ impl Beginnings {
     pub fn get(&self, key: &Canonical, target: u64, voids: &Voids) -> Option<Arc<Beginning>> {
         let known = self.0.get(&key.0).filter(|known| Wall::now() < known.fresh_until)?;
         (!voids.anything_since(known.asked_at, target)).then_some(known)
+    }
+
+    /// How many bytes they take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes()
     }
 
     /// Forgets what is known for a key.

@@ -148,6 +148,12 @@ pub trait OwnEndpoints: Send + Sync {
 }
 
 impl Proxy {
+    /// Sets the gauges of what nobody counts as it changes.
+    pub fn update_gauges(&self) {
+        let bytes = remembered::bytes() + self.fetcher.remembered_bytes();
+        self.metrics.remembered_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// Answers one request.
     pub async fn handle<B>(self: &Arc<Self>, request: Request<B>, arrival: Arrival) -> Response<Reply>
     where

@@ -42,12 +42,13 @@ use super::rules::Rules;
 use super::span::Told;
 use crate::body::lent;
 use crate::cache::LookedUp;
-use crate::cache::entry::{Content, Entry, Form};
+use crate::cache::entry::{Content, Entry, Form, allocated};
 use crate::cache::key::{Canonical, Key};
 use crate::cache::ready::Moment;
 use crate::clock::Wall;
 use crate::config::Access;
 use crate::config::route::{Rollout, select};
+use crate::fetch::remembered::Heap;
 use crate::http::conditional::is_listed;
 use crate::http::encoding::takes_gzip;
 use crate::request::secrets::without_secrets;
@@ -274,6 +275,21 @@ impl Fields {
             _ => return INDIFFERENT.contains(&name),
         };
         noted.replace(value.into()).is_none()
+    }
+}
+
+impl Heap for Fields {
+    fn heap(&self) -> usize {
+        [&self.origin, &self.none_match, &self.id].into_iter().flatten().map(|text| allocated(text.len())).sum()
+    }
+}
+
+impl Heap for Known {
+    fn heap(&self) -> usize {
+        let Key { canonical, readable, tags, .. } = &*self.key;
+        let tags: usize = tags.iter().map(|tag| size_of::<String>() + allocated(tag.len())).sum();
+        // Its name in Redis is about as long as what is readable.
+        allocated(size_of::<Key>() + 16) + allocated(canonical.0.len()) + 2 * allocated(readable.len()) + tags
     }
 }
 

@@ -53,6 +53,14 @@ pub struct Parameter<'a> {
 }
 
 impl<'a> Target<'a> {
+    /// How many bytes it takes beside its own struct, if it owns its text.
+    #[must_use]
+    pub fn heap(&self) -> usize {
+        let text = |parameter: &Parameter<'_>| parameter.name.len() + parameter.value.as_ref().map_or(0, |value| value.len());
+        let parameters: usize = self.parameters.iter().map(|parameter| size_of::<Parameter<'_>>() + 32 + text(parameter)).sum();
+        self.path.len() + self.marked_path.as_ref().map_or(0, |path| path.len()) + parameters + 32
+    }
+
     /// Reads a path with its query, as it stood in the request.
     ///
     /// # Errors

@@ -197,6 +197,8 @@ pub struct Metrics {
     pub connections_refused: IntCounter,
     /// `unstored_bytes`: large bodies that are stored no more and that clients still read ([`lent`]).
     pub unstored_bytes: IntGauge,
+    /// `remembered_bytes`: what is remembered of keys and heads beside what is stored.
+    pub remembered_bytes: IntGauge,
     /// `fill_bytes`: bodies on their way into the cache.
     pub fill_bytes: IntGauge,
     /// `mysql_connections`: open connections to the database, idle ones included.
@@ -304,6 +306,7 @@ impl Metrics {
                 "Client connections closed because their address had too many, or all were open.",
             )?,
             unstored_bytes: gauge("unstored_bytes", "Bytes of large answers that are stored no more and that clients still read.")?,
+            remembered_bytes: gauge("remembered_bytes", "Bytes of what is remembered of keys and heads beside what is stored.")?,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
