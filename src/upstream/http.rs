@@ -1,6 +1,8 @@
 //! An existing API, reached over HTTP/1.1 through a pool of kept-alive connections.
 
+use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,14 +11,16 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::rt::Executor;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::upload::Progress;
 use super::{AbortOnDrop, Backend, BackendError, ResponseFuture};
 use crate::body::{self, BoxError, Stream};
 use crate::request::interim::InterimSender;
@@ -130,13 +134,14 @@ impl Backend for HttpBackend {
             .then(|| Request::from_parts(parts.clone(), body::empty()));
         let (client, anew) = (self.client.clone(), self.anew.clone());
         let interim = parts.extensions.remove::<InterimSender>();
+        let progress = parts.extensions.remove::<Arc<Progress>>().unwrap_or_else(Progress::begin);
         let mut request = Request::from_parts(parts, body);
         if let Some(interim) = interim {
             hyper::ext::on_informational(&mut request, move |response| interim.send(response.status(), response.headers()));
         }
         let work = async move {
-            match (client.request(request).await, repeatable) {
-                (Err(error), Some(request)) if was_closed(&error) => anew.request(request).await,
+            match (send(&client, request, &progress).await, repeatable) {
+                (Err(error), Some(request)) if was_closed(&error) => send(&anew, request, &progress).await,
                 (result, _) => result,
             }
         };
@@ -156,6 +161,21 @@ impl Backend for HttpBackend {
             }
             Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
         })
+    }
+}
+
+/// Sends a request over a connection that is kept or made, and tells when it has one.
+async fn send(client: &Client<Connector, Stream>, mut request: Request<Stream>, progress: &Progress) -> Result<Response<Incoming>, Error> {
+    progress.connects();
+    let mut connection = capture_connection(&mut request);
+    let has_one = async {
+        drop(connection.wait_for_connection_metadata().await);
+        progress.is_sent();
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        result = client.request(request) => result,
+        never = has_one => match never {},
     }
 }
 

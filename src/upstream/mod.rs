@@ -26,7 +26,7 @@ use http_body_util::BodyExt;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::body::{BoxError, ClientFault, Noting, Stream};
 use crate::http::endless::is_endless;
@@ -250,17 +250,16 @@ impl Upstream {
         let Admitted { request, askers, place, since } = admitted;
         let told = if trace::is_on() { asked_for(askers.rule(), &request) } else { Vec::new() };
         let (parts, body) = request.into_parts();
-        let (body, sending) = if body.is_end_stream() {
+        let progress = Progress::begin();
+        let (body, fault) = if body.is_end_stream() {
             (body, None)
         } else {
             let (noting, fault) = Noting::new(body);
-            let (watched, progress) = Watched::new(noting.boxed_unsync());
-            (watched.boxed_unsync(), Some((fault, progress)))
+            (Watched::new(noting.boxed_unsync(), Arc::clone(&progress)).boxed_unsync(), Some(fault))
         };
         let mut request = Request::from_parts(parts, body);
         let asking = async {
             trace::inject(request.headers_mut());
-            let progress = sending.as_ref().map(|(_, progress)| &**progress);
             self.call_within_bounds((&askers, place), request, progress, silence).await
         };
         let result = trace::within(SpanKind::Client, "upstream", told, asking, |result| match result {
@@ -268,7 +267,7 @@ impl Upstream {
             Err(error) => Err(error.to_string()),
         });
         let (result, route) = (result.await, askers.rule());
-        if let (Err(_), Some(&fault)) = (&result, sending.as_ref().and_then(|(fault, _)| fault.get())) {
+        if let (Err(_), Some(&fault)) = (&result, fault.as_ref().and_then(|fault| fault.get())) {
             tracing::debug!(route, %fault, "a request could not be sent whole");
             return Err(BackendError::Client(fault));
         }
@@ -307,20 +306,17 @@ impl Upstream {
     async fn call_within_bounds(
         &self,
         (askers, place): (&Askers, Option<Place>),
-        request: Request<Stream>,
-        progress: Option<&Progress>,
+        mut request: Request<Stream>,
+        progress: Arc<Progress>,
         silence: Duration,
     ) -> Result<Response<Stream>, BackendError> {
         let late = || BackendError::Timeout(self.timeout);
         let is_beside = place.is_none();
         let may_change = !request.method().is_safe();
-        let answering = self.backend.call(request);
-        let response = match progress {
-            None => timeout(self.timeout, answering).await.map_err(|_| late())??,
-            Some(progress) => tokio::select! {
-                response = answering => response?,
-                () = progress.overdue(self.timeout) => return Err(late()),
-            },
+        request.extensions_mut().insert(Arc::clone(&progress));
+        let response = tokio::select! {
+            response = self.backend.call(request) => response?,
+            () = progress.overdue(self.timeout) => return Err(late()),
         };
         // The next one may be asked: what is left of this one is a body on its way.
         drop(place);

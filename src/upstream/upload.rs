@@ -180,13 +180,17 @@ impl Body for Came {
 /// Whom a request waits for, and since when.
 #[derive(Clone, Copy, Debug)]
 enum Side {
+    /// A connection, which has a deadline of its own.
+    Connection,
     /// The client is to send more of its body.
     Client,
     /// The upstream is to take what there is of the request, and to answer once it has all.
     Upstream(Instant),
 }
 
-/// How far a request is on its way.
+/// How far a request is on its way. It goes along with the request to a [`Backend`](super::Backend), which may tell when it waits for a
+/// connection.
+#[derive(Debug)]
 pub struct Progress {
     side: Mutex<Side>,
     changed: Notify,
@@ -194,8 +198,24 @@ pub struct Progress {
 
 impl Progress {
     /// The request begins now.
-    fn begin() -> Arc<Self> {
+    #[must_use]
+    pub fn begin() -> Arc<Self> {
         Arc::new(Self { side: Mutex::new(Side::Upstream(Instant::now())), changed: Notify::new() })
+    }
+
+    /// It waits for a connection, for which the backend keeps a deadline.
+    pub fn connects(&self) {
+        self.set(Side::Connection);
+    }
+
+    /// It has one, and is sent.
+    pub fn is_sent(&self) {
+        let mut side = self.side.lock().unwrap_or_else(PoisonError::into_inner);
+        // The connection may be reading the body by now, and wait for the client.
+        if matches!(*side, Side::Connection) {
+            *side = Side::Upstream(Instant::now());
+            self.changed.notify_one();
+        }
     }
 
     fn set(&self, side: Side) {
@@ -209,7 +229,7 @@ impl Progress {
         loop {
             let side = *self.side.lock().unwrap_or_else(PoisonError::into_inner);
             match side {
-                Side::Client => self.changed.notified().await,
+                Side::Client | Side::Connection => self.changed.notified().await,
                 Side::Upstream(since) => tokio::select! {
                     () = sleep_until(since + patience) => return,
                     () = self.changed.notified() => {}
@@ -226,11 +246,10 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// The body, and how far it is.
+    /// The body of a request that is so far.
     #[must_use]
-    pub fn new(inner: Stream) -> (Self, Arc<Progress>) {
-        let progress = Progress::begin();
-        (Self { inner, progress: Arc::clone(&progress) }, progress)
+    pub const fn new(inner: Stream, progress: Arc<Progress>) -> Self {
+        Self { inner, progress }
     }
 }
 
@@ -316,11 +335,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_clock_of_the_upstream_runs_while_it_takes_nothing() {
         let (patience, hour) = (Duration::from_secs(3), Duration::from_secs(3600));
-        let (mut watched, progress) = Watched::new(Pieces([&b"a"[..]].into(), false).boxed_unsync());
+        let progress = Progress::begin();
+        let mut watched = Watched::new(Pieces([&b"a"[..]].into(), false).boxed_unsync(), Arc::clone(&progress));
         assert!(timeout(hour, progress.overdue(patience)).await.is_ok(), "it was not asked for its first byte");
         assert!(watched.frame().await.is_some());
         assert!(timeout(hour, progress.overdue(patience)).await.is_ok(), "nor for the next");
         assert!(timeout(patience, watched.frame()).await.is_err());
         assert!(timeout(hour, progress.overdue(patience)).await.is_err(), "the client is waited for");
+        progress.connects();
+        assert!(timeout(hour, progress.overdue(patience)).await.is_err(), "a connection is waited for");
+        progress.is_sent();
+        assert!(timeout(hour, progress.overdue(patience)).await.is_ok());
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use crate::support::{Backend, Connection, Sluice, Step, ok, one_rule, reply, until};
+use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, reply, until};
 
 const RULE: &str = "ttl='1s'\nstale_if_error='1h'\nnegative_ttl='1h'";
 
@@ -79,6 +80,35 @@ async fn nonsense() {
 #[tokio::test(flavor = "multi_thread")]
 async fn silence() {
     stale_after(|| vec![Step::Hang], "stale-if-error-timeout").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_takes_long_has_a_deadline_of_its_own() {
+    // A second connection is established once the first is accepted: until then the kernel lets nothing in, and tries again after a second.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let _first = tokio::net::TcpStream::connect(address).await.unwrap();
+    let text =
+        format!("[backend]\nurl='http://{address}'\nconnect_timeout='20s'\ntimeout='500ms'\n[cache]\nredis=''\n{}", one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    let asked = tokio::spawn({
+        let address = sluice.address;
+        async move { get(address, "/x", &[]).await.status }
+    });
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert!(!asked.is_finished(), "the deadline for the answer does not run yet");
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                while connection.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {
+                    connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx").await.unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(asked.await.unwrap(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
