@@ -6,12 +6,16 @@
 //! for the next is time in which the client is waited for. The last byte is a piece of its own: the stream lasts, and has its deadlines, until there is room
 //! for all bytes before it. What there is room for waits for the connection alone, which has deadlines too.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::rt::Executor;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use super::deadlines::is_too_slow;
@@ -136,13 +140,33 @@ fn first_piece(min_rate: u64, silence: Duration) -> u64 {
 }
 
 /// Runs the streams of one connection, each until it ends or its client is overdue: then it is dropped, which resets it.
-#[derive(Clone, Debug, Default)]
-pub struct Streams(Arc<Mutex<Option<Arc<Stream>>>>);
+///
+/// A connection may open a hundred streams at one time. They begin one after another, each with a turn of its own at the thread: so those who
+/// have one connection each do not wait for all streams of all others.
+#[derive(Clone, Debug)]
+pub struct Streams {
+    opened: Arc<Mutex<Option<Arc<Stream>>>>,
+    turns: Arc<Turns>,
+}
+
+#[derive(Debug)]
+struct Turns {
+    /// Held by the stream that begins.
+    one: Semaphore,
+    /// How many streams have not begun.
+    waiting: AtomicU64,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { opened: Arc::default(), turns: Arc::new(Turns { one: Semaphore::new(1), waiting: AtomicU64::new(0) }) }
+    }
+}
 
 impl Streams {
     /// The library has read a request, and runs its stream next.
     pub fn open(&self, stream: Arc<Stream>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
     }
 }
 
@@ -151,14 +175,32 @@ where
     F: Future + Send + 'static,
 {
     fn execute(&self, work: F) {
-        let opened = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let turns = Arc::clone(&self.turns);
+        turns.waiting.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
-            let work = std::pin::pin!(work);
+            let mut work = pin!(work);
+            // It is never closed.
+            let turn = turns.one.acquire().await;
+            let mut is_over = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
+            if turns.waiting.fetch_sub(1, Ordering::Relaxed) > 1 {
+                // The next one begins when all others of this thread have had a turn.
+                let mut others = pin!(yield_now());
+                poll_fn(|cx| {
+                    is_over = is_over || work.as_mut().poll(cx).is_ready();
+                    others.as_mut().poll(cx)
+                })
+                .await;
+            }
+            drop(turn);
+            if is_over {
+                return;
+            }
             let Some(stream) = opened else {
                 work.await;
                 return;
             };
-            if let Either::Quiet(()) = select(work, std::pin::pin!(stream.overdue())).await {
+            if let Either::Quiet(()) = select(work, pin!(stream.overdue())).await {
                 tracing::debug!("a stream was reset: the client takes nothing, or too little (limits.stall_timeout, limits.min_rate)");
             }
         });
@@ -199,6 +241,22 @@ mod tests {
             });
             assert_eq!(ended.await.is_ok(), is_overdue, "{bytes} B every {every:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn streams_of_many_connections_take_turns() {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let connections = [(); 3].map(|()| Streams::default());
+        for streams in &connections {
+            for stream in 0..10 {
+                let order = Arc::clone(&order);
+                streams.execute(async move { order.lock().unwrap().push(stream) });
+            }
+        }
+        while order.lock().unwrap().len() < 30 {
+            tokio::task::yield_now().await;
+        }
+        assert!(order.lock().unwrap().is_sorted(), "{order:?}");
     }
 
     #[tokio::test(start_paused = true)]

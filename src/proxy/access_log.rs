@@ -64,7 +64,11 @@ impl Line {
                 self.write(bytes.as_ref().map_or(0, Bytes::len) as u64, true);
                 Reply::Full(bytes)
             }
-            Reply::Stream(inner) => Reply::Stream(CountedBody { inner, bytes: 0, whole: false, line: self }.boxed_unsync()),
+            Reply::Stream(inner) => {
+                // A body that is not sent is all there.
+                let whole = self.method == "HEAD" || inner.is_end_stream();
+                Reply::Stream(CountedBody { inner, bytes: 0, whole, line: self }.boxed_unsync())
+            }
         }
     }
 
@@ -109,7 +113,11 @@ impl Body for CountedBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         match &polled {
-            Poll::Ready(Some(Ok(frame))) => self.bytes += frame.data_ref().map_or(0, Bytes::len) as u64,
+            Poll::Ready(Some(Ok(frame))) => {
+                self.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                // The library does not ask for more where it knows that nothing is left.
+                self.whole = self.inner.is_end_stream() || self.inner.size_hint().exact() == Some(0);
+            }
             Poll::Ready(None) => self.whole = true,
             _ => {}
         }

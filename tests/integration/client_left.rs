@@ -62,6 +62,24 @@ async fn those_who_leave_are_counted_and_logged_with_what_they_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_who_has_all_is_logged_so() {
+    let backend = Backend::start(|asked| match &*asked.target {
+        "/chunks" => vec![Step::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec())],
+        "/empty" => ok("Cache-Control: no-store\r\n", b""),
+        _ => ok("Cache-Control: no-store\r\n", b"hello"),
+    })
+    .await;
+    let text = format!("[log]\naccess='all'\n[backend]\nurl='http://{}'\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    let asked = [("GET", "/length"), ("HEAD", "/length"), ("POST", "/length"), ("GET", "/chunks"), ("GET", "/chunks"), ("GET", "/empty")];
+    for (method, target) in asked {
+        Connection::open(sluice.address).await.ask(method, target, &[], b"").await;
+    }
+    until("all are logged", || async { sluice.logged().matches(" access ").count() == asked.len() }).await;
+    assert!(!sluice.logged().contains("whole=false"), "{}", sluice.logged());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_who_leaves_within_a_body_is_logged_with_what_was_sent() {
     let backend = Backend::start(|_| {
         let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_vec();
