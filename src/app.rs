@@ -99,11 +99,16 @@ pub struct Parts {
 
 fn upstream_settings(config: &Config, timeout: Duration) -> upstream::Settings {
     let backend = &config.backend;
+    // A stream from the database holds a connection to it: those are given in shares too.
+    let streams = match &backend.kind {
+        BackendKind::Mysql(mysql) => mysql.streams(),
+        BackendKind::Http { .. } | BackendKind::Sample { .. } => usize::MAX,
+    };
     let bounds = Bounds {
         ask: backend.max_in_flight,
         upload: backend.max_uploads,
-        download: backend.max_downloads,
-        stream: backend.max_streams,
+        download: backend.max_downloads.min(streams),
+        stream: backend.max_streams.min(streams),
         queue: backend.queue,
     };
     let (queue_timeout, upload_buffer, upload_memory) = (backend.queue_timeout, backend.upload_buffer, backend.upload_memory);

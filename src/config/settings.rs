@@ -255,6 +255,14 @@ pub struct Mysql {
     pub stream_timeout: Duration,
 }
 
+impl Mysql {
+    /// How many streams may be under way at one time: half of the connections are for others.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        (self.pool_max / 2).max(1)
+    }
+}
+
 /// Whether the connection to the database is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
+use tokio::io::BufReader;
 
 use crate::recorded_api::{ask_all, assert_recorded};
-use crate::support::{Answer, Backend, Connection, MariaDb, PASSWORD, Recorded, Sluice, TOKEN, ok, recorded, recorded_dir, until};
+use crate::support::{
+    Answer, Backend, Connection, MariaDb, PASSWORD, Recorded, Sluice, TOKEN, connect_from, ok, recorded, recorded_dir, until,
+};
 
 const GZIP: &[(&str, &str)] = &[("Accept-Encoding", "gzip")];
 const YEAR: &str = "start_timestamp=1735689600000&end_timestamp=1767225600000";
@@ -357,6 +360,28 @@ async fn a_stream_takes_no_more_memory_than_its_client_takes_lines() {
     drop(connection);
     let gone = until("the query is gone from the server", || async { database.running().await.is_empty() });
     assert!(tokio::time::timeout(Duration::from_secs(2), gone).await.is_ok(), "within two seconds");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_leaves_streams_to_others() {
+    let database = large().await;
+    let sluice = database.sluice(&[("timeline = true", "timeline = false")]);
+    let begin = async |from: u8| {
+        let mut connection = Connection(BufReader::new(connect_from(sluice.address, from).await));
+        connection.send(format!("GET {ALL} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
+        let status = connection.head().await.unwrap().status;
+        (connection, status)
+    };
+    // They take nothing of what they ask for.
+    let mut open = Vec::new();
+    for _ in 0..12 {
+        open.push(begin(9).await);
+    }
+    let streams = open.iter().filter(|(_, status)| *status == 200).count();
+    assert!((3..9).contains(&streams) && open.iter().all(|(_, status)| matches!(status, 200 | 503)), "{streams}");
+    assert_eq!(begin(8).await.1, 200);
+    drop(open);
+    until("the queries are gone from the server", || async { database.running().await.is_empty() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -330,6 +330,9 @@ impl Stage {
             left == 0.0
         })
         .await;
+        // The cache, what is remembered of requests, and what the allocator keeps in parts of pages.
+        let most = 128 << 20;
+        until("the memory is given back", || async { self.sluice.process.resident() < most }).await;
         eprintln!("resident: {} MiB at the end", mib(self.sluice.process.resident()));
         let failures = self.scene.failures.lock().unwrap();
         assert!(failures.is_empty(), "seed {}: {} failures, the first: {}", self.seed, failures.len(), failures[0]);

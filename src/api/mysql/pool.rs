@@ -84,7 +84,7 @@ impl Pool {
         Ok(Self {
             connections: Connections::builder(connector).max_size(config.pool_max).timeouts(timeouts).runtime(Runtime::Tokio1).build()?,
             permits: Arc::new(Semaphore::new(config.pool_max)),
-            streams: Arc::new(Semaphore::new((config.pool_max / 2).max(1))),
+            streams: Arc::new(Semaphore::new(config.streams())),
             waiting: AtomicUsize::new(0),
             queue: config.queue,
             queue_timeout: config.queue_timeout,
