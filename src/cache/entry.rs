@@ -252,7 +252,7 @@ const PLACES: usize = 96;
 const NAME: usize = 32;
 
 /// What the allocator takes for this many bytes: whole pages, or for less than four of them a class of sizes, of which there are four between
-/// one power of two and the next (https://jemalloc.net/jemalloc.3.html#size_classes).
+/// one power of two and the next (<https://jemalloc.net/jemalloc.3.html#size_classes>).
 #[must_use]
 pub const fn allocated(bytes: usize) -> usize {
     const PAGE: usize = 4 << 10;
