@@ -67,13 +67,15 @@
 //! The program is a library too: a cache in front of whatever implements [`upstream::Backend`].
 //!
 //! ```
+//! use sluice::upstream::upload::Progress;
 //! use sluice::upstream::{Backend, ResponseFuture};
 //! use sluice::{app, body, config};
+//! use std::sync::Arc;
 //!
 //! struct Hello;
 //!
 //! impl Backend for Hello {
-//!     fn call(&self, request: http::Request<body::Stream>) -> ResponseFuture {
+//!     fn call(&self, request: http::Request<body::Stream>, _: &Arc<Progress>) -> ResponseFuture {
 //!         let text = format!("you asked for {}", request.uri());
 //!         Box::pin(async { Ok(http::Response::new(body::full(text.into()))) })
 //!     }

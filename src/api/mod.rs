@@ -36,6 +36,7 @@ use crate::body::{self, Stream};
 use crate::http::encoding::{accepts_gzip, gzip};
 use crate::request::target::Target;
 use crate::telemetry::trace::carry;
+use crate::upstream::upload::Progress;
 use crate::upstream::{AbortOnDrop, Backend, BackendError, ResponseFuture};
 use answer::{detail, json, refuse, set_gzip};
 use orders::Orders;
@@ -54,7 +55,7 @@ impl<O: Orders> Api<O> {
 }
 
 impl<O: Orders> Backend for Api<O> {
-    fn call(&self, request: Request<Stream>) -> ResponseFuture {
+    fn call(&self, request: Request<Stream>, _: &Arc<Progress>) -> ResponseFuture {
         let orders = Arc::clone(&self.orders);
         let request = request.map(drop);
         let answering = AbortOnDrop(self.runtime.spawn(carry(async move { answer(&*orders, &request).await })));

@@ -19,10 +19,10 @@ use crate::request::target::Target;
 /// Blocks of fields that each thread remembers (each of at most the bytes that the front reads at once), in bytes, and the room for how many is made.
 const BLOCKS: (usize, usize) = (1 << 20, 512);
 /// The same of targets, and how long they may be, in bytes.
-const TARGETS: (usize, usize) = (4 << 20, 2048);
+const TARGETS: (usize, usize) = (2 << 20, 2048);
 const MAX_TARGET: usize = 1024;
 /// The same of targets that were read, whatever became of them.
-const READ_TARGETS: (usize, usize) = (2 << 20, 1024);
+const READ_TARGETS: (usize, usize) = (512 << 10, 1024);
 const MAX_READ_TARGET: usize = 512;
 /// The most parameters of one: each takes many times its text.
 const MAX_PARAMETERS: usize = 16;

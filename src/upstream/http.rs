@@ -1,6 +1,5 @@
 //! An existing API, reached over HTTP/1.1 through a pool of kept-alive connections.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,16 +10,15 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::rt::Executor;
-use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use super::upload::Progress;
+use super::upload::{Progress, Watched};
 use super::{AbortOnDrop, Backend, BackendError, ResponseFuture};
 use crate::body::{self, BoxError, Stream};
 use crate::request::interim::InterimSender;
@@ -41,6 +39,7 @@ pub struct HttpBackend {
     runtime: Handle,
     authority: Authority,
     host: HeaderValue,
+    connect_timeout: Duration,
 }
 
 /// Spawns on the background runtime: a pooled connection must outlive the serving thread that asked for it first.
@@ -107,12 +106,12 @@ impl HttpBackend {
         };
         let (client, anew) = (client(64), client(0));
         let host = HeaderValue::from_str(host.as_str()).unwrap_or_else(|_| HeaderValue::from_static("localhost"));
-        Self { client, anew, runtime, authority: authority.clone(), host }
+        Self { client, anew, runtime, authority: authority.clone(), host, connect_timeout }
     }
 }
 
 impl Backend for HttpBackend {
-    fn call(&self, request: Request<Stream>) -> ResponseFuture {
+    fn call(&self, request: Request<Stream>, progress: &Arc<Progress>) -> ResponseFuture {
         let (mut parts, body) = request.into_parts();
         let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(target).build();
@@ -130,18 +129,24 @@ impl Backend for HttpBackend {
         // A request without a body that can be repeated is repeated if a kept-alive connection turns out to be closed: the backend
         // may have closed it while the request was on its way. It goes over a new connection, since the others that are kept
         // may be closed too.
+        let (progress, connect_deadline) = (Arc::clone(progress), self.connect_timeout * 2);
+        let empty = || Watched::new(body::empty(), Arc::clone(&progress)).boxed_unsync();
         let repeatable = (matches!(parts.method, Method::GET | Method::HEAD) && body.is_end_stream())
-            .then(|| Request::from_parts(parts.clone(), body::empty()));
+            .then(|| Request::from_parts(parts.clone(), empty()));
+        let body = if body.is_end_stream() { empty() } else { body };
         let (client, anew) = (self.client.clone(), self.anew.clone());
         let interim = parts.extensions.remove::<InterimSender>();
-        let progress = parts.extensions.remove::<Arc<Progress>>().unwrap_or_else(Progress::begin);
         let mut request = Request::from_parts(parts, body);
         if let Some(interim) = interim {
             hyper::ext::on_informational(&mut request, move |response| interim.send(response.status(), response.headers()));
         }
         let work = async move {
-            match (send(&client, request, &progress).await, repeatable) {
-                (Err(error), Some(request)) if was_closed(&error) => send(&anew, request, &progress).await,
+            progress.connects(connect_deadline);
+            match (client.request(request).await, repeatable) {
+                (Err(error), Some(request)) if was_closed(&error) => {
+                    progress.connects(connect_deadline);
+                    anew.request(request).await
+                }
                 (result, _) => result,
             }
         };
@@ -161,21 +166,6 @@ impl Backend for HttpBackend {
             }
             Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
         })
-    }
-}
-
-/// Sends a request over a connection that is kept or made, and tells when it has one.
-async fn send(client: &Client<Connector, Stream>, mut request: Request<Stream>, progress: &Progress) -> Result<Response<Incoming>, Error> {
-    progress.connects();
-    let mut connection = capture_connection(&mut request);
-    let has_one = async {
-        drop(connection.wait_for_connection_metadata().await);
-        progress.is_sent();
-        std::future::pending::<Infallible>().await
-    };
-    tokio::select! {
-        result = client.request(request) => result,
-        never = has_one => match never {},
     }
 }
 

@@ -44,8 +44,9 @@ pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Stream>, B
 
 /// Answers requests. What it gets is ready to be sent: hop-by-hop fields are gone, Sluice's own are set.
 pub trait Backend: Send + Sync {
-    /// Starts answering. Dropping the future gives the request up.
-    fn call(&self, request: Request<Stream>) -> ResponseFuture;
+    /// Starts answering. Dropping the future gives the request up. While it waits for a connection it tells `progress`, since the time to the
+    /// head of the answer does not run then.
+    fn call(&self, request: Request<Stream>, progress: &Arc<Progress>) -> ResponseFuture;
 }
 
 /// A task that is aborted when nobody waits for it any more.
@@ -306,16 +307,15 @@ impl Upstream {
     async fn call_within_bounds(
         &self,
         (askers, place): (&Askers, Option<Place>),
-        mut request: Request<Stream>,
+        request: Request<Stream>,
         progress: Arc<Progress>,
         silence: Duration,
     ) -> Result<Response<Stream>, BackendError> {
         let late = || BackendError::Timeout(self.timeout);
         let is_beside = place.is_none();
         let may_change = !request.method().is_safe();
-        request.extensions_mut().insert(Arc::clone(&progress));
         let response = tokio::select! {
-            response = self.backend.call(request) => response?,
+            response = self.backend.call(request, &progress) => response?,
             () = progress.overdue(self.timeout) => return Err(late()),
         };
         // The next one may be asked: what is left of this one is a body on its way.

@@ -14,7 +14,6 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::body::{BoxError, ClientFault, Stream};
@@ -180,8 +179,8 @@ impl Body for Came {
 /// Whom a request waits for, and since when.
 #[derive(Clone, Copy, Debug)]
 enum Side {
-    /// A connection, which has a deadline of its own.
-    Connection,
+    /// A connection, for which there is a deadline of its own.
+    Connection(Instant),
     /// The client is to send more of its body.
     Client,
     /// The upstream is to take what there is of the request, and to answer once it has all.
@@ -193,48 +192,54 @@ enum Side {
 #[derive(Debug)]
 pub struct Progress {
     side: Mutex<Side>,
-    changed: Notify,
 }
 
 impl Progress {
     /// The request begins now.
     #[must_use]
     pub fn begin() -> Arc<Self> {
-        Arc::new(Self { side: Mutex::new(Side::Upstream(Instant::now())), changed: Notify::new() })
+        Arc::new(Self { side: Mutex::new(Side::Upstream(Instant::now())) })
     }
 
-    /// It waits for a connection, for which the backend keeps a deadline.
-    pub fn connects(&self) {
-        self.set(Side::Connection);
+    /// It waits for a connection, for which the backend gives itself so long.
+    pub fn connects(&self, deadline: Duration) {
+        self.set(Side::Connection(Instant::now() + deadline));
     }
 
     /// It has one, and is sent.
     pub fn is_sent(&self) {
-        let mut side = self.side.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut side = self.side();
         // The connection may be reading the body by now, and wait for the client.
-        if matches!(*side, Side::Connection) {
+        if matches!(*side, Side::Connection(_)) {
             *side = Side::Upstream(Instant::now());
-            self.changed.notify_one();
         }
     }
 
     fn set(&self, side: Side) {
-        *self.side.lock().unwrap_or_else(PoisonError::into_inner) = side;
-        self.changed.notify_one();
+        *self.side() = side;
+    }
+
+    fn side(&self) -> MutexGuard<'_, Side> {
+        self.side.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the upstream has been waited for longer than `patience`: without taking a byte of the request, or from the
     /// request's end on.
     pub async fn overdue(&self, patience: Duration) {
         loop {
-            let side = *self.side.lock().unwrap_or_else(PoisonError::into_inner);
-            match side {
-                Side::Client | Side::Connection => self.changed.notified().await,
-                Side::Upstream(since) => tokio::select! {
-                    () = sleep_until(since + patience) => return,
-                    () = self.changed.notified() => {}
-                },
+            let now = Instant::now();
+            // Whatever the upstream is waited for next began after now, so that this is early enough to look again.
+            let mut next = now + patience;
+            let side = *self.side();
+            if let Side::Upstream(since) | Side::Connection(since) = side {
+                if now >= since + patience {
+                    return;
+                }
+                if matches!(side, Side::Upstream(_)) {
+                    next = since + patience;
+                }
             }
+            sleep_until(next).await;
         }
     }
 }
@@ -263,7 +268,9 @@ impl Body for Watched {
         polled
     }
 
+    /// The library asks this when it begins to send the request. Of a body without bytes it asks nothing else.
     fn is_end_stream(&self) -> bool {
+        self.progress.is_sent();
         self.inner.is_end_stream()
     }
 
@@ -342,9 +349,14 @@ mod tests {
         assert!(timeout(hour, progress.overdue(patience)).await.is_ok(), "nor for the next");
         assert!(timeout(patience, watched.frame()).await.is_err());
         assert!(timeout(hour, progress.overdue(patience)).await.is_err(), "the client is waited for");
-        progress.connects();
+        progress.connects(hour * 2);
         assert!(timeout(hour, progress.overdue(patience)).await.is_err(), "a connection is waited for");
-        progress.is_sent();
-        assert!(timeout(hour, progress.overdue(patience)).await.is_ok());
+        let empty = Watched::new(crate::body::empty(), Arc::clone(&progress));
+        let began = Instant::now();
+        assert!(empty.is_end_stream(), "it is sent");
+        progress.overdue(patience).await;
+        assert_eq!(began.elapsed().as_secs(), 3);
+        progress.connects(hour);
+        assert!(timeout(hour * 2, progress.overdue(patience)).await.is_ok(), "no connection takes for ever");
     }
 }

@@ -71,7 +71,10 @@ impl Askers {
 impl Asking {
     /// The one that is to be charged.
     fn least(&self, machine: &Machine, phase: Phase) -> Party {
-        machine.least(phase, self.parties.iter()).unwrap_or(&self.parties[0]).clone()
+        match &self.parties[..] {
+            [only] => only.clone(),
+            parties => machine.least(phase, parties.iter()).unwrap_or(&parties[0]).clone(),
+        }
     }
 }
 

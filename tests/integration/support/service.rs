@@ -7,6 +7,7 @@ use http_body_util::BodyExt;
 use sluice::api::Api;
 use sluice::api::sample::Sample;
 use sluice::upstream::Backend as _;
+use sluice::upstream::upload::Progress;
 use tokio::runtime::Handle;
 
 use super::backend::{Backend, Step, reply};
@@ -70,7 +71,7 @@ impl Service {
 
 fn answer(api: &Api<Sample>, target: &str, lie: &Lie) -> Vec<Step> {
     let request = http::Request::get(target).body(sluice::body::empty()).unwrap();
-    let call = api.call(request);
+    let call = api.call(request, &Progress::begin());
     let (head, body) = tokio::task::block_in_place(|| {
         Handle::current().block_on(async {
             let (head, body) = call.await.unwrap().into_parts();
