@@ -1,7 +1,8 @@
 //! The body of an upstream's response: with its deadline, and begun before its head goes on.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,13 +10,13 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::admission::Place;
+use super::admission::{Place, Work};
 use super::failure::{BrokenBody, Failure};
 use crate::body::BoxError;
 
 /// A body that may be silent only so long between two pieces, and that gives back its place when it ends.
 pub struct DeadlineBody<B> {
-    inner: B,
+    carried: Arc<Carried<B>>,
     silence: Duration,
     timer: Pin<Box<Sleep>>,
     /// Whether the next piece is waited for. While nobody asks for it, the upstream is not to blame.
@@ -23,10 +24,54 @@ pub struct DeadlineBody<B> {
     place: Option<Place>,
 }
 
-impl<B> DeadlineBody<B> {
-    /// Passes `inner` on; a silence longer than `silence` ends it with [`BrokenBody`] of [`Failure::Timeout`].
-    pub fn new(inner: B, silence: Duration, place: Option<Place>) -> Self {
-        Self { inner, silence, timer: Box::pin(sleep_until(Instant::now() + silence)), is_awaited: true, place }
+/// A body on its way, which may have to give up its place while nobody reads it.
+struct Carried<B>(Mutex<Held<B>>);
+
+struct Held<B> {
+    /// `None`: it was given up.
+    inner: Option<B>,
+    /// When a piece of it came last.
+    moved: Instant,
+    /// Who waits for the next piece.
+    reader: Option<Waker>,
+}
+
+impl<B> Carried<B> {
+    fn held(&self) -> MutexGuard<'_, Held<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B: Send> Work for Carried<B> {
+    fn give_up(&self) -> bool {
+        true
+    }
+
+    fn rests_since(&self) -> Option<Instant> {
+        Some(self.held().moved)
+    }
+
+    fn let_go(&self) {
+        let mut held = self.held();
+        let (inner, reader) = (held.inner.take(), held.reader.take());
+        drop(held);
+        drop(inner);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+impl<B: Send + 'static> DeadlineBody<B> {
+    /// Passes `inner` on; a silence longer than `silence` ends it with [`BrokenBody`] of [`Failure::Timeout`]. Once its place is another's
+    /// it ends with one of [`Failure::Overloaded`].
+    pub fn new(inner: B, silence: Duration, mut place: Option<Place>) -> Self {
+        let carried = Arc::new(Carried(Mutex::new(Held { inner: Some(inner), moved: Instant::now(), reader: None })));
+        if let Some(place) = &mut place {
+            let work: Weak<Carried<B>> = Arc::downgrade(&carried);
+            place.is_for(work);
+        }
+        Self { carried, silence, timer: Box::pin(sleep_until(Instant::now() + silence)), is_awaited: true, place }
     }
 }
 
@@ -39,13 +84,27 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+        let mut held = this.carried.held();
+        let Some(inner) = &mut held.inner else {
+            drop(held);
+            // Said once.
+            let end = this.place.take().map(|_| Err(Box::new(BrokenBody(Failure::Overloaded)).into()));
+            return Poll::Ready(end);
+        };
+        if let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) {
+            let is_over = !matches!(frame, Some(Ok(_))) || inner.is_end_stream();
+            held.moved = Instant::now();
+            drop(held);
             this.is_awaited = false;
-            if !matches!(frame, Some(Ok(_))) || this.inner.is_end_stream() {
+            if is_over {
                 this.place = None;
             }
             return Poll::Ready(frame);
         }
+        if !held.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker())) {
+            held.reader = Some(cx.waker().clone());
+        }
+        drop(held);
         if !this.is_awaited {
             this.is_awaited = true;
             this.timer.as_mut().reset(Instant::now() + this.silence);
@@ -56,11 +115,11 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.carried.held().inner.as_ref().is_some_and(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.carried.held().inner.as_ref().map_or_else(SizeHint::default, Body::size_hint)
     }
 }
 

@@ -15,7 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioTimer;
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use super::upload::{Progress, Watched};
@@ -26,6 +26,9 @@ use crate::request::interim::InterimSender;
 /// Python servers close a connection after five idle seconds; it is not used for longer than this, so that few
 /// requests meet one that is just being closed.
 const POOL_IDLE: Duration = Duration::from_secs(4);
+
+/// A kept connection that was closed is noticed as soon as a request is sent over it, well within this.
+const SOON: Duration = Duration::from_secs(2);
 
 /// The most that is read of an answer at one time, and the longest head of one, in bytes.
 const MAX_BUFFER: usize = 128 << 10;
@@ -128,7 +131,7 @@ impl Backend for HttpBackend {
         }
         // A request without a body that can be repeated is repeated if a kept-alive connection turns out to be closed: the backend
         // may have closed it while the request was on its way. It goes over a new connection, since the others that are kept
-        // may be closed too.
+        // may be closed too. What is closed later was being worked on, and may have been what made the backend fail.
         let (progress, connect_deadline) = (Arc::clone(progress), self.connect_timeout * 2);
         let empty = || Watched::new(body::empty(), Arc::clone(&progress)).boxed_unsync();
         let repeatable = (matches!(parts.method, Method::GET | Method::HEAD) && body.is_end_stream())
@@ -142,8 +145,9 @@ impl Backend for HttpBackend {
         }
         let work = async move {
             progress.connects(connect_deadline);
+            let began = Instant::now();
             match (client.request(request).await, repeatable) {
-                (Err(error), Some(request)) if was_closed(&error) => {
+                (Err(error), Some(request)) if was_closed(&error) && began.elapsed() < SOON => {
                     progress.connects(connect_deadline);
                     anew.request(request).await
                 }

@@ -81,8 +81,6 @@ pub enum BackendError {
     Truncated(BoxError),
     /// Too many requests are on their way already.
     Overloaded,
-    /// Too many bodies are on their way already, and the request was carried out: it must not be repeated as if it was not.
-    Unplaced,
     /// The request could not be sent whole, for what its client did wrong.
     Client(ClientFault),
 }
@@ -96,7 +94,7 @@ impl BackendError {
             Self::Timeout(_) => "timeout",
             Self::Invalid(_) => "invalid",
             Self::Truncated(_) => "truncated",
-            Self::Overloaded | Self::Unplaced => "overloaded",
+            Self::Overloaded => "overloaded",
             Self::Client(_) => "client",
         }
     }
@@ -113,9 +111,6 @@ impl fmt::Display for BackendError {
             Self::Overloaded => {
                 f.write_str("too many requests are on their way to the backend, or wait for it (backend.max_in_flight, backend.queue)")
             }
-            Self::Unplaced => {
-                f.write_str("the backend answered, and too many bodies are on their way from it (backend.max_downloads, max_streams)")
-            }
             Self::Client(fault) => fault.fmt(f),
         }
     }
@@ -125,7 +120,7 @@ impl std::error::Error for BackendError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connect(cause) | Self::Reset(cause) | Self::Invalid(cause) | Self::Truncated(cause) => Some(cause.as_ref()),
-            Self::Timeout(_) | Self::Overloaded | Self::Unplaced | Self::Client(_) => None,
+            Self::Timeout(_) | Self::Overloaded | Self::Client(_) => None,
         }
     }
 }
@@ -139,8 +134,6 @@ impl From<&BackendError> for Failure {
             BackendError::Invalid(_) => Self::Invalid,
             BackendError::Truncated(_) => Self::Truncated,
             BackendError::Overloaded => Self::Overloaded,
-            // What became of the request is not known to its client.
-            BackendError::Unplaced => Self::Lost,
             // For whom nothing is said of the client: nobody who shares an answer sends a body.
             BackendError::Client(_) => Self::Lost,
         }
@@ -306,7 +299,7 @@ impl Upstream {
 
     async fn call_within_bounds(
         &self,
-        (askers, place): (&Askers, Option<Place>),
+        (askers, mut place): (&Askers, Option<Place>),
         request: Request<Stream>,
         progress: Arc<Progress>,
         silence: Duration,
@@ -314,9 +307,14 @@ impl Upstream {
         let late = || BackendError::Timeout(self.timeout);
         let is_beside = place.is_none();
         let may_change = !request.method().is_safe();
+        if let Some(place) = place.as_mut().filter(|place| place.phase() == Phase::Upload) {
+            let work: Weak<Progress> = Arc::downgrade(&progress);
+            place.is_for(work);
+        }
         let response = tokio::select! {
             response = self.backend.call(request, &progress) => response?,
             () = progress.overdue(self.timeout) => return Err(late()),
+            () = progress.given_up() => return Err(BackendError::Overloaded),
         };
         // The next one may be asked: what is left of this one is a body on its way.
         drop(place);
@@ -327,8 +325,12 @@ impl Upstream {
             None
         } else {
             let phase = if is_endless(&head.headers, length) { Phase::Stream } else { Phase::Download };
-            let refusal = || if may_change { BackendError::Unplaced } else { BackendError::Overloaded };
-            Some(self.admission.try_admit(phase, askers).ok_or_else(refusal)?)
+            let place = self.admission.try_admit(phase, askers);
+            // What was carried out must not be repeated as if it was not: such an answer goes on beside the others.
+            if place.is_none() && !may_change {
+                return Err(BackendError::Overloaded);
+            }
+            place
         };
         Ok(Response::from_parts(head, DeadlineBody::new(body, silence, place).boxed_unsync()))
     }

@@ -14,12 +14,17 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use prometheus::IntGauge;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::admission::Work;
 use crate::body::{BoxError, ClientFault, Stream};
 
 /// Bytes are added to a piece of a body until it has this size: many small ones would cost more than they hold.
 const PIECE: usize = 16 << 10;
+
+/// What a body is counted as besides its bytes.
+const FLOOR: usize = 1 << 10;
 
 /// Memory for bodies that are gathered. One address may hold as much of it as it leaves free.
 pub struct UploadRoom {
@@ -49,6 +54,9 @@ impl Taken {
 
     /// Takes more. `false`: there is no room, or not for this address.
     fn take(&mut self, bytes: usize) -> bool {
+        if bytes == 0 {
+            return true;
+        }
         let mut room = self.room();
         let held = room.by_address.get(&self.address).copied().unwrap_or(0).saturating_add(bytes);
         if held > room.free {
@@ -63,20 +71,29 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
-    fn drop(&mut self) {
-        if self.bytes == 0 {
+impl Taken {
+    /// Gives back bytes that are held no longer.
+    fn give_back(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        if bytes == 0 {
             return;
         }
+        self.bytes -= bytes;
         let mut room = self.room();
-        room.free += self.bytes;
-        room.used.sub(i64::try_from(self.bytes).unwrap_or(i64::MAX));
+        room.free += bytes;
+        room.used.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
         if let Entry::Occupied(mut held) = room.by_address.entry(self.address) {
-            *held.get_mut() -= self.bytes;
+            *held.get_mut() -= bytes;
             if *held.get() == 0 {
                 held.remove();
             }
         }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
     }
 }
 
@@ -107,20 +124,24 @@ impl UploadRoom {
         let left = body.size_hint().exact();
         let taken = Taken { room: Arc::clone(&self.bytes), address, bytes: 0 };
         let mut came = Came { pieces: VecDeque::new(), trailers: None, rest: None, left, taken };
-        // One that says that it is too large need not be waited for.
-        let mut is_whole = left.is_none_or(|length| length <= self.buffer as u64);
-        let mut read = 0;
-        while is_whole && !body.is_end_stream() {
+        // Of one that says that it is too large the beginning is waited for: its client sends.
+        let (mut is_whole, most) = match left {
+            Some(length) if length > self.buffer as u64 => (false, PIECE.min(self.buffer)),
+            _ => (true, self.buffer),
+        };
+        let (mut read, mut has_room) = (0, came.taken.take(FLOOR));
+        while has_room && read < most + usize::from(is_whole) && !body.is_end_stream() {
             let Some(frame) = body.frame().await else { break };
             match frame.map_err(|error| error.downcast_ref().copied().unwrap_or(ClientFault::Broken))?.into_data() {
                 Ok(data) => {
                     read += data.len();
-                    is_whole = came.taken.take(data.len()) && read <= self.buffer;
+                    has_room = came.taken.take(data.len());
                     came.add(&data);
                 }
                 Err(frame) => came.trailers = frame.into_trailers().ok(),
             }
         }
+        is_whole = is_whole && has_room && read <= self.buffer;
         if !is_whole {
             came.rest = Some(body);
         }
@@ -155,6 +176,8 @@ impl Body for Came {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = if let Some(piece) = self.pieces.pop_front() {
+            // What is sent is no longer held for a client that is slow to send the rest.
+            self.taken.give_back(piece.len());
             Poll::Ready(Some(Ok(Frame::data(piece.freeze()))))
         } else if let Some(rest) = &mut self.rest {
             Pin::new(rest).poll_frame(cx)
@@ -181,8 +204,8 @@ impl Body for Came {
 enum Side {
     /// A connection, for which there is a deadline of its own.
     Connection(Instant),
-    /// The client is to send more of its body.
-    Client,
+    /// The client is to send more of its body, since this moment.
+    Client(Instant),
     /// The upstream is to take what there is of the request, and to answer once it has all.
     Upstream(Instant),
 }
@@ -192,13 +215,29 @@ enum Side {
 #[derive(Debug)]
 pub struct Progress {
     side: Mutex<Side>,
+    gives_up: Notify,
+}
+
+/// An upload whose client sends nothing may have to give up its place.
+impl Work for Progress {
+    fn give_up(&self) -> bool {
+        self.gives_up.notify_one();
+        true
+    }
+
+    fn rests_since(&self) -> Option<Instant> {
+        match *self.side() {
+            Side::Client(since) => Some(since),
+            Side::Connection(_) | Side::Upstream(_) => None,
+        }
+    }
 }
 
 impl Progress {
     /// The request begins now.
     #[must_use]
     pub fn begin() -> Arc<Self> {
-        Arc::new(Self { side: Mutex::new(Side::Upstream(Instant::now())) })
+        Arc::new(Self { side: Mutex::new(Side::Upstream(Instant::now())), gives_up: Notify::new() })
     }
 
     /// It waits for a connection, for which the backend gives itself so long.
@@ -217,6 +256,21 @@ impl Progress {
 
     fn set(&self, side: Side) {
         *self.side() = side;
+    }
+
+    /// The body's next piece came, or is waited for.
+    fn moves(&self, is_awaited: bool) {
+        let mut side = self.side();
+        match *side {
+            Side::Client(_) if is_awaited => {}
+            _ if is_awaited => *side = Side::Client(Instant::now()),
+            _ => *side = Side::Upstream(Instant::now()),
+        }
+    }
+
+    /// Waits until the request has to give up its place.
+    pub async fn given_up(&self) {
+        self.gives_up.notified().await;
     }
 
     fn side(&self) -> MutexGuard<'_, Side> {
@@ -264,7 +318,7 @@ impl Body for Watched {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        self.progress.set(if polled.is_pending() { Side::Client } else { Side::Upstream(Instant::now()) });
+        self.progress.moves(polled.is_pending());
         polled
     }
 
@@ -306,7 +360,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_fits_is_gathered_and_the_rest_follows_in_order() {
-        for (buffer, memory, is_whole) in [(100, 100, true), (6, 100, true), (5, 100, false), (100, 9, false), (0, 0, false)] {
+        for (buffer, memory, is_whole) in [(100, 4000, true), (6, 4000, true), (5, 4000, false), (100, 2 * FLOOR + 2, false), (0, 0, false)]
+        {
             let used = IntGauge::new("a", "a").unwrap();
             let room = UploadRoom::new(buffer, memory, used.clone());
             let gathered = room.gather(None, body(&[b"ab", b"", b"cd", b"ef"])).await.unwrap();
@@ -318,16 +373,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_says_that_it_is_too_large_is_not_waited_for() {
-        let room = UploadRoom::new(3, 100, IntGauge::new("a", "a").unwrap());
+    async fn of_one_that_is_too_large_the_beginning_is_waited_for() {
+        let used = IntGauge::new("a", "a").unwrap();
+        let room = UploadRoom::new(3, 1 << 20, used.clone());
         let gathered = room.gather(None, crate::body::full(Bytes::from_static(b"four"))).await.unwrap();
         assert!(!gathered.is_whole && gathered.body.size_hint().exact() == Some(4));
+        assert!(timeout(Duration::from_secs(5), room.gather(None, Pieces([&b"ab"[..]].into(), false).boxed_unsync())).await.is_err());
+        drop(gathered);
+        assert!(used.get() == 0 && room.bytes.lock().unwrap().by_address.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_is_held_no_longer() {
+        let used = IntGauge::new("a", "a").unwrap();
+        let room = UploadRoom::new(3, 1 << 20, used.clone());
+        let mut gathered = room.gather(None, Pieces([&b"abc"[..], b"d"].into(), false).boxed_unsync()).await.unwrap();
+        assert!(!gathered.is_whole && used.get() == 4 + i64::try_from(FLOOR).unwrap());
+        assert!(gathered.body.frame().await.is_some() && used.get() == i64::try_from(FLOOR).unwrap());
     }
 
     #[tokio::test]
     async fn one_address_leaves_room_to_others() {
         let used = IntGauge::new("a", "a").unwrap();
-        let room = UploadRoom::new(100, 100, used.clone());
+        let room = UploadRoom::new(100, 4500, used.clone());
         let address = |number: u8| Some(IpAddr::from([10, 0, 0, number]));
         let mut held = Vec::new();
         for (number, is_whole) in [(1, true), (1, true), (1, false), (2, true), (2, false)] {

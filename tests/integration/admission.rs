@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
@@ -56,7 +56,7 @@ async fn heads_without_their_bodies_take_no_place() {
     for _ in 0..8 {
         clients.push(open(&sluice, "POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nhalf").await);
     }
-    until("all are gathered", || async { sluice.metric("upload_bytes", &[]).await == 32.0 }).await;
+    until("all are gathered", || async { sluice.metric("upload_bytes", &[]).await == f64::from(8 * (1024 + 4)) }).await;
     assert_eq!(active(&sluice, "ask").await + active(&sluice, "upload").await, 0.0);
     others_are_answered(&sluice).await;
 }
@@ -145,7 +145,72 @@ async fn what_nobody_waits_for_any_more_gives_way_to_another_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_counts_as_made_where_its_answer_finds_no_place() {
+async fn also_where_each_of_those_who_left_had_an_address_of_its_own() {
+    let backend = Backend::start(answer).await;
+    let sluice = sluice(&backend, "max_in_flight=4");
+    let mut clients = Vec::new();
+    for number in 2..6 {
+        let mut stream = connect_from(sluice.address, number).await;
+        stream.write_all(format!("GET /hang/{number} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await.unwrap();
+        clients.push(stream);
+    }
+    until("all are asked", || async { active(&sluice, "ask").await == 4.0 && backend.count() == 4 }).await;
+    drop(clients);
+    until("all have left", || async { sluice.metric("inflight", &[]).await == 0.0 }).await;
+    others_are_answered(&sluice).await;
+    assert_eq!(sluice.metric("backend_requests_total", &["status=\"given-up\""]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_slowly_with_many_loses_one_to_who_finds_no_place() {
+    let backend = Backend::start(answer).await;
+    let sluice = sluice(&backend, "max_downloads=4");
+    let mut slow = Vec::new();
+    for (number, from) in [9, 9, 9, 8].into_iter().enumerate() {
+        let mut stream = connect_from(sluice.address, from).await;
+        stream.write_all(format!("GET /large/{number} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await.unwrap();
+        until("its body is on its way", || async { active(&sluice, "download").await > number as f64 }).await;
+        slow.push(stream);
+    }
+    // Once they have not moved for a while.
+    let number = AtomicUsize::new(0);
+    until("another is answered", || async {
+        let target = format!("/large/new-{}", number.fetch_add(1, Ordering::Relaxed));
+        let answer = sluice.get(&target).await;
+        answer.status == 200 && answer.body.len() == 8 << 20
+    })
+    .await;
+    assert_eq!(sluice.metric("backend_rejected_total", &["phase=\"download\"", "why=\"displaced\""]).await, 1.0);
+    let mut read = Vec::new();
+    for mut stream in slow {
+        let mut body = vec![0; (8 << 20) + 1];
+        // One that is cut off ends before, or is reset.
+        read.push(stream.read_exact(&mut body).await.is_ok());
+    }
+    assert_eq!(read.iter().filter(|is_whole| !**is_whole).count(), 1, "{read:?}");
+    assert!(read[3], "it has but one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_slowly_with_many_loses_one_to_who_finds_no_place() {
+    let backend = Backend::start(answer).await;
+    let sluice = sluice(&backend, "upload_buffer='1KiB'\nmax_uploads=2");
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut stream = connect_from(sluice.address, 9).await;
+        stream.write_all(b"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n").await.unwrap();
+        stream.write_all(&[b'x'; 20_000]).await.unwrap();
+        slow.push(stream);
+    }
+    until("both are on their way", || async { active(&sluice, "upload").await == 2.0 }).await;
+    let other = Connection::open(sluice.address).await.ask("PUT", "/y", &[], &[b'y'; 5000]).await;
+    assert_eq!(other.status, 200);
+    assert_eq!(sluice.metric("backend_rejected_total", &["phase=\"upload\"", "why=\"displaced\""]).await, 1.0);
+    assert_eq!(active(&sluice, "upload").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_a_change_goes_on_where_there_is_no_place_for_it() {
     let backend = Backend::start(|asked| match (asked.method.as_str(), asked.target.as_str()) {
         ("POST", "/x") => ok("", &vec![b'x'; 8 << 20]),
         (_, "/large") => answer(asked),
@@ -158,9 +223,9 @@ async fn a_change_counts_as_made_where_its_answer_finds_no_place() {
     until("its body is on its way", || async { active(&sluice, "download").await == 1.0 }).await;
     assert!(sluice.get("/x").await.cache_status().contains("hit"));
     let change = |target: &'static str| async move { Connection::open(sluice.address).await.ask("POST", target, &[], b"").await };
-    // It was carried out, and its client is not asked to repeat it.
-    let lost = change("/x").await;
-    assert_eq!((lost.status, lost.field("retry-after")), (502, None));
+    // It was carried out, and its client is not made to repeat it.
+    let made = change("/x").await;
+    assert_eq!((made.status, made.body.len()), (200, 8 << 20));
     // What is whole with its head needs no place.
     assert_eq!(change("/y").await.status, 200);
     let after = Connection::open(sluice.address).await.ask("GET", "/x", &[], b"").await;

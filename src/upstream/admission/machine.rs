@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
+
 use crate::request::client::counted_address;
 
 /// The client and the rule that a place is for.
@@ -73,6 +75,8 @@ const ADDRESS_SHARE: usize = 7;
 const RULE_SHARE: usize = 15;
 /// From this wait of the oldest on, the queue is overloaded.
 const OVERLOAD: Duration = Duration::from_millis(100);
+/// From this wait on, a request is not served before newer ones while the queue is full.
+const HOPELESS: Duration = Duration::from_secs(1);
 
 /// How many places there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,8 +138,8 @@ struct Pool {
     address_share: usize,
     rule_share: usize,
     held: usize,
-    by_address: HashMap<Holder, usize>,
-    by_rule: HashMap<Arc<str>, usize>,
+    by_address: HashMap<Holder, usize, RandomState>,
+    by_rule: HashMap<Arc<str>, usize, RandomState>,
 }
 
 impl Pool {
@@ -174,12 +178,16 @@ impl Pool {
         }
     }
 
-    /// Whether the party may take the place of a holder whose work is of use to nobody: if the holder's address has at least two more
-    /// than its own, and the place is enough.
-    fn may_take_over(&self, holder: &Party, party: &Party) -> bool {
-        let of_rule = self.of_rule(party) - usize::from(holder.rule == party.rule);
+    /// Whether the party would have a place if a holder's work, which is of use to nobody, were given up.
+    fn would_have_place_of(&self, holder: &Party, party: &Party) -> bool {
+        let of_rule = self.of_rule(party).saturating_sub(usize::from(holder.rule == party.rule));
         let free = (self.most + 1).saturating_sub(self.held);
-        self.of_address(holder) >= self.of_address(party) + 2 && self.has_place(party, free, of_rule)
+        self.has_place(party, free, of_rule)
+    }
+
+    /// Whether a holder's address has at least two places more than the party's. Sluice's own work never takes what a client uses.
+    fn is_unfair_to(&self, party: &Party, holder: &Party) -> bool {
+        party.address.is_some() && self.of_address(holder) >= self.of_address(party) + 2
     }
 
     fn take(&mut self, party: &Party) {
@@ -196,7 +204,7 @@ impl Pool {
 }
 
 /// One less of `key`, which is forgotten at zero.
-fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize, RandomState>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
@@ -211,6 +219,8 @@ struct Pending {
     phase: Phase,
     party: Party,
     since: Duration,
+    /// The ticket of the newest of those who ask for the same: its own, or what would have been that of one who joined.
+    newest: Ticket,
 }
 
 /// All places, and the queue for them.
@@ -221,6 +231,8 @@ pub struct Machine {
     queue: Pool,
     /// Those that wait, the oldest first.
     pending: BTreeMap<Ticket, Pending>,
+    /// How many of them wait for a place of each phase.
+    waiting: [usize; Phase::ALL.len()],
     next: Ticket,
 }
 
@@ -230,7 +242,13 @@ impl Machine {
     pub fn new(bounds: Bounds) -> Self {
         let most = [bounds.ask, bounds.upload, bounds.download, bounds.stream];
         let pools = Phase::ALL.map(|phase| Pool::new(most[phase as usize], phase.shares()));
-        Self { pools, queue: Pool::new(bounds.queue, (ADDRESS_SHARE, RULE_SHARE)), pending: BTreeMap::new(), next: 0 }
+        Self {
+            pools,
+            queue: Pool::new(bounds.queue, (ADDRESS_SHARE, RULE_SHARE)),
+            pending: BTreeMap::new(),
+            waiting: [0; Phase::ALL.len()],
+            next: 0,
+        }
     }
 
     /// How many places of a phase are taken.
@@ -241,8 +259,8 @@ impl Machine {
 
     /// How many requests wait for a place of a phase.
     #[cfg(test)]
-    pub(super) fn waiting(&self, phase: Phase) -> usize {
-        self.pending.values().filter(|pending| pending.phase == phase).count()
+    pub(super) const fn waiting(&self, phase: Phase) -> usize {
+        self.waiting[phase as usize]
     }
 
     /// How many requests wait.
@@ -258,20 +276,52 @@ impl Machine {
         self.pending.is_empty() && pools.all(|pool| pool.held == 0 && pool.by_address.is_empty() && pool.by_rule.is_empty())
     }
 
-    /// Which of the parties that hold places of a phase, for work that is of use to nobody, are to lose one so that a request gets it: the
-    /// first is to be tried first. Empty: none, or the request finds a place without.
+    /// Which of the parties that hold places of the phase ask, for work that is of use to nobody, are to lose one so that a request gets it:
+    /// the first is to be tried first. Empty: none, or the request finds a place without. Each comes with whether it has been asked for long
+    /// ago: if not, it gives way only to an address that holds fewer.
     #[must_use]
-    pub fn to_take_over<'h, I: Ord + Copy>(&self, phase: Phase, party: &Party, holders: impl Iterator<Item = (I, &'h Party)>) -> Vec<I> {
+    pub fn useless_for<'h, I: Ord + Copy>(&self, party: &Party, holders: impl Iterator<Item = (I, &'h Party, bool)>) -> Vec<I> {
+        let pool = &self.pools[Phase::Ask as usize];
+        if pool.may_take(party) {
+            return Vec::new();
+        }
+        let gives_way = |holder, is_old| (is_old || pool.is_unfair_to(party, holder)) && pool.would_have_place_of(holder, party);
+        in_order(pool, holders.filter(|(_, holder, is_old)| gives_way(holder, *is_old)).map(|(work, holder, _)| (work, holder)))
+    }
+
+    /// Which of the parties that hold places of a phase where places are held for long are to lose one to a request that finds none: the
+    /// first is to be tried first.
+    ///
+    /// `order` says of those of the addresses that hold most in which order they are to be tried, and of which that they are not.
+    #[must_use]
+    pub fn unfair_to<'h, H, I: Ord + Copy>(
+        &self,
+        phase: Phase,
+        party: &Party,
+        holders: impl Iterator<Item = (H, &'h Party)>,
+        order: impl Fn(H) -> Option<I>,
+    ) -> Vec<I> {
         let pool = &self.pools[phase as usize];
-        // No address has two more.
+        // Asked first, since it is soon answered.
         let most = || pool.by_address.values().max().copied().unwrap_or(0);
         if pool.may_take(party) || most() < pool.of_address(party) + 2 {
             return Vec::new();
         }
-        let holders = holders.filter(|(_, holder)| pool.may_take_over(holder, party));
-        let mut holders: Vec<_> = holders.map(|(place, holder)| (usize::MAX - pool.of_address(holder), place)).collect();
-        holders.sort_unstable();
-        holders.into_iter().map(|(_, place)| place).collect()
+        let unfair = holders.filter(|(_, holder)| pool.is_unfair_to(party, holder));
+        in_order(pool, unfair.filter_map(|(work, holder)| Some((order(work)?, holder))))
+    }
+
+    /// How many places a party's address holds, of all phases.
+    #[must_use]
+    pub fn held_by(&self, party: &Party) -> usize {
+        self.pools.iter().map(|pool| pool.of_address(party)).sum()
+    }
+
+    /// A place of a phase passes from its holder to a request that found none.
+    pub fn pass_on(&mut self, phase: Phase, holder: &Party, party: &Party) {
+        let pool = &mut self.pools[phase as usize];
+        pool.give_back(holder);
+        pool.take(party);
     }
 
     /// A request asks for a place, at `now` after some fixed moment. It waits if there is none and it `may_wait`. Returns also a request that
@@ -288,28 +338,30 @@ impl Machine {
         }
         let mut displaced = None;
         if !self.queue.may_take(party) {
-            displaced = self.displaced_by(party);
+            displaced = self.displaced_by(now, party);
             let Some(ticket) = displaced else { return (Arrival::Refused, None) };
             self.leave(ticket);
         }
         self.queue.take(party);
         let ticket = self.next;
         self.next += 1;
-        self.pending.insert(ticket, Pending { phase, party: party.clone(), since: now });
+        self.pending.insert(ticket, Pending { phase, party: party.clone(), since: now, newest: ticket });
+        self.waiting[phase as usize] += 1;
         (Arrival::Pending(ticket), displaced)
     }
 
     /// The request whose place in the queue another one takes: the oldest of the address that has most in it, if that address has at
-    /// least two more there than the other's own. Where there is room, and only the rule has its share, it is one of that rule.
-    fn displaced_by(&self, party: &Party) -> Option<Ticket> {
-        let least = self.queue.of_address(party) + 2;
-        if self.queue.by_address.values().max().is_none_or(|&most| most < least) {
-            return None;
-        }
+    /// least two more there than the other's own. Where there is room, and only the rule has its share, it is one of that rule. One that
+    /// has waited for long gives way to one of an address that has fewer: the newest are served first by then.
+    fn displaced_by(&self, now: Duration, party: &Party) -> Option<Ticket> {
+        let own = self.queue.of_address(party);
         let is_full = self.queue.held >= self.queue.most;
         let waiting = self.pending.iter().filter(|(_, pending)| is_full || pending.party.rule == party.rule);
-        let counted = waiting.map(|(&ticket, pending)| (self.queue.of_address(&pending.party), Ticket::MAX - ticket));
-        counted.filter(|&(held, _)| held >= least).max().map(|(_, age)| Ticket::MAX - age)
+        let counted = waiting.map(|(&ticket, pending)| {
+            let is_old = now.saturating_sub(pending.since) > HOPELESS;
+            (self.queue.of_address(&pending.party), Ticket::MAX - pending.newest, is_old, ticket)
+        });
+        counted.filter(|&(held, _, is_old, _)| held >= own + 2 || (is_old && held > own)).max().map(|(.., ticket)| ticket)
     }
 
     /// Of parties that ask for the same, the one that is to be charged for its place: one that may take it, of those the one that holds fewest.
@@ -325,7 +377,8 @@ impl Machine {
 
     /// Another party asks for what a request that waits is for.
     pub fn join(&mut self, ticket: Ticket, party: &Party) -> Joined {
-        let Some(pending) = self.pending.get(&ticket) else { return Joined::Unchanged };
+        let Some(pending) = self.pending.get_mut(&ticket) else { return Joined::Unchanged };
+        (pending.newest, self.next) = (self.next, self.next + 1);
         let (phase, charged) = (pending.phase, pending.party.clone());
         if self.pools[phase as usize].may_take(party) {
             self.leave(ticket);
@@ -350,8 +403,7 @@ impl Machine {
         let mut admitted = Vec::new();
         // A place that is free may let in several: it raises what each party may hold.
         while let Some(ticket) = self.next_of(now, phase) {
-            let Some(pending) = self.pending.remove(&ticket) else { break };
-            self.queue.give_back(&pending.party);
+            let Some(pending) = self.remove(ticket) else { break };
             self.pools[phase as usize].take(&pending.party);
             admitted.push(ticket);
         }
@@ -360,26 +412,38 @@ impl Machine {
 
     /// A request waits no longer. `false`: it has a place by now.
     pub fn leave(&mut self, ticket: Ticket) -> bool {
-        let Some(pending) = self.pending.remove(&ticket) else { return false };
+        self.remove(ticket).is_some()
+    }
+
+    fn remove(&mut self, ticket: Ticket) -> Option<Pending> {
+        let pending = self.pending.remove(&ticket)?;
         self.queue.give_back(&pending.party);
-        true
+        self.waiting[pending.phase as usize] -= 1;
+        Some(pending)
     }
 
     /// The request that is to be admitted next, if any may be.
     fn next_of(&self, now: Duration, phase: Phase) -> Option<Ticket> {
-        let pool = &self.pools[phase as usize];
-        if pool.held >= pool.most {
+        let (pool, waiting) = (&self.pools[phase as usize], self.waiting[phase as usize]);
+        if pool.held >= pool.most || waiting == 0 {
             return None;
         }
         let of_phase = || self.pending.iter().filter(|(_, pending)| pending.phase == phase);
         let oldest = of_phase().next().map_or(now, |(_, pending)| pending.since);
-        let is_overloaded = self.pending.len() * 2 > self.queue.most || now.saturating_sub(oldest) > OVERLOAD;
+        let is_overloaded = waiting * 2 > self.queue.most || now.saturating_sub(oldest) > OVERLOAD;
         let order = |&(&ticket, pending): &(&Ticket, &Pending)| {
-            let age = if is_overloaded { Ticket::MAX - ticket } else { ticket };
-            (pool.of_address(&pending.party), pool.of_rule(&pending.party), age)
+            let age = if is_overloaded { Ticket::MAX - pending.newest } else { ticket };
+            (pending.party.address.is_none(), pool.of_address(&pending.party), pool.of_rule(&pending.party), age)
         };
         of_phase().filter(|(_, pending)| pool.may_take(&pending.party)).min_by_key(order).map(|(&ticket, _)| ticket)
     }
+}
+
+/// Those first whose address holds most.
+fn in_order<'h, I: Ord + Copy>(pool: &Pool, holders: impl Iterator<Item = (I, &'h Party)>) -> Vec<I> {
+    let mut holders: Vec<_> = holders.map(|(place, holder)| (usize::MAX - pool.of_address(holder), place)).collect();
+    holders.sort_unstable();
+    holders.into_iter().map(|(_, place)| place).collect()
 }
 
 #[cfg(test)]
@@ -496,6 +560,70 @@ mod tests {
             let waiting: Vec<_> = (0..3).map(|_| pending(machine.arrive(NOW, Phase::Ask, &party(1), true).0)).collect();
             assert_eq!(machine.end(later, Phase::Ask, &party(1)), [waiting[expected]]);
         }
+    }
+
+    #[test]
+    fn under_overload_what_somebody_asked_for_last_is_next_also_if_it_waits_for_long() {
+        let mut machine = Machine::new(bounds(1, 100));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
+        let waiting = [2, 3, 4].map(|number| pending(machine.arrive(NOW, Phase::Ask, &party(number), true).0));
+        assert_eq!(machine.join(waiting[0], &party(5)), Joined::Moved);
+        assert_eq!(machine.end(OVERLOAD * 2, Phase::Ask, &party(1)), waiting[..1]);
+    }
+
+    #[test]
+    fn sluices_own_work_waits_behind_all_clients() {
+        let mut machine = Machine::new(bounds(2, 100));
+        for _ in 0..2 {
+            assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
+        }
+        let [own, client] = [Party::own("b"), party(1)].map(|party| pending(machine.arrive(NOW, Phase::Ask, &party, true).0));
+        assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [client]);
+        assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [own]);
+    }
+
+    #[test]
+    fn in_a_full_queue_what_waits_for_long_gives_way() {
+        let mut machine = Machine::new(bounds(1, 4));
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
+        let waiting = [2, 3, 4, 5]
+            .map(|number| pending(machine.arrive(NOW, Phase::Ask, &Party { rule: number.to_string().into(), ..party(number) }, true).0));
+        let newcomer = Party { rule: "b".into(), ..party(9) };
+        assert_eq!(machine.arrive(HOPELESS, Phase::Ask, &newcomer, true), (Arrival::Refused, None));
+        assert_eq!(machine.arrive(HOPELESS * 2, Phase::Ask, &newcomer, true).1, Some(waiting[0]));
+        assert_eq!(machine.arrive(HOPELESS * 2, Phase::Ask, &newcomer, true), (Arrival::Refused, None), "it has one more");
+    }
+
+    #[test]
+    fn work_of_use_to_nobody_gives_way_whichever_address_asked_for_it() {
+        let mut machine = Machine::new(bounds(4, 100));
+        let holders = [1, 2, 3, 4].map(|number| Party { rule: number.to_string().into(), ..party(number) });
+        for holder in &holders {
+            assert_eq!(machine.arrive(NOW, Phase::Ask, holder, false).0, Arrival::Admitted);
+        }
+        let of =
+            |machine: &Machine, is_old| machine.useless_for(&party(5), (0..4).skip(1).map(|number| (number, &holders[number], is_old)));
+        assert_eq!(of(&machine, true), [1, 2, 3]);
+        assert!(of(&machine, false).is_empty(), "the backend may be about to answer");
+        assert!(machine.end(NOW, Phase::Ask, &holders[1]).is_empty());
+        assert!(of(&machine, true).is_empty(), "a place is free");
+    }
+
+    #[test]
+    fn who_holds_many_slow_bodies_loses_one_to_who_finds_no_place() {
+        let mut machine = Machine::new(bounds(1, 0));
+        let holders = [1, 1, 1, 1, 2, 2, 3, 4].map(party);
+        for holder in &holders {
+            assert_eq!(machine.arrive(NOW, Phase::Download, holder, false).0, Arrival::Admitted);
+        }
+        let of = |machine: &Machine, party: &Party| machine.unfair_to(Phase::Download, party, holders.iter().enumerate(), Some);
+        assert_eq!(of(&machine, &party(5)), [0, 1, 2, 3, 4, 5], "those first who hold most");
+        assert_eq!(of(&machine, &party(2)), [0, 1, 2, 3], "it has two itself");
+        assert!(of(&machine, &Party::own("a")).is_empty());
+        machine.pass_on(Phase::Download, &party(1), &party(5));
+        machine.pass_on(Phase::Download, &party(1), &party(6));
+        assert_eq!(machine.active(Phase::Download), 8);
+        assert!(of(&machine, &party(5)).is_empty(), "nobody has two more");
     }
 
     #[test]

@@ -16,10 +16,15 @@ use tokio::time::{Instant, timeout_at};
 use crate::telemetry::metrics::Metrics;
 use machine::{Arrival, Bounds, Joined, Machine, Party, Phase, Ticket};
 
-/// How often a request that waits looks whether another's place is of use to nobody by now.
+/// How often a request that waits looks whether another is to give its place up by now: less often where many wait, so that all of them
+/// together take little time.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+const FEW_WAIT: usize = 64;
 
-/// How many addresses are known of those who ask for one answer. Of more, the first are charged.
+/// A body that has not moved for so long, or a fetch of use to nobody that has taken so long, may lose its place to who finds none.
+const AT_REST: Duration = Duration::from_secs(1);
+
+/// How many addresses are known of those who ask for one answer. Of more, it is those that hold fewest places.
 const MOST_ASKERS: usize = 8;
 
 /// Those who ask for one answer, on one rule. Its place is charged to the one of them that holds fewest.
@@ -59,10 +64,18 @@ impl Askers {
     }
 
     /// One more. Returns the request in the queue.
-    fn add(&self, party: &Party) -> Option<Ticket> {
+    fn add(&self, party: &Party, machine: &Machine) -> Option<Ticket> {
         let mut asking = self.asking();
-        if asking.parties.len() < MOST_ASKERS && !asking.parties.contains(party) {
-            asking.parties.push(party.clone());
+        let parties = &mut asking.parties;
+        if parties.contains(party) {
+            return asking.ticket;
+        }
+        if parties.len() < MOST_ASKERS {
+            parties.push(party.clone());
+        } else if let Some(most) = parties.iter_mut().max_by_key(|known| machine.held_by(known))
+            && machine.held_by(most) > machine.held_by(party)
+        {
+            *most = party.clone();
         }
         asking.ticket
     }
@@ -78,10 +91,18 @@ impl Asking {
     }
 }
 
-/// Work that has a place of the phase ask, and may be of use to nobody by now.
+/// What a place is for, as far as it may have to give that up to another.
 pub trait Work: Send + Sync {
-    /// Gives it up if nobody waits for it, so that another gets its place. `false`: somebody does. Called under a lock: it only tells.
+    /// Gives it up, so that another gets its place. `false`: it goes on, since somebody waits for it. Called under a lock: it only tells.
     fn give_up(&self) -> bool;
+
+    /// Since when nothing of it has moved. In the phase ask nobody asks.
+    fn rests_since(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Drops what it holds, having been given up. Called without a lock.
+    fn let_go(&self) {}
 }
 
 /// Gives places, as the page says.
@@ -97,9 +118,28 @@ pub struct Admission {
 struct State {
     machine: Machine,
     waiting: HashMap<Ticket, Waiter>,
-    /// Those that hold a place and can be given up, the oldest first.
-    works: BTreeMap<u64, (Party, Weak<dyn Work>)>,
+    /// By phase, those that hold a place and can be given up, the oldest first.
+    works: [BTreeMap<u64, Working>; Phase::ALL.len()],
     next_work: u64,
+}
+
+/// A place that can be given up.
+struct Working {
+    holder: Party,
+    since: Instant,
+    work: Weak<dyn Work>,
+}
+
+impl State {
+    /// Gives up the first of these that can be. Its place is nobody's then.
+    fn give_up(&mut self, phase: Phase, in_order: impl IntoIterator<Item = u64>) -> Option<(Party, Arc<dyn Work>)> {
+        let works = &mut self.works[phase as usize];
+        let (number, work) = in_order.into_iter().find_map(|number| {
+            let work = works.get(&number)?.work.upgrade()?;
+            work.give_up().then_some((number, work))
+        })?;
+        works.remove(&number).map(|working| (working.holder, work))
+    }
 }
 
 /// One that waits.
@@ -122,12 +162,18 @@ pub struct Place {
 }
 
 impl Place {
-    /// Says what the place is for. It is given up if it is of use to nobody when another request needs the place.
+    /// What it is a place of.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Says what the place is for. It is given up when another request is to have the place, as the page says.
     pub fn is_for(&mut self, work: Weak<dyn Work>) {
         let mut state = self.admission.state();
         let number = state.next_work;
         state.next_work += 1;
-        state.works.insert(number, (self.party.clone(), work));
+        state.works[self.phase as usize].insert(number, Working { holder: self.party.clone(), since: Instant::now(), work });
         self.work = Some(number);
     }
 }
@@ -166,7 +212,7 @@ impl Admission {
                 metrics.backend_rejected.with_label_values(&[phase.name(), why]);
             }
         }
-        let state = State { machine: Machine::new(bounds), waiting: HashMap::new(), works: BTreeMap::new(), next_work: 0 };
+        let state = State { machine: Machine::new(bounds), waiting: HashMap::new(), works: Default::default(), next_work: 0 };
         let state = Mutex::new(state);
         Arc::new(Self { state, start: Instant::now(), patience, active, metrics })
     }
@@ -193,8 +239,8 @@ impl Admission {
     /// A place of a phase, waited for in the queue if need be. A caller that is dropped meanwhile leaves the queue. `None`: the queue
     /// is full, or no place was free in time.
     pub async fn admit(self: &Arc<Self>, phase: Phase, askers: &Askers) -> Option<Place> {
-        if phase == Phase::Ask {
-            self.take_back(askers, None);
+        if let Some(place) = self.take_over(phase, askers, None) {
+            return Some(place);
         }
         let (waiting, mut receiver) = {
             let mut state = self.state();
@@ -224,11 +270,13 @@ impl Admission {
         let last = Instant::now() + self.patience * 2;
         let mut until = Instant::now() + self.patience;
         while Instant::now() < until {
-            let look_again = if phase == Phase::Ask { until.min(Instant::now() + LOOK_AGAIN) } else { until };
-            if let Ok(given) = timeout_at(look_again, &mut receiver).await {
+            let pause = LOOK_AGAIN * u32::try_from(1 + self.state().waiting.len() / FEW_WAIT).unwrap_or(u32::MAX);
+            if let Ok(given) = timeout_at(until.min(Instant::now() + pause), &mut receiver).await {
                 return given.ok();
             }
-            self.take_back(askers, Some(waiting.ticket));
+            if let Some(place) = self.take_over(phase, askers, Some(waiting.ticket)) {
+                return Some(place);
+            }
             // One who joined has patience of its own, within bounds.
             let since = self.state().waiting.get(&waiting.ticket).map(|waiter| waiter.since);
             until = since.map_or(until, |since| last.min(since + self.patience));
@@ -244,8 +292,8 @@ impl Admission {
 
     /// Another asks for the same. What waits in the queue goes on as its own, if it holds less.
     pub fn join(self: &Arc<Self>, askers: &Askers, party: &Party) {
-        let Some(ticket) = askers.add(party) else { return };
         let mut state = self.state();
+        let Some(ticket) = askers.add(party, &state.machine) else { return };
         match state.machine.join(ticket, party) {
             Joined::Unchanged => {}
             Joined::Moved => {
@@ -262,8 +310,11 @@ impl Admission {
         }
     }
 
-    /// A place of a phase that is free now; `None` if there is none for those who ask.
+    /// A place of a phase that is free now, or that another gives up; `None` if there is none for those who ask.
     pub fn try_admit(self: &Arc<Self>, phase: Phase, askers: &Askers) -> Option<Place> {
+        if let Some(place) = self.take_over(phase, askers, None) {
+            return Some(place);
+        }
         let mut state = self.state();
         let party = askers.asking().least(&state.machine, phase);
         let (arrival, _) = state.machine.arrive(self.start.elapsed(), phase, &party, false);
@@ -276,29 +327,48 @@ impl Admission {
         Some(self.place(phase, &party))
     }
 
-    /// Gives up one work that is of use to nobody, if a request finds no place otherwise. One that has left the queue by now, or has a
-    /// place, needs none.
-    fn take_back(self: &Arc<Self>, askers: &Askers, ticket: Option<Ticket>) {
+    /// Has another give its place up to a request that finds none. The request waits under `ticket`, if it does; one that has left the queue
+    /// by now, or has a place, needs none. `None`: nobody gives a place up, or it is handed on as any that is free.
+    fn take_over(self: &Arc<Self>, phase: Phase, askers: &Askers, ticket: Option<Ticket>) -> Option<Place> {
         let mut state = self.state();
-        if state.works.is_empty() || ticket.is_some_and(|ticket| !state.waiting.contains_key(&ticket)) {
-            return;
+        let works = &state.works[phase as usize];
+        if works.is_empty() || ticket.is_some_and(|ticket| !state.waiting.contains_key(&ticket)) {
+            return None;
         }
         let waiter = ticket.and_then(|ticket| state.waiting.get(&ticket)).map(|waiter| waiter.party.clone());
-        let party = &waiter.unwrap_or_else(|| askers.asking().least(&state.machine, Phase::Ask));
-        let holders = state.works.iter().map(|(&number, (holder, _))| (number, holder));
-        let in_order = state.machine.to_take_over(Phase::Ask, party, holders);
-        let is_given_up = |number: &u64| state.works.get(number).and_then(|(_, work)| work.upgrade()).is_some_and(|work| work.give_up());
-        let Some(given_up) = in_order.into_iter().find(is_given_up) else { return };
-        let Some((holder, _)) = state.works.remove(&given_up) else { return };
-        let admitted = self.ended(&mut state, Phase::Ask, &holder);
+        let party = waiter.unwrap_or_else(|| askers.asking().least(&state.machine, phase));
+        let now = Instant::now();
+        let is_old = |since: Instant| now.saturating_duration_since(since) >= AT_REST;
+        if phase == Phase::Ask {
+            let holders = works.iter().map(|(&number, working)| (number, &working.holder, is_old(working.since)));
+            let in_order = state.machine.useless_for(&party, holders);
+            let (holder, work) = state.give_up(phase, in_order)?;
+            let admitted = self.ended(&mut state, phase, &holder);
+            drop(state);
+            work.let_go();
+            self.hand_on(admitted);
+            return None;
+        }
+        let at_rest = |work: &Weak<dyn Work>| work.upgrade()?.rests_since().filter(|&since| is_old(since));
+        let holders = works.iter().map(|(number, working)| ((*number, &working.work), &working.holder));
+        let in_order = state.machine.unfair_to(phase, &party, holders, |(number, work)| Some((at_rest(work)?, number)));
+        let (holder, work) = state.give_up(phase, in_order.into_iter().map(|(_, number)| number))?;
+        state.machine.pass_on(phase, &holder, &party);
+        if let Some(ticket) = ticket {
+            state.machine.leave(ticket);
+            state.waiting.remove(&ticket);
+        }
+        self.tell(&state);
         drop(state);
-        self.hand_on(admitted);
+        work.let_go();
+        self.refuse(phase, "displaced");
+        Some(self.place(phase, &party))
     }
 
     /// A place is free again, unless it was taken back from its work.
     fn end(self: &Arc<Self>, phase: Phase, party: &Party, work: Option<u64>) {
         let mut state = self.state();
-        if work.is_some_and(|number| state.works.remove(&number).is_none()) {
+        if work.is_some_and(|number| state.works[phase as usize].remove(&number).is_none()) {
             return;
         }
         let admitted = self.ended(&mut state, phase, party);

@@ -20,7 +20,7 @@ const STEPS: usize = 300;
 #[derive(Default)]
 struct World {
     active: Vec<(Phase, Party)>,
-    /// The places in `active` whose work is of use to nobody.
+    /// The places in `active` whose work is of use to nobody, or does not move.
     useless: Vec<(Phase, Party)>,
     pending: BTreeMap<Ticket, (Phase, Party)>,
 }
@@ -29,7 +29,11 @@ impl World {
     /// The first of those that are to lose their place so that a request of `party` gets it, if there is any.
     fn to_take_over(&self, machine: &Machine, phase: Phase, party: &Party) -> Option<usize> {
         let holders = self.useless.iter().enumerate().filter(|(_, (of, _))| *of == phase).map(|(number, (_, holder))| (number, holder));
-        machine.to_take_over(phase, party, holders).first().copied()
+        let in_order = match phase {
+            Phase::Ask => machine.useless_for(party, holders.map(|(number, holder)| (number, holder, true))),
+            Phase::Upload | Phase::Download | Phase::Stream => machine.unfair_to(phase, party, holders, Some),
+        };
+        in_order.first().copied()
     }
 
     /// Takes a place out of `active`.
@@ -90,13 +94,16 @@ fn check(machine: &mut Machine, world: &World, bounds: Bounds) -> Result<(), Str
         }
     }
     let is_one = |one: &Party, other: &Party| one.address == other.address && (one.address.is_some() || one.rule == other.rule);
-    let of_address = |party: &Party| world.active.iter().filter(|(of, by)| *of == Phase::Ask && is_one(by, party)).count();
-    let is_full = machine.active(Phase::Ask) == bounds.ask;
-    let may_give = world.useless.iter().any(|(of, holder)| *of == Phase::Ask && of_address(holder) >= 2);
-    match world.to_take_over(machine, Phase::Ask, &newcomer).map(|number| &world.useless[number]) {
-        Some((_, holder)) if !is_full || of_address(holder) < 2 => return Err("a place was taken over for nothing".into()),
-        None if is_full && may_give => return Err("a newcomer found no place beside work that is of use to nobody".into()),
-        _ => {}
+    for (phase, most) in Phase::ALL.into_iter().zip([bounds.ask, bounds.upload, bounds.download, bounds.stream]) {
+        let of_address = |party: &Party| world.active.iter().filter(|(of, by)| *of == phase && is_one(by, party)).count();
+        let is_full = machine.active(phase) == most;
+        let least = if phase == Phase::Ask { 1 } else { 2 };
+        let may_give = world.useless.iter().any(|(of, holder)| *of == phase && of_address(holder) >= least);
+        match world.to_take_over(machine, phase, &newcomer).map(|number| &world.useless[number]) {
+            Some((_, holder)) if !is_full || of_address(holder) < least => return Err("a place was taken over for nothing".into()),
+            None if is_full && may_give => return Err(format!("a newcomer found no place in {phase:?} beside one that is to be given up")),
+            _ => {}
+        }
     }
     if machine.queued() > bounds.queue {
         return Err(format!("{} wait, of {}", machine.queued(), bounds.queue));
@@ -128,7 +135,17 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                 let phase = Phase::ALL[random.usize(..4)];
                 let may_wait = matches!(phase, Phase::Ask | Phase::Upload);
                 let mut has_room = false;
-                if let Some(number) = world.to_take_over(&machine, phase, &party) {
+                let to_take_over = world.to_take_over(&machine, phase, &party);
+                if let Some(number) = to_take_over.filter(|_| phase != Phase::Ask) {
+                    let holder = world.useless.swap_remove(number);
+                    tell(format!("{holder:?} is given up for {party:?}"));
+                    machine.pass_on(phase, &holder.1, &party);
+                    world.remove(&holder);
+                    world.active.push((phase, party));
+                    check(&mut machine, &world, bounds)?;
+                    continue;
+                }
+                if let Some(number) = to_take_over {
                     let holder = world.useless.swap_remove(number);
                     let admitted = machine.end(now, phase, &holder.1);
                     tell(format!("{holder:?} is given up for {party:?}: {admitted:?} go on"));
