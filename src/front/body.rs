@@ -25,7 +25,7 @@ const APART: usize = 4 << 10;
 /// A response's body. The request counts as being answered until the body is dropped.
 pub struct ResponseBody {
     body: Reply,
-    _in_flight: InFlight,
+    in_flight: InFlight,
     /// Over HTTP/2: the stream, and what of the last piece is still to be given to the library.
     stream: Option<(Arc<Stream>, Bytes)>,
     /// What the body broke off with, until what came before it was written.
@@ -41,7 +41,7 @@ impl ResponseBody {
     #[must_use]
     pub fn new(body: Reply, in_flight: InFlight, stream: Option<Arc<Stream>>) -> Self {
         let stream = stream.map(|stream| (stream, Bytes::new()));
-        Self { body, _in_flight: in_flight, stream, broken: None, notes: None, is_ended_by_close: false }
+        Self { body, in_flight, stream, broken: None, notes: None, is_ended_by_close: false }
     }
 
     /// The same over HTTP/1. In version 1.0 the connection's end is the end of a body whose length is not known.
@@ -80,8 +80,10 @@ impl Body for ResponseBody {
             return Poll::Ready(Some(Err(error)));
         }
         if let Some((stream, rest)) = &mut this.stream {
-            // The library asks for more only once the client has room for it.
-            stream.took();
+            // The library asks for more only once the client has room for it; whether the connection has is asked here.
+            let backlog = this.in_flight.backlog();
+            backlog.add(stream.took());
+            ready!(backlog.poll_room(cx));
             if !rest.is_empty() {
                 return Poll::Ready(Some(Ok(give(stream, rest))));
             }

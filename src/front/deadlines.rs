@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::backlog::Backlog;
 use crate::body::lent::Cut;
 use crate::clock::millis;
 use crate::config::Limits;
@@ -55,6 +56,8 @@ pub struct Activity {
     is_cut: AtomicBool,
     /// Told when it is to end: at once, or if it is idle.
     way: Notify,
+    /// Over HTTP/2: what is ready to be written.
+    pub backlog: Backlog,
 }
 
 impl Default for Activity {
@@ -74,6 +77,7 @@ impl Default for Activity {
             to_rest: AtomicBool::new(false),
             is_cut: AtomicBool::new(false),
             way: Notify::new(),
+            backlog: Backlog::default(),
         }
     }
 }
@@ -108,6 +112,7 @@ impl Activity {
 
     /// The library has written all that it had. How many requests it has answered, if none is being answered.
     pub fn did_flush(&self) -> Option<u64> {
+        self.backlog.clear();
         let answered = self.all_answered();
         if answered.is_some() && self.is_unwritten.load(Ordering::Relaxed) {
             self.is_unwritten.store(false, Ordering::Relaxed);
@@ -212,6 +217,9 @@ impl Activity {
         if self.waited.load(Ordering::Relaxed) != 0 {
             self.taken.fetch_add(taken as u64, Ordering::Relaxed);
         }
+        if http2 {
+            self.backlog.wrote(taken as u64);
+        }
         if http2 && taken >= PING {
             self.moved.store(self.now(), Ordering::Relaxed);
         }
@@ -294,6 +302,12 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    /// What the connection has to write.
+    #[must_use]
+    pub fn backlog(&self) -> &Backlog {
+        &self.activity.backlog
+    }
+
     /// A request came.
     #[must_use]
     pub fn begin(activity: &Arc<Activity>, version: Version) -> Self {

@@ -5,6 +5,7 @@
 //!
 //! Knows bytes, clients and their limits. Knows nothing of what answers: that is a function it is given.
 
+pub mod backlog;
 pub mod body;
 pub mod connection;
 pub mod connection_limits;

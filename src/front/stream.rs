@@ -25,9 +25,11 @@ use crate::clock::millis;
 use crate::config::Limits;
 
 /// The pieces of a body, at first and after one that took `SLOW`, and at most for a client that takes each within `AT_ONCE`, in bytes and milliseconds.
+/// A client's window takes the beginning at once, however slowly the client takes the rest: so a piece is no more than a part of what was taken.
 const SMALLEST_PIECE: u64 = 1 << 10;
 const FIRST_PIECE: u64 = 16 << 10;
 const LARGEST_PIECE: u64 = 128 << 10;
+const PART: u64 = 32;
 const AT_ONCE: u64 = 20;
 const SLOW: u64 = 1000;
 
@@ -42,8 +44,11 @@ pub struct Stream {
     /// For how long bytes waited, in milliseconds, since the rate was last computed, and how many the client took in that time.
     waited: AtomicU64,
     taken: AtomicU64,
-    /// How many bytes wait.
+    /// How many bytes wait, and how many were in the piece before.
     waiting: AtomicU64,
+    before: AtomicU64,
+    /// How many bytes the client has taken of all.
+    all: AtomicU64,
     /// The next piece of a body.
     piece: AtomicU64,
     /// Whether it is to end, whatever its client takes, and told so.
@@ -64,6 +69,8 @@ impl Stream {
             waited: zero(),
             taken: zero(),
             waiting: zero(),
+            before: zero(),
+            all: zero(),
             piece: AtomicU64::new(first_piece(limits.min_rate, limits.stall_timeout)),
             is_cut: AtomicBool::new(false),
             cut: Notify::new(),
@@ -86,19 +93,25 @@ impl Stream {
         self.since.store(self.now(), Ordering::Relaxed);
     }
 
-    /// The client has taken what waited.
-    pub fn took(&self) {
+    /// The client has taken what waited. Returns how many bytes more there is room for in its window: those of the piece before, since of
+    /// this one it may be the first byte alone.
+    pub fn took(&self) -> u64 {
         let since = self.since.swap(0, Ordering::Relaxed);
-        if since != 0 {
-            let waited = self.now().saturating_sub(since);
-            if waited <= AT_ONCE {
-                let _ = self.piece.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |piece| Some((piece * 2).min(LARGEST_PIECE)));
-            } else if waited >= SLOW {
-                self.piece.store(first_piece(self.min_rate, self.silence), Ordering::Relaxed);
-            }
-            self.waited.fetch_add(waited, Ordering::Relaxed);
-            self.taken.fetch_add(self.waiting.load(Ordering::Relaxed), Ordering::Relaxed);
+        if since == 0 {
+            return 0;
         }
+        let (waited, bytes) = (self.now().saturating_sub(since), self.waiting.load(Ordering::Relaxed));
+        let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let first = || first_piece(self.min_rate, self.silence);
+        if waited <= AT_ONCE {
+            let larger = |piece: u64| Some((piece * 2).min(LARGEST_PIECE).min((all / PART).max(first())));
+            let _ = self.piece.fetch_update(Ordering::Relaxed, Ordering::Relaxed, larger);
+        } else if waited >= SLOW {
+            self.piece.store(first(), Ordering::Relaxed);
+        }
+        self.waited.fetch_add(waited, Ordering::Relaxed);
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+        self.before.swap(bytes, Ordering::Relaxed)
     }
 
     /// Whether the client is overdue: it has taken nothing for too long, or too little.
@@ -240,6 +253,28 @@ mod tests {
                 }
             });
             assert_eq!(ended.await.is_ok(), is_overdue, "{bytes} B every {every:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_whose_window_took_the_beginning_at_once_is_not_overdue() {
+        for (window, rate) in [(64 << 10, 600), (1 << 20, 1200), (16 << 20, 5000)] {
+            let (stream, mut all) = (stream(), 0);
+            let takes = async {
+                for _ in 0..10_000 {
+                    let piece = stream.piece();
+                    stream.gave(piece);
+                    all += piece as u64;
+                    if all > window {
+                        sleep(Duration::from_millis(piece as u64 * 1000 / rate)).await;
+                    }
+                    stream.took();
+                }
+            };
+            tokio::select! {
+                () = stream.overdue() => panic!("{window} and then {rate} a second: {all}"),
+                () = takes => (),
+            }
         }
     }
 
