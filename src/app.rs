@@ -36,7 +36,7 @@ use crate::cache::void_worker;
 use crate::config::{BackendKind, Config};
 use crate::control::reload::{self, Reloader};
 use crate::fetch::{Fetcher, Settings};
-use crate::front::connection_limits::ConnectionLimits;
+use crate::front::connection_limits::{ConnectionLimits, Counted};
 use crate::front::listener::{self, Stop};
 use crate::front::sockets::{self, Listener};
 use crate::limit::shared::SharedCounts;
@@ -421,7 +421,9 @@ async fn run(config: &Config, own: Option<Box<dyn Backend>>, source: Option<relo
             }
         }
     });
-    let limits = ConnectionLimits::new(config.limits.clone(), proxy.metrics.connections.clone(), proxy.metrics.connections_refused.clone());
+    let (open, refused) = (proxy.metrics.connections.clone(), proxy.metrics.connections_refused.clone());
+    let counted = Counted { open, refused, closed: proxy.metrics.connections_closed.clone() };
+    let limits = ConnectionLimits::new(config.limits.clone(), counted);
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut threads = Vec::with_capacity(cores);
     for core in 0..cores {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 /// While more bytes than this are ready, no stream makes more. Less than the kernel takes at one time would cost fast clients more turns.
-const MOST: u64 = 256 << 10;
+const MOST: u64 = 512 << 10;
 
 /// Bytes that there is room for in the clients' windows, and that are not written.
 #[derive(Debug, Default)]

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::body::{RequestBody, ResponseBody};
 use super::connection_limits::Admitted;
-use super::deadlines::{Activity, InFlight, watchdog};
+use super::deadlines::{Activity, InFlight, Overdue, watchdog};
 use super::frames;
 use super::message::{Fields, MAX_FIELDS, join_cookies};
 use super::outgoing;
@@ -56,7 +56,7 @@ enum Ended {
     /// The HTTP library, or the connection, failed.
     Broken(BoxError),
     /// It was overdue.
-    Overdue(&'static str),
+    Overdue(Overdue),
 }
 
 impl<E: Into<BoxError>> From<E> for Ended {
@@ -68,7 +68,7 @@ impl<E: Into<BoxError>> From<E> for Ended {
 /// What a connection is told while it is served.
 enum Told {
     /// It is overdue, and why.
-    Overdue(&'static str),
+    Overdue(Overdue),
     /// The program stops.
     End,
 }
@@ -92,7 +92,7 @@ pub async fn serve<F, A>(
     let shared = (Arc::clone(&activity), Arc::clone(&interim), Arc::clone(&notes), Arc::clone(&ending));
     let socket = Socket::new(stream, limits, short, shared);
     let (counted, end) = (Arc::clone(&activity), Arc::clone(&ending));
-    let streams = Streams::default();
+    let streams = Streams::new(admitted.closed());
     let opened = streams.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (version, ending, notes, connection) = (request.version(), Arc::clone(&ending), Arc::clone(&notes), Arc::clone(&counted));
@@ -133,7 +133,10 @@ pub async fn serve<F, A>(
     match watched.serve(socket, service).await {
         Ok(()) => {}
         Err(Ended::Broken(error)) => tracing::debug!(%peer, error, "a connection ended early"),
-        Err(Ended::Overdue(why)) => tracing::debug!(%peer, why, "a connection was closed"),
+        Err(Ended::Overdue(why)) => {
+            admitted.count_closed(why);
+            tracing::debug!(%peer, %why, "a connection was closed");
+        }
     }
 }
 
@@ -282,7 +285,7 @@ impl Cut for Reader {
 }
 
 /// Waits until a connection that ends must not last any longer, and returns why.
-async fn overdue(activity: &Activity, limits: &Limits) -> &'static str {
+async fn overdue(activity: &Activity, limits: &Limits) -> Overdue {
     tokio::select! {
         why = watchdog(activity, limits) => why,
         why = activity.gives_way() => why,
@@ -355,7 +358,7 @@ mod tests {
         let shared = (Arc::clone(&activity), Arc::default(), Arc::default(), Arc::clone(&end));
         let socket = Socket::new(server, &limits, None, shared);
         let (_stop, draining) = watch::channel(false);
-        let mut watched = Watched { activity, limits: &limits, draining, end, streams: Streams::default() };
+        let mut watched = Watched { activity, limits: &limits, draining, end, streams: Streams::new(None) };
         let mut rested = Some((socket, service));
         for _ in 0..3 {
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();

@@ -9,11 +9,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::deadlines::Activity;
+use super::deadlines::{Activity, Overdue};
 use crate::config::Limits;
 use crate::request::client::counted_address;
 
@@ -35,8 +35,19 @@ pub struct ConnectionLimits {
     open: Arc<Mutex<Open>>,
     /// When it was last said that connections are refused.
     warned: Arc<Mutex<Option<Instant>>>,
-    /// Open connections, and those that were refused; `None`: nobody counts.
-    counted: Option<(IntGauge, IntCounter)>,
+    /// `None`: nobody counts.
+    counted: Option<Counted>,
+}
+
+/// The metrics of connections.
+#[derive(Clone)]
+pub struct Counted {
+    /// Those that are open.
+    pub open: IntGauge,
+    /// Those that an address had too many, or for which there was no room.
+    pub refused: IntCounter,
+    /// Those that were ended, by [why](Overdue::name).
+    pub closed: IntCounterVec,
 }
 
 /// The connections that are open.
@@ -68,11 +79,13 @@ struct OneOpen {
 }
 
 impl ConnectionLimits {
-    /// Takes as many connections as `limits` say, shows how many are `open`, and counts in `refused` those that an address
-    /// has too many, or for which there was no room.
+    /// Takes as many connections as `limits` say, and counts them.
     #[must_use]
-    pub fn new(limits: Limits, open: IntGauge, refused: IntCounter) -> Self {
-        Self { counted: Some((open, refused)), ..Self::uncounted(limits) }
+    pub fn new(limits: Limits, counted: Counted) -> Self {
+        for why in Overdue::ALL {
+            counted.closed.with_label_values(&[why.name()]);
+        }
+        Self { counted: Some(counted), ..Self::uncounted(limits) }
     }
 
     /// Takes as many connections as `limits` say.
@@ -128,8 +141,8 @@ impl ConnectionLimits {
         open.next += 1;
         open.connections.insert(number, OneOpen { address, activity: Arc::clone(&activity) });
         drop(open);
-        if let Some((open, _)) = &self.counted {
-            open.inc();
+        if let Some(counted) = &self.counted {
+            counted.open.inc();
         }
         Admitted { limits: self.clone(), address, number, activity, _permit: permit }
     }
@@ -153,8 +166,8 @@ impl ConnectionLimits {
 
     /// Counts a connection that is refused. Whether the log is to say so, now and then.
     fn is_due(&self) -> bool {
-        if let Some((_, refused)) = &self.counted {
-            refused.inc();
+        if let Some(counted) = &self.counted {
+            counted.refused.inc();
         }
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
@@ -185,12 +198,25 @@ impl Admitted {
     pub const fn limits(&self) -> &Limits {
         &self.limits.limits
     }
+
+    /// What counts those that are ended, if anybody counts.
+    #[must_use]
+    pub fn closed(&self) -> Option<IntCounterVec> {
+        self.limits.counted.as_ref().map(|counted| counted.closed.clone())
+    }
+
+    /// Counts it as ended.
+    pub fn count_closed(&self, why: Overdue) {
+        if let Some(counted) = &self.limits.counted {
+            counted.closed.with_label_values(&[why.name()]).inc();
+        }
+    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if let Some((open, _)) = &self.limits.counted {
-            open.dec();
+        if let Some(counted) = &self.limits.counted {
+            counted.open.dec();
         }
         let mut open = self.limits.open();
         open.connections.remove(&self.number);
@@ -205,13 +231,15 @@ mod tests {
     fn limits(lines: &str) -> ConnectionLimits {
         let text = format!("trusted_proxies=['192.0.2.0/24']\n[backend]\nurl='http://127.0.0.1:1'\n[limits]\n{lines}");
         let limits = crate::config::check("t", &text, &|_| None).config.unwrap().limits;
-        ConnectionLimits::new(limits, IntGauge::new("a", "a").unwrap(), IntCounter::new("b", "b").unwrap())
+        let metrics = crate::telemetry::metrics::Metrics::new().unwrap();
+        let (open, refused) = (metrics.connections.clone(), metrics.connections_refused.clone());
+        ConnectionLimits::new(limits, Counted { open, refused, closed: metrics.connections_closed.clone() })
     }
 
     #[tokio::test]
     async fn an_address_has_so_many_connections_and_a_trusted_proxy_any_number() {
         let limits = limits("connections_per_address=2");
-        let (open, refused) = limits.counted.clone().unwrap();
+        let Counted { open, refused, .. } = limits.counted.clone().unwrap();
         let admit = async |peer: &str| limits.admit(peer.parse().unwrap()).await;
         let (first, _second) = (admit("198.51.100.1").await, admit("::ffff:198.51.100.1").await);
         assert!(first.is_some() && admit("198.51.100.1").await.is_none() && refused.get() == 1);

@@ -5,6 +5,7 @@
 //!
 //! That the kernel takes bytes says that the client takes them only while it holds few that are not sent: [`limit_unsent`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
@@ -27,6 +28,54 @@ const PING: usize = 256;
 /// Bytes that the kernel may hold unsent. It asks for more once half of them are sent: a client at four times `min_rate` takes
 /// that many within `stall_timeout`, by the defaults of both. Fewer would cost fast clients more turns.
 const MOST_UNSENT: u32 = 96 << 10;
+
+/// Why a connection, or a stream of one, is ended by Sluice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overdue {
+    /// A request's head does not come.
+    Head,
+    /// Nothing is asked.
+    Idle,
+    /// The client takes nothing of an answer.
+    Stalled,
+    /// It takes too little.
+    Slow,
+    /// It was idle, and another needs its place.
+    GaveWay,
+    /// What it reads is stored no more, and too much of that is held.
+    Unstored,
+}
+
+impl Overdue {
+    /// Every reason.
+    pub const ALL: [Self; 6] = [Self::Head, Self::Idle, Self::Stalled, Self::Slow, Self::GaveWay, Self::Unstored];
+
+    /// The value of the metric label `why`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Head => "header_timeout",
+            Self::Idle => "idle_timeout",
+            Self::Stalled => "stall_timeout",
+            Self::Slow => "min_rate",
+            Self::GaveWay => "gave_way",
+            Self::Unstored => "unstored",
+        }
+    }
+}
+
+impl fmt::Display for Overdue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Head => "the request's head did not come in time (limits.header_timeout)",
+            Self::Idle => "idle (limits.idle_timeout)",
+            Self::Stalled => "the client takes no bytes (limits.stall_timeout)",
+            Self::Slow => "the client takes bytes too slowly (limits.min_rate)",
+            Self::GaveWay => "it was idle, and another needs its place (limits.connections)",
+            Self::Unstored => "what it reads is stored no more, and too many bytes are kept for slow clients",
+        })
+    }
+}
 
 /// When a connection last moved, and what it waits for. Moments are milliseconds after `start`; zero means never.
 pub struct Activity {
@@ -147,14 +196,14 @@ impl Activity {
     }
 
     /// Waits until the connection is to end for others' sake, and returns why.
-    pub async fn gives_way(&self) -> &'static str {
+    pub async fn gives_way(&self) -> Overdue {
         loop {
             self.way.notified().await;
             if self.is_cut.load(Ordering::Relaxed) {
-                return "what it reads is stored no more, and too many bytes are kept for slow clients";
+                return Overdue::Unstored;
             }
             if self.idle_for().is_some() {
-                return "it was idle, and another needs its place (limits.connections)";
+                return Overdue::GaveWay;
             }
         }
     }
@@ -226,22 +275,20 @@ impl Activity {
     }
 
     /// When the connection is to be closed unless it moves, and why.
-    fn deadline(&self, limits: &Limits) -> (u64, &'static str) {
+    fn deadline(&self, limits: &Limits) -> (u64, Overdue) {
         let after = |since: u64, span: Duration| since.saturating_add(millis(span));
         let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let blocked = match load(&self.blocked_since) {
-            0 => (u64::MAX, ""),
-            since => (after(since, limits.stall_timeout), "the client takes no bytes (limits.stall_timeout)"),
+            0 => (u64::MAX, Overdue::Stalled),
+            since => (after(since, limits.stall_timeout), Overdue::Stalled),
         };
         let waiting = match (self.idle_since(), load(&self.head_since)) {
-            (Some(since), _) => (after(since, limits.idle_timeout), "idle (limits.idle_timeout)"),
+            (Some(since), _) => (after(since, limits.idle_timeout), Overdue::Idle),
             // Over HTTP/1 a head is on its way only while nothing is answered.
-            (None, since) if since != 0 => {
-                (after(since, limits.header_timeout), "the request's head did not come in time (limits.header_timeout)")
-            }
-            (None, _) => (u64::MAX, ""),
+            (None, since) if since != 0 => (after(since, limits.header_timeout), Overdue::Head),
+            (None, _) => (u64::MAX, Overdue::Idle),
         };
-        blocked.min(waiting)
+        if blocked.0 <= waiting.0 { blocked } else { waiting }
     }
 
     /// Whether the client, while it was waited for, took fewer bytes a second than `limits.min_rate`. Computed anew after
@@ -272,7 +319,7 @@ pub(super) fn is_too_slow(bytes: u64, span: Duration, rate: u64) -> bool {
 
 /// Returns why a connection is overdue, as soon as it is. Sleeps until the nearest deadline that there could be, then looks
 /// again.
-pub async fn watchdog(activity: &Activity, limits: &Limits) -> &'static str {
+pub async fn watchdog(activity: &Activity, limits: &Limits) -> Overdue {
     let nap = limits.header_timeout.min(limits.idle_timeout).min(limits.stall_timeout);
     loop {
         let (deadline, why) = activity.deadline(limits);
@@ -281,7 +328,7 @@ pub async fn watchdog(activity: &Activity, limits: &Limits) -> &'static str {
             return why;
         }
         if activity.takes_too_little(limits) {
-            return "the client takes bytes too slowly (limits.min_rate)";
+            return Overdue::Slow;
         }
         let next = Duration::from_millis(deadline - now).min(nap.max(Duration::from_millis(10)));
         sleep_until(Instant::now() + next).await;
@@ -340,14 +387,14 @@ mod tests {
     async fn the_watchdog_closes_what_does_not_move() {
         let limits = limits();
         let idle = Activity::default();
-        assert!(watchdog(&idle, &limits).await.starts_with("idle"));
+        assert_eq!(watchdog(&idle, &limits).await, Overdue::Idle);
         let slow = Activity::default();
         slow.did_read(false);
-        assert!(watchdog(&slow, &limits).await.starts_with("the request's head"));
+        assert_eq!(watchdog(&slow, &limits).await, Overdue::Head);
         let stuck = Arc::new(Activity::default());
         let _in_flight = InFlight::begin(&stuck, Version::HTTP_11);
         stuck.did_write(Poll::Pending, false);
-        assert!(watchdog(&stuck, &limits).await.starts_with("the client takes no bytes"));
+        assert_eq!(watchdog(&stuck, &limits).await, Overdue::Stalled);
     }
 
     #[tokio::test(start_paused = true)]
@@ -380,7 +427,7 @@ mod tests {
                 () = takes(&activity, bytes) => None,
                 () = tokio::time::sleep(Duration::from_secs(600)) => None,
             };
-            assert_eq!(ended.is_some_and(|why| why.contains("too slowly")), closed, "{bytes}");
+            assert_eq!(ended == Some(Overdue::Slow), closed, "{bytes}");
         }
     }
 }

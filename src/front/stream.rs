@@ -14,22 +14,23 @@ use std::task::Poll;
 use std::time::Duration;
 
 use hyper::rt::Executor;
+use prometheus::IntCounterVec;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
-use super::deadlines::is_too_slow;
+use super::deadlines::{Overdue, is_too_slow};
 use super::select::{Either, select};
 use crate::body::lent::Cut;
 use crate::clock::millis;
 use crate::config::Limits;
 
 /// The pieces of a body, at first and after one that took `SLOW`, and at most for a client that takes each within `AT_ONCE`, in bytes and milliseconds.
-/// A client's window takes the beginning at once, however slowly the client takes the rest: so a piece is no more than a part of what was taken.
+/// A client's window takes the beginning at once, however slowly the client takes the rest: so a piece is no larger than what was taken before it, and
+/// there is more time for a larger one.
 const SMALLEST_PIECE: u64 = 1 << 10;
 const FIRST_PIECE: u64 = 16 << 10;
 const LARGEST_PIECE: u64 = 128 << 10;
-const PART: u64 = 32;
 const AT_ONCE: u64 = 20;
 const SLOW: u64 = 1000;
 
@@ -104,7 +105,7 @@ impl Stream {
         let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let first = || first_piece(self.min_rate, self.silence);
         if waited <= AT_ONCE {
-            let larger = |piece: u64| Some((piece * 2).min(LARGEST_PIECE).min((all / PART).max(first())));
+            let larger = |piece: u64| Some((piece * 2).min(LARGEST_PIECE).min(all.max(first())));
             let _ = self.piece.fetch_update(Ordering::Relaxed, Ordering::Relaxed, larger);
         } else if waited >= SLOW {
             self.piece.store(first(), Ordering::Relaxed);
@@ -114,27 +115,39 @@ impl Stream {
         self.before.swap(bytes, Ordering::Relaxed)
     }
 
-    /// Whether the client is overdue: it has taken nothing for too long, or too little.
-    fn is_overdue(&self) -> bool {
+    /// How much longer than the longest silence a piece may take: nothing is seen of a client before it has all but the last of it.
+    fn allowance(&self) -> Duration {
+        let bytes = self.waiting.load(Ordering::Relaxed).saturating_sub(first_piece(self.min_rate, self.silence));
+        Duration::from_millis((bytes * 1000).checked_div(self.min_rate * 4).unwrap_or(0))
+    }
+
+    /// Why the client is overdue, if it is: it has taken nothing for too long, or too little.
+    fn is_overdue(&self) -> Option<Overdue> {
         let since = self.since.load(Ordering::Relaxed);
         let waits = Duration::from_millis(if since == 0 { 0 } else { self.now().saturating_sub(since) });
-        if waits >= self.silence || self.is_cut.load(Ordering::Relaxed) {
-            return true;
+        if self.is_cut.load(Ordering::Relaxed) {
+            return Some(Overdue::Unstored);
+        }
+        if waits >= self.silence + self.allowance() {
+            return Some(Overdue::Stalled);
         }
         // What the client is taking now is not counted before it has all of it, neither bytes nor time.
         let waited = Duration::from_millis(self.waited.load(Ordering::Relaxed));
         if waited < self.silence {
-            return false;
+            return None;
         }
         self.waited.store(0, Ordering::Relaxed);
-        is_too_slow(self.taken.swap(0, Ordering::Relaxed), waited, self.min_rate)
+        is_too_slow(self.taken.swap(0, Ordering::Relaxed), waited, self.min_rate).then_some(Overdue::Slow)
     }
 
-    /// Waits until the client is overdue.
-    async fn overdue(&self) {
+    /// Waits until the client is overdue, and returns why.
+    async fn overdue(&self) -> Overdue {
         // Often enough to see it soon after.
         let nap = (self.silence / 4).max(Duration::from_millis(10));
-        while !self.is_overdue() {
+        loop {
+            if let Some(why) = self.is_overdue() {
+                return why;
+            }
             let _ = timeout(nap, self.cut.notified()).await;
         }
     }
@@ -154,29 +167,35 @@ fn first_piece(min_rate: u64, silence: Duration) -> u64 {
 
 /// Runs the streams of one connection, each until it ends or its client is overdue: then it is dropped, which resets it.
 ///
-/// A connection may open a hundred streams at one time. They begin one after another, each with a turn of its own at the thread: so those who
+/// A connection may open a hundred streams at one time. They begin a few after another, each with a turn of its own at the thread: so those who
 /// have one connection each do not wait for all streams of all others.
 #[derive(Clone, Debug)]
 pub struct Streams {
     opened: Arc<Mutex<Option<Arc<Stream>>>>,
     turns: Arc<Turns>,
+    /// Counts those that are reset; `None`: nobody counts.
+    closed: Option<IntCounterVec>,
 }
+
+/// How many streams of one connection begin at a time.
+const AT_A_TIME: usize = 4;
 
 #[derive(Debug)]
 struct Turns {
-    /// Held by the stream that begins.
-    one: Semaphore,
+    /// Held by the streams that begin.
+    few: Semaphore,
     /// How many streams have not begun.
     waiting: AtomicU64,
 }
 
-impl Default for Streams {
-    fn default() -> Self {
-        Self { opened: Arc::default(), turns: Arc::new(Turns { one: Semaphore::new(1), waiting: AtomicU64::new(0) }) }
-    }
-}
-
 impl Streams {
+    /// Counts those that are reset in `closed`, by [why](Overdue::name).
+    #[must_use]
+    pub fn new(closed: Option<IntCounterVec>) -> Self {
+        let turns = Turns { few: Semaphore::new(AT_A_TIME), waiting: AtomicU64::new(0) };
+        Self { opened: Arc::default(), turns: Arc::new(turns), closed }
+    }
+
     /// The library has read a request, and runs its stream next.
     pub fn open(&self, stream: Arc<Stream>) {
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
@@ -189,12 +208,12 @@ where
 {
     fn execute(&self, work: F) {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let turns = Arc::clone(&self.turns);
+        let (turns, closed) = (Arc::clone(&self.turns), self.closed.clone());
         turns.waiting.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             let mut work = pin!(work);
             // It is never closed.
-            let turn = turns.one.acquire().await;
+            let turn = turns.few.acquire().await;
             let mut is_over = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
             if turns.waiting.fetch_sub(1, Ordering::Relaxed) > 1 {
                 // The next one begins when all others of this thread have had a turn.
@@ -213,8 +232,11 @@ where
                 work.await;
                 return;
             };
-            if let Either::Quiet(()) = select(work, pin!(stream.overdue())).await {
-                tracing::debug!("a stream was reset: the client takes nothing, or too little (limits.stall_timeout, limits.min_rate)");
+            if let Either::Quiet(why) = select(work, pin!(stream.overdue())).await {
+                if let Some(closed) = closed {
+                    closed.with_label_values(&[why.name()]).inc();
+                }
+                tracing::debug!(%why, "a stream was reset");
             }
         });
     }
@@ -248,7 +270,7 @@ mod tests {
             let stream = stream();
             let ended = timeout(s(600), async {
                 tokio::select! {
-                    () = stream.overdue() => (),
+                    _ = stream.overdue() => (),
                     () = takes(&stream, bytes, every) => (),
                 }
             });
@@ -258,7 +280,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_whose_window_took_the_beginning_at_once_is_not_overdue() {
-        for (window, rate) in [(64 << 10, 600), (1 << 20, 1200), (16 << 20, 5000)] {
+        for (window, rate) in [(64 << 10, 1200), (1 << 20, 1500), (16 << 20, 1500)] {
             let (stream, mut all) = (stream(), 0);
             let takes = async {
                 for _ in 0..10_000 {
@@ -272,7 +294,7 @@ mod tests {
                 }
             };
             tokio::select! {
-                () = stream.overdue() => panic!("{window} and then {rate} a second: {all}"),
+                why = stream.overdue() => panic!("{window} and then {rate} a second: {why}"),
                 () = takes => (),
             }
         }
@@ -281,7 +303,7 @@ mod tests {
     #[tokio::test]
     async fn streams_of_many_connections_take_turns() {
         let order = Arc::new(Mutex::new(Vec::new()));
-        let connections = [(); 3].map(|()| Streams::default());
+        let connections = [(); 3].map(|()| Streams::new(None));
         for streams in &connections {
             for stream in 0..10 {
                 let order = Arc::clone(&order);
@@ -291,7 +313,8 @@ mod tests {
         while order.lock().unwrap().len() < 30 {
             tokio::task::yield_now().await;
         }
-        assert!(order.lock().unwrap().is_sorted(), "{order:?}");
+        let turns: Vec<_> = order.lock().unwrap().iter().map(|stream| stream / AT_A_TIME).collect();
+        assert!(turns.is_sorted(), "{turns:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -195,6 +195,8 @@ pub struct Metrics {
     /// `connections_refused_total`: client connections closed because their address had too many, or because all were open and
     /// none was idle.
     pub connections_refused: IntCounter,
+    /// `connections_closed_total`: client connections, and streams of them, that Sluice ended, by why.
+    pub connections_closed: IntCounterVec,
     /// `unstored_bytes`: large bodies that are stored no more and that clients still read ([`lent`]).
     pub unstored_bytes: IntGauge,
     /// `remembered_bytes`: what is remembered of keys and heads beside what is stored.
@@ -304,6 +306,11 @@ impl Metrics {
             connections_refused: counter(
                 "connections_refused_total",
                 "Client connections closed because their address had too many, or all were open.",
+            )?,
+            connections_closed: counters(
+                "connections_closed_total",
+                "Client connections, and streams of HTTP/2, that were ended, by the limit that they were over.",
+                &["why"],
             )?,
             unstored_bytes: gauge("unstored_bytes", "Bytes of large answers that are stored no more and that clients still read.")?,
             remembered_bytes: gauge("remembered_bytes", "Bytes of what is remembered of keys and heads beside what is stored.")?,
