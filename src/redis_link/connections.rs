@@ -17,7 +17,7 @@ use super::connect::{CONNECT_TIMEOUT, connect};
 use super::failure::RedisFailure;
 use super::large::Large;
 use super::reads::Reads;
-use crate::breaker::Backoff;
+use crate::breaker::{Backoff, Breaker, Gate};
 use crate::telemetry::metrics::Metrics;
 
 /// Connections of a set.
@@ -30,6 +30,8 @@ const ASKING_ALIVE: usize = 1;
 const READING: usize = 2;
 /// How long a failing Redis is left alone between attempts. Recovery is seen within the longest.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(800), tolerated: 0 };
+/// How long connections that lead to a replica are kept before others are made once more. A Redis that is always read-only is read meanwhile.
+const REPLICA: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(10), tolerated: 0 };
 /// How often a connection is used that would be idle otherwise: Redis ends none sooner than after a second.
 const LOOK: Duration = Duration::from_millis(400);
 /// How long a Redis that fails is asked before it counts as away, for whoever must know what it says.
@@ -59,6 +61,8 @@ pub(super) struct Connections {
     made: watch::Sender<()>,
     /// Whether Redis is being asked if it answers at all.
     doubting: AtomicBool,
+    /// Whether connections are made anew because these lead to a replica.
+    replica: Breaker,
     /// For values that are large.
     pub(super) large: Large,
     pub(super) metrics: Arc<Metrics>,
@@ -95,6 +99,7 @@ impl Connections {
             large: Large::new(client.clone()),
             made: watch::Sender::new(()),
             doubting: AtomicBool::new(false),
+            replica: Breaker::new(REPLICA),
             client,
             sets: ArcSwapOption::empty(),
             next: AtomicUsize::new(0),
@@ -213,6 +218,19 @@ impl Connections {
     pub(super) fn renew(&self, set: &ConnectionSet) {
         if self.is_current(set) {
             self.broken.notify_one();
+        }
+    }
+
+    /// A write met a replica: the address may lead to a primary by now, though these connections stand and answer. All are made anew, now
+    /// and then.
+    pub(super) fn leave_replica(&self, set: &ConnectionSet) {
+        if self.is_current(set) {
+            match self.replica.enter() {
+                Gate::Open => return,
+                Gate::Closed => drop(self.replica.failed()),
+                Gate::Trial => {}
+            }
+            self.renew(set);
         }
     }
 

@@ -7,7 +7,8 @@
 //!
 //! | failure | what follows |
 //! |---|---|
-//! | a refused command (full, read-only, not allowed, of another type) | that command's alone |
+//! | a refused command (full, not allowed, of another type) | that command's alone |
+//! | a write that met a replica | that write's alone; connections are made anew now and then, since the address may lead to a primary by now |
 //! | a value that Redis does not take | it is not tried again for a minute; it went over a connection of its own ([`large`]) |
 //! | a connection broke | a read goes once more over another one; the broken one is made anew, while the others are used |
 //! | no answer in time | that read is a miss; Redis is asked whether it answers at all, over a connection that carries nothing else. If not: |
@@ -41,7 +42,7 @@ use crate::config::RedisUrl;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use connections::{ConnectionSet, Connections, OnConnect};
-use failure::{RedisFailure, Scope};
+use failure::{RedisFailure, Scope, is_of_a_replica};
 use large::LARGE;
 use reads::{Kept, Read, Reads};
 
@@ -125,14 +126,15 @@ impl RedisLink {
         if size < LARGE {
             return self.call(command).await;
         }
-        if !self.is_up() {
-            return Err(RedisFailure::Down);
-        }
+        let set = self.connections.sets.load_full().ok_or(RedisFailure::Down)?;
         let (began, started) = (begin(), Instant::now());
         let answer = self.connections.large.write(command, size, self.read_timeout * WRITE_FACTOR).await;
         self.took("write", started);
         if let Err(failure) = &answer {
             self.count("write", failure);
+            if is_of_a_replica(failure) {
+                self.connections.leave_replica(&set);
+            }
         }
         tell("write", began, &answer);
         answer
@@ -284,6 +286,7 @@ impl RedisLink {
         let (kind, scope) = failure.classify();
         self.count(op, failure);
         match scope {
+            Scope::Command if is_of_a_replica(failure) => self.connections.leave_replica(set),
             Scope::Command => {}
             // A read goes once more over another one.
             Scope::Connection if op == "read" => Connections::forget_own(set),
@@ -333,22 +336,61 @@ mod tests {
     use super::connections::ASKING;
     use super::*;
     use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::sync::Notify;
 
     /// A server that says OK to every command.
     async fn agree(listener: TcpListener) {
+        serve(listener, |_, _| Some("+OK\r\n".to_owned())).await;
+    }
+
+    /// A server that answers so, by the number of the connection and the command's bytes; not at all if that is `None`.
+    async fn serve(listener: TcpListener, answer: impl Fn(usize, &str) -> Option<String> + Clone + Send + 'static) {
+        let mut number = 0;
         while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            number += 1;
             tokio::spawn(async move {
                 let mut bytes = [0; 4096];
                 while let Ok(read @ 1..) = stream.read(&mut bytes).await {
-                    let commands = bytes[..read].iter().filter(|&&byte| byte == b'*').count();
-                    if stream.write_all("+OK\r\n".repeat(commands).as_bytes()).await.is_err() {
+                    let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
+                    let answers: String = text.split('*').skip(1).filter_map(|command| answer(number, command)).collect();
+                    if stream.write_all(answers.as_bytes()).await.is_err() {
                         break;
                     }
                 }
             });
+        }
+    }
+
+    /// A link to a server that answers so, connected, and what serves.
+    async fn over(
+        read_timeout: Duration,
+        answer: impl Fn(usize, &str) -> Option<String> + Clone + Send + 'static,
+    ) -> (RedisLink, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = RedisUrl::parse(&format!("redis://{}", listener.local_addr().unwrap()), None).unwrap();
+        let serving = tokio::spawn(serve(listener, answer));
+        let link = RedisLink::new(&url, read_timeout, Arc::new(Metrics::new().unwrap())).unwrap();
+        link.keep_connected(Arc::new(Open));
+        while !link.is_up() {
+            yield_now().await;
+        }
+        (link, serving)
+    }
+
+    /// Connections wait for nothing.
+    struct Open;
+
+    impl OnConnect for Open {
+        fn connected<'a>(
+            &'a self,
+            _: &'a Client,
+            _: &'a mut MultiplexedConnection,
+        ) -> Pin<Box<dyn Future<Output = Result<(), RedisError>> + Send + 'a>> {
+            Box::pin(std::future::ready(Ok(())))
         }
     }
 
@@ -413,6 +455,40 @@ mod tests {
         }
         others.into_iter().for_each(|other| other.abort());
         assert!(link.is_up());
+    }
+
+    #[tokio::test]
+    async fn connections_that_lead_to_a_replica_are_left_for_the_primary_behind_the_same_address() {
+        let (failed_over, is_replica) =
+            (Arc::new(AtomicUsize::new(usize::MAX)), "-READONLY You can't write against a read only replica.\r\n");
+        let made = Arc::new(AtomicUsize::new(0));
+        let (link, _serving) = over(Duration::from_secs(5), {
+            let (failed_over, made) = (Arc::clone(&failed_over), Arc::clone(&made));
+            move |number, command: &str| {
+                made.fetch_max(number, Ordering::SeqCst);
+                // Those that were made before stand, and lead to what is a replica now.
+                let refused = command.contains("SET\r") && number <= failed_over.load(Ordering::SeqCst);
+                Some(if refused && failed_over.load(Ordering::SeqCst) < usize::MAX { is_replica } else { "+OK\r\n" }.to_owned())
+            }
+        })
+        .await;
+        let mut write = redis::cmd("SET");
+        write.arg("k").arg("v");
+        assert!(link.call(&write).await.is_ok());
+        let set = link.connections.sets.load_full().unwrap();
+        failed_over.store(made.load(Ordering::SeqCst), Ordering::SeqCst);
+        let refused = link.call(&write).await.unwrap_err();
+        assert_eq!(refused.classify(), ("refused_write", Scope::Command));
+        assert!(link.is_up(), "it is read meanwhile");
+        assert!(link.connections.renewed(&set, Duration::from_secs(30)).await.is_some_and(|renewed| !Arc::ptr_eq(&renewed, &set)));
+        assert!(link.call(&write).await.is_ok());
+        // One that is always read-only is not connected to over and over.
+        let set = link.connections.sets.load_full().unwrap();
+        failed_over.store(usize::MAX - 1, Ordering::SeqCst);
+        for _ in 0..20 {
+            assert!(link.call(&write).await.is_err());
+        }
+        assert!(Arc::ptr_eq(&link.connections.sets.load_full().unwrap(), &set));
     }
 
     #[tokio::test]
