@@ -239,11 +239,13 @@ impl Cache {
         let (pending, Purge { at, .. }) = self.void(what.clone(), soft);
         let cache = Arc::clone(self);
         let counting = self.runtime.spawn(async move { cache.sweep(at).await });
-        self.peers.tell(&LoggedVoid { what, soft }).await;
-        let added = match (&self.log, pending) {
-            (Some(log), Some(pending)) => Some(log.share(pending).await),
-            _ => None,
-        };
+        // Whoever asked for it may go away: all are told.
+        let cache = Arc::clone(self);
+        let telling = self.runtime.spawn(async move {
+            let void = LoggedVoid { what, soft };
+            tokio::join!(cache.peers.tell(&void), cache.share(pending)).1
+        });
+        let added = telling.await.unwrap_or(None);
         let (number, elsewhere) = match (&self.log, added) {
             (Some(log), Some(Added::Shared(number))) => (Some(number), log.counted(number, PATIENCE).await),
             _ => (None, Some(0)),
@@ -272,6 +274,11 @@ impl Cache {
             }
             None => (None, self.voids.add(what, Effect::of_purge(soft), Wall::now())),
         }
+    }
+
+    /// Says to the other instances what is void here. `None` without Redis.
+    async fn share(&self, pending: Option<Pending>) -> Option<Added> {
+        Some(self.log.as_ref()?.share(pending?).await)
     }
 
     /// Removes from memory what is void, and says how many entries the purge of a moment concerned.
@@ -309,10 +316,9 @@ impl Cache {
         let cache = Arc::clone(self);
         let telling = self.runtime.spawn(async move {
             for (key, (pending, _)) in keys.iter().zip(pending) {
-                cache.peers.tell(&LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
-                if let (Some(log), Some(pending)) = (&cache.log, pending) {
-                    log.share(pending).await;
-                }
+                let void = LoggedVoid { what: Selection::Target(key.target), soft: false };
+                // A process that hangs does not keep the instances waiting.
+                tokio::join!(cache.peers.tell(&void), cache.share(pending));
                 cache.store.remove(key).await;
             }
             // One sweep serves all that waits for it.
@@ -326,15 +332,26 @@ impl Cache {
 
     /// The upstream has taken back what is stored under a key. It is removed, and what was asked for before does not take its place. The
     /// other instances are told, as far as Redis takes it: what they have would end by itself once they ask the upstream.
-    pub async fn end(&self, key: &Key) {
+    pub async fn end(self: &Arc<Self>, key: &Key) {
         self.ended.note(&key.canonical, self.ask(), Wall::now());
         let what = Selection::Entry(entry_digest(&key.canonical.0));
-        let pending = self.log.as_ref().filter(|_| self.may_be_shared()).map(|log| (log, log.void(what.clone(), false).0));
-        self.store.remove(key).await;
-        self.peers.tell(&LoggedVoid { what, soft: false }).await;
-        if let Some((log, pending)) = pending {
-            log.share_now(pending).await;
+        let pending = self.log.as_ref().filter(|_| self.may_be_shared()).map(|log| (Arc::clone(log), log.void(what.clone(), false).0));
+        if let Some(there) = self.store.peek(&key.canonical) {
+            self.store.replace(&there, None);
         }
+        let (cache, key) = (Arc::clone(self), key.clone());
+        // Whoever asked for it may go away: all are told.
+        let telling = self.runtime.spawn(async move {
+            cache.store.remove(&key).await;
+            let sharing = async {
+                if let Some((log, pending)) = pending {
+                    log.share_now(pending).await;
+                }
+            };
+            let void = LoggedVoid { what, soft: false };
+            tokio::join!(cache.peers.tell(&void), sharing);
+        });
+        let _ = telling.await;
     }
 
     /// The moment of something that is asked of the upstream now.
@@ -466,6 +483,25 @@ mod tests {
         };
         let left = left_after(softly).await.expect("what is left");
         assert!(left.lifetimes.fresh.is_zero());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_are_told_of_what_is_void_though_whoever_asked_for_it_goes_away() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let memory = Memory::new(1 << 20, 1 << 20, Arc::clone(&metrics)).unwrap();
+        let cache = Cache::new(Arc::new(memory), Arc::default(), None, Handle::current(), metrics);
+        for ends in [false, true] {
+            // Another process hangs: it is told, waited for, and cut off.
+            let (_, mut queue) = cache.peers.join().unwrap();
+            let telling: StoreFuture<'_, ()> = match ends {
+                true => Box::pin(async { cache.end(&key()).await }),
+                false => purge(Arc::clone(&cache), Selection::Tag("t".into())),
+            };
+            assert!(timeout(peers::PATIENCE / 10, telling).await.is_err());
+            assert!(queue.recv().await.is_some() && cache.peers.are_there());
+            tokio::time::sleep(peers::PATIENCE).await;
+            assert!(!cache.peers.are_there(), "{ends}: it is not waited for any more");
+        }
     }
 
     #[tokio::test]
