@@ -14,7 +14,6 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{CONNECT_TIMEOUT, connect};
-use super::failure::RedisFailure;
 use super::large::Large;
 use super::reads::Reads;
 use crate::breaker::{Backoff, Breaker, Gate};
@@ -71,16 +70,28 @@ pub(super) struct Connections {
 /// The connections that were made together.
 pub(super) type ConnectionSet = Arc<Vec<MultiplexedConnection>>;
 
+/// A connection that is used for calls.
+#[derive(Clone)]
+pub(super) struct Via {
+    pub(super) connection: MultiplexedConnection,
+    /// Its number, if it is the own one of this thread; zero: others use it too.
+    pub(super) own: usize,
+}
+
+impl Via {
+    fn of_set(connection: &MultiplexedConnection) -> Self {
+        Self { connection: connection.clone(), own: 0 }
+    }
+}
+
 /// The connection over which one thread reads.
 #[derive(Default)]
 struct Own {
-    /// Its number among all; zero: none yet.
-    number: usize,
     /// The set that it belongs to.
     set: Weak<Vec<MultiplexedConnection>>,
     /// `None` while it is being made, or could not be.
-    connection: Option<MultiplexedConnection>,
-    /// What is sent next.
+    via: Option<Via>,
+    /// What is sent next. Dropped with it, it is asked for over another one.
     reads: Reads,
 }
 
@@ -89,6 +100,10 @@ thread_local!(static OWN: RefCell<Own> = RefCell::default());
 impl Own {
     fn is_of(&self, set: &ConnectionSet) -> bool {
         self.set.as_ptr() == Arc::as_ptr(set)
+    }
+
+    fn has(&self, number: usize) -> bool {
+        self.via.as_ref().is_some_and(|via| via.own == number)
     }
 }
 
@@ -125,28 +140,31 @@ impl Connections {
         }
     }
 
-    /// A connection to write over, or to read, and the set that it belongs to; `None` while Redis is left alone.
-    pub(super) fn pick(self: &Arc<Self>, write: bool) -> Option<(MultiplexedConnection, ConnectionSet)> {
+    /// The connection to write over, and the set that it belongs to; `None` while Redis is left alone.
+    pub(super) fn writer(&self) -> Option<(Via, ConnectionSet)> {
         let set = self.sets.load_full()?;
-        if write {
-            return Some((set[WRITING].clone(), set));
-        }
-        let own = self.own(&set, |connection, _| connection.clone());
+        Some((Via::of_set(&set[WRITING]), set))
+    }
+
+    /// A connection to read over, and the set that it belongs to; `None` while Redis is left alone.
+    pub(super) fn reader(self: &Arc<Self>) -> Option<(Via, ConnectionSet)> {
+        let set = self.sets.load_full()?;
+        let own = self.own(&set, |via, _| via.clone());
         Some((own.unwrap_or_else(|| self.next_reader(&set)), set))
     }
 
     /// The connection over which the next thread reads that has none of its own.
-    pub(super) fn next_reader(&self, set: &ConnectionSet) -> MultiplexedConnection {
+    pub(super) fn next_reader(&self, set: &ConnectionSet) -> Via {
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % (set.len() - READING);
-        set[READING + turn].clone()
+        Via::of_set(&set[READING + turn])
     }
 
     /// Does something with the connection of this thread, which is made when the thread reads first. It is driven where its answers
     /// are waited for: over one that another thread drives, each read would wake that one, and be woken by it.
-    pub(super) fn own<T>(self: &Arc<Self>, set: &ConnectionSet, with: impl FnOnce(&MultiplexedConnection, &mut Reads) -> T) -> Option<T> {
+    pub(super) fn own<T>(self: &Arc<Self>, set: &ConnectionSet, with: impl FnOnce(&Via, &mut Reads) -> T) -> Option<T> {
         OWN.with_borrow_mut(|own| {
             if own.is_of(set) {
-                return Some(with(own.connection.as_ref()?, &mut own.reads));
+                return Some(with(own.via.as_ref()?, &mut own.reads));
             }
             // Tasks of other runtimes stay on no thread.
             if Handle::try_current().ok()?.runtime_flavor() == RuntimeFlavor::CurrentThread {
@@ -167,34 +185,29 @@ impl Connections {
     async fn make_own(self: Arc<Self>, set: ConnectionSet) {
         let Ok(mut connection) = connect(&self.client).await else { return };
         let number = OWN.with_borrow_mut(|own| {
-            let is_ours = own.is_of(&set) && own.connection.is_none();
-            if is_ours {
-                own.connection = Some(connection.clone());
-                own.number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-            }
-            is_ours.then_some(own.number)
+            let is_ours = own.is_of(&set) && own.via.is_none();
+            is_ours.then(|| {
+                let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+                own.via.insert(Via { connection: connection.clone(), own: number }).own
+            })
         });
         let (Some(number), set) = (number, Arc::downgrade(&set)) else { return };
         loop {
             sleep(LOOK).await;
-            let is_used = OWN.with_borrow(|own| own.number == number);
+            let is_used = OWN.with_borrow(|own| own.has(number));
             let Some(set) = set.upgrade().filter(|_| is_used) else { return };
             if !answers(&mut connection, CONNECT_TIMEOUT).await {
-                return Self::forget_own(&set);
+                return Self::forget_own(&set, number);
             }
         }
     }
 
-    /// This thread's own connection is of no use any more: another one is made when the thread reads next. What was to be sent over it is
-    /// told so.
-    pub(super) fn forget_own(set: &ConnectionSet) {
-        let unsent = OWN.with_borrow_mut(|own| {
-            let is_made = own.is_of(set) && own.connection.is_some();
-            is_made.then(|| std::mem::take(own).reads)
-        });
-        if let Some(unsent) = unsent {
-            unsent.fail(&RedisFailure::Down);
-        }
+    /// The connection of this thread that has this number is of no use any more: another one is made when the thread reads next. What was
+    /// to be sent over it goes over another one. Nothing is forgotten for what went over a connection that others use too, nor for one that
+    /// was forgotten before.
+    pub(super) fn forget_own(set: &ConnectionSet, number: usize) {
+        // Whoever waits is told as this is dropped, and not within.
+        drop(OWN.with_borrow_mut(|own| (own.is_of(set) && own.has(number)).then(|| std::mem::take(own))));
     }
 
     /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries nothing else; if it

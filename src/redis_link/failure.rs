@@ -7,6 +7,8 @@ use redis::{ErrorKind, RedisError};
 pub enum RedisFailure {
     /// Redis is being left alone.
     Down,
+    /// What it was to go with was given up before it was sent.
+    Unsent,
     /// Redis did not answer in time.
     Timeout,
     /// Redis or the connection said no.
@@ -38,6 +40,7 @@ impl RedisFailure {
     pub(super) fn classify(&self) -> (&'static str, Scope) {
         match self {
             Self::Down => ("down", Scope::Command),
+            Self::Unsent => ("connection", Scope::Connection),
             Self::TooLarge => ("too_large", Scope::Command),
             Self::Full => ("dropped", Scope::Command),
             Self::Timeout => ("timeout", Scope::Doubt),

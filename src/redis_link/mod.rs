@@ -32,7 +32,6 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
-use redis::aio::MultiplexedConnection;
 use redis::{Client, Cmd, Pipeline, RedisError, Value};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::yield_now;
@@ -41,7 +40,7 @@ use tokio::time::{Instant, timeout};
 use crate::config::RedisUrl;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
-use connections::{ConnectionSet, Connections, OnConnect};
+use connections::{ConnectionSet, Connections, OnConnect, Via};
 use failure::{RedisFailure, Scope, is_of_a_replica};
 use large::LARGE;
 use reads::{Kept, Read, Reads};
@@ -102,10 +101,10 @@ impl RedisLink {
     /// # Errors
     /// [`RedisFailure`].
     pub async fn call(&self, command: &Cmd) -> Result<Value, RedisFailure> {
-        let (mut connection, set) = self.connections.pick(true).ok_or(RedisFailure::Down)?;
-        let answering = async { connection.send_packed_command(command).await.and_then(Value::extract_error) };
+        let (mut via, set) = self.connections.writer().ok_or(RedisFailure::Down)?;
+        let answering = async { via.connection.send_packed_command(command).await.and_then(Value::extract_error) };
         let began = begin();
-        let answer = self.within("write", self.read_timeout * WRITE_FACTOR, &set, answering).await;
+        let answer = self.within("write", self.read_timeout * WRITE_FACTOR, (&set, via.own), answering).await;
         tell("write", began, &answer);
         answer
     }
@@ -167,7 +166,7 @@ impl RedisLink {
             }
         };
         // Those that it went with may have been given up with their connection.
-        let mut read = answer.await.unwrap_or(Err(RedisFailure::Down));
+        let mut read = answer.await.unwrap_or(Err(RedisFailure::Unsent));
         if let Err(failure) = &read
             && failure.classify().1 == Scope::Connection
         {
@@ -201,6 +200,9 @@ impl RedisLink {
             self.send(reads, self.connections.next_reader(set), set).await;
             answer.await.unwrap_or(Err(RedisFailure::Down))
         };
+        if !self.is_up() {
+            return Err(RedisFailure::Down);
+        }
         let read = over(set).await;
         if !read.as_ref().is_err_and(|failure| failure.classify().1 == Scope::Connection) {
             return read;
@@ -215,15 +217,15 @@ impl RedisLink {
     /// Lets a read go with those that this thread makes until the tasks have had their turn that can go on now. `None`: the thread has
     /// no connection of its own.
     fn join(&self, set: &ConnectionSet, name: &str) -> Option<oneshot::Receiver<Read>> {
-        self.connections.own(set, |connection, reads| {
+        self.connections.own(set, |via, reads| {
             let is_first = reads.is_empty();
             let answer = reads.add(name);
             if is_first || reads.is_full() {
-                let (link, connection, set) = (self.clone(), connection.clone(), Arc::clone(set));
+                let (link, via, set) = (self.clone(), via.clone(), Arc::clone(set));
                 // The first is followed by more; what is full goes before more come.
                 let full = reads.is_full().then(|| std::mem::take(reads));
                 tokio::spawn(async move {
-                    link.send(full.unwrap_or_else(|| Connections::take_reads(&set)), connection, &set).await;
+                    link.send(full.unwrap_or_else(|| Connections::take_reads(&set)), via, &set).await;
                 });
             }
             answer
@@ -231,16 +233,16 @@ impl RedisLink {
     }
 
     /// Sends reads, and gives each its answer.
-    async fn send(&self, reads: Reads, mut connection: MultiplexedConnection, set: &ConnectionSet) {
+    async fn send(&self, reads: Reads, mut via: Via, set: &ConnectionSet) {
         if reads.is_empty() {
             return;
         }
         let commands = reads.commands();
-        let answering = connection.send_packed_commands(commands, 0, commands.len());
-        match self.within("read", self.read_timeout, set, answering).await {
+        let answering = via.connection.send_packed_commands(commands, 0, commands.len());
+        match self.within("read", self.read_timeout, (set, via.own), answering).await {
             Ok(answers) => {
                 if let Err(refusal) = reads.answer(answers) {
-                    self.failed("read", set, &RedisFailure::Error(refusal));
+                    self.failed("read", (set, via.own), &RedisFailure::Error(refusal));
                 }
             }
             Err(failure) => reads.fail(&failure),
@@ -252,23 +254,24 @@ impl RedisLink {
     /// # Errors
     /// [`RedisFailure`].
     pub async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisFailure> {
-        let (mut connection, set) = self.connections.pick(false).ok_or(RedisFailure::Down)?;
+        let (mut via, set) = self.connections.reader().ok_or(RedisFailure::Down)?;
         let answering = async {
-            let answers = connection.send_packed_commands(commands, 0, commands.len()).await?;
+            let answers = via.connection.send_packed_commands(commands, 0, commands.len()).await?;
             answers.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()
         };
         let began = begin();
-        let answer = self.within("read", self.read_timeout, &set, answering).await;
+        let answer = self.within("read", self.read_timeout, (&set, via.own), answering).await;
         tell("read", began, &answer);
         answer
     }
 
-    /// Waits for an answer within a deadline, and does what a failure asks for.
+    /// Waits for an answer within a deadline, and does what a failure asks for. The connection is told by its set, and its number if it is
+    /// this thread's own.
     async fn within<T>(
         &self,
         op: &'static str,
         deadline: Duration,
-        set: &ConnectionSet,
+        over: (&ConnectionSet, usize),
         answering: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisFailure> {
         let started = Instant::now();
@@ -276,24 +279,24 @@ impl RedisLink {
         self.took(op, started);
         let answer = answer.ok_or(RedisFailure::Timeout).and_then(|answer| answer.map_err(RedisFailure::Error));
         if let Err(failure) = &answer {
-            self.failed(op, set, failure);
+            self.failed(op, over, failure);
         }
         answer
     }
 
     /// Counts a failure, and does what it asks for beyond its call.
-    fn failed(&self, op: &str, set: &ConnectionSet, failure: &RedisFailure) {
+    fn failed(&self, op: &str, (set, own): (&ConnectionSet, usize), failure: &RedisFailure) {
         let (kind, scope) = failure.classify();
         self.count(op, failure);
         match scope {
             Scope::Command if is_of_a_replica(failure) => self.connections.leave_replica(set),
             Scope::Command => {}
             // A read goes once more over another one.
-            Scope::Connection if op == "read" => Connections::forget_own(set),
+            Scope::Connection if op == "read" => Connections::forget_own(set, own),
             Scope::Connection => self.connections.renew(set),
             Scope::Doubt => {
                 // What is behind a large value on this connection waits for it; another one does not.
-                Connections::forget_own(set);
+                Connections::forget_own(set, own);
                 self.connections.doubt(set, self.read_timeout.max(Duration::from_millis(10)));
             }
             Scope::Redis => self.connections.take_down(set, kind),
@@ -335,6 +338,7 @@ fn tell<T>(op: &'static str, began: Option<Instant>, answer: &Result<T, RedisFai
 mod tests {
     use super::connections::ASKING;
     use super::*;
+    use redis::aio::MultiplexedConnection;
     use std::pin::Pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -489,6 +493,62 @@ mod tests {
             assert!(link.call(&write).await.is_err());
         }
         assert!(Arc::ptr_eq(&link.connections.sets.load_full().unwrap(), &set));
+    }
+
+    /// What a Redis says that has one byte under every name.
+    fn one_byte(command: &str) -> Option<String> {
+        let answer = match command {
+            read if read.contains("GETRANGE\r") => "$1\r\nx\r\n",
+            left if left.contains("PTTL\r") => ":-1\r\n",
+            _ => "+OK\r\n",
+        };
+        Some(answer.to_owned())
+    }
+
+    /// The set, and the number of this thread's own connection.
+    async fn own(link: &RedisLink) -> (ConnectionSet, usize) {
+        loop {
+            let set = link.connections.sets.load_full().unwrap();
+            if let Some(number) = link.connections.own(&set, |via, _| via.own) {
+                return (set, number);
+            }
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_costs_the_connection_that_it_happened_on_and_no_other_one() {
+        let (link, _serving) = over(Duration::from_secs(5), |_, command: &str| one_byte(command)).await;
+        let (set, first) = own(&link).await;
+        let late = async |op, own| link.within::<()>(op, Duration::ZERO, (&set, own), std::future::pending()).await.unwrap_err();
+        late("write", link.connections.writer().unwrap().0.own).await;
+        late("read", link.connections.next_reader(&set).own).await;
+        assert_eq!(own(&link).await.1, first, "it is not the one that was late");
+        let cut = RedisFailure::Error(RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+        link.failed("read", (&set, 0), &cut);
+        assert_eq!(own(&link).await.1, first, "it is not the one that broke");
+        late("read", first).await;
+        let (_, second) = own(&link).await;
+        assert_ne!(second, first);
+        late("read", first).await;
+        assert_eq!(own(&link).await.1, second, "what is late on a connection that was given up costs no other one");
+    }
+
+    #[tokio::test]
+    async fn what_was_to_go_over_a_connection_that_was_given_up_goes_over_another_one() {
+        let (link, _serving) = over(Duration::from_secs(5), |_, command: &str| one_byte(command)).await;
+        let (set, number) = own(&link).await;
+        let mut reading = pin!(link.get("x"));
+        assert!(poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending())).await);
+        Connections::forget_own(&set, number);
+        assert_eq!(reading.await.unwrap().unwrap().bytes, b"x");
+        // The same where connections were made anew meanwhile.
+        let (set, _) = own(&link).await;
+        let mut reading = pin!(link.get("x"));
+        assert!(poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending())).await);
+        let renewed = Arc::new(set.to_vec());
+        assert!(link.connections.own(&renewed, |_, _| ()).is_none());
+        assert_eq!(reading.await.unwrap().unwrap().bytes, b"x");
     }
 
     #[tokio::test]
