@@ -73,7 +73,7 @@ impl RedisStore {
         let name = key.name(&self.namespace);
         // Whatever is voided from now on concerns what is read, on its way into memory too.
         let asked_at = self.voids.ask();
-        let Kept { bytes, left } = self.link.get(name).await.ok()??;
+        let Kept { bytes, left } = self.link.get(name.as_bytes()).await.ok()??;
         match self.unpack(name.as_bytes(), bytes) {
             Ok((entry, stamp)) if entry.canonical == key.canonical.0 => {
                 let mut entry = match self.log.admit(&entry, stamp, asked_at) {

@@ -56,7 +56,7 @@ pub(super) struct Connections {
     /// Whether the connections broke, or were never made, and Redis has not been found to be away since.
     asking: AtomicBool,
     asked: Notify,
-    /// Changes when connections were made.
+    /// Changes when connections were made, or given up.
     made: watch::Sender<()>,
     /// Whether Redis is being asked if it answers at all.
     doubting: AtomicBool,
@@ -263,10 +263,17 @@ impl Connections {
         timeout(deadline, waiting).await.ok().flatten()
     }
 
+    /// Waits until Redis is taken out of the way.
+    pub(super) async fn is_left_alone(&self) {
+        let mut made = self.made.subscribe();
+        while self.sets.load().is_some() && made.changed().await.is_ok() {}
+    }
+
     /// Takes Redis out of the way, unless others did or it was mended since.
     pub(super) fn take_down(&self, set: &ConnectionSet, kind: &str) {
         let previous = self.sets.compare_and_swap(set, None);
         if previous.as_ref().is_some_and(|current| Arc::ptr_eq(current, set)) {
+            self.made.send_replace(());
             self.asking.store(true, Ordering::Release);
             self.metrics.breaker_open.with_label_values(&["redis"]).set(1);
             tracing::warn!(kind, "Redis failed; requests go on without it until it answers again");
@@ -291,7 +298,7 @@ impl Connections {
                     let set = Arc::new(set);
                     let before = self.sets.swap(Some(Arc::clone(&set)));
                     self.made.send_replace(());
-                    self.large.forget();
+                    self.large.renew();
                     self.metrics.breaker_open.with_label_values(&["redis"]).set(0);
                     if before.is_none() {
                         tracing::info!(address = %self.client.get_connection_info().addr(), "Redis answers");

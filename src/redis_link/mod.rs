@@ -153,7 +153,7 @@ impl RedisLink {
     ///
     /// # Errors
     /// [`RedisFailure`].
-    pub async fn get(&self, name: &str) -> Read {
+    pub async fn get(&self, name: &[u8]) -> Read {
         let set = self.connections.sets.load_full().ok_or(RedisFailure::Down)?;
         let began = begin();
         let answer = match self.join(&set, name) {
@@ -177,23 +177,30 @@ impl RedisLink {
             && kept.bytes.len() == LARGE
         {
             // Apart, since few values are.
-            read = Box::pin(self.get_large(name, kept.left)).await;
+            read = Box::pin(self.get_large(name, kept.left, &set)).await;
         }
         tell("read", began, &read);
         read
     }
 
     /// The whole of what is large, over a connection of its own.
-    async fn get_large(&self, name: &str, left: Option<Duration>) -> Read {
+    async fn get_large(&self, name: &[u8], left: Option<Duration>, set: &ConnectionSet) -> Read {
         let started = Instant::now();
-        let read = self.connections.large.read(name, self.read_timeout).await;
+        let read = tokio::select! {
+            read = self.connections.large.read(name, self.read_timeout) => read,
+            // Others have found that Redis does not answer: a client that waits for megabytes need not find it again.
+            () = self.connections.is_left_alone() => return Err(RedisFailure::Down),
+        };
         self.took("read", started);
+        if let Err(RedisFailure::Timeout) = &read {
+            self.connections.doubt(set, self.patience());
+        }
         let read = read.inspect_err(|failure| self.count("read", failure));
         read.map(|bytes| bytes.map(|bytes| Kept { bytes, left }))
     }
 
     /// Reads over a connection that others use too; if that one is broken as well, over one that is made now.
-    async fn get_again(&self, name: &str, set: &ConnectionSet) -> Read {
+    async fn get_again(&self, name: &[u8], set: &ConnectionSet) -> Read {
         let over = async |set: &ConnectionSet| {
             let mut reads = Reads::default();
             let answer = reads.add(name);
@@ -216,7 +223,7 @@ impl RedisLink {
 
     /// Lets a read go with those that this thread makes until the tasks have had their turn that can go on now. `None`: the thread has
     /// no connection of its own.
-    fn join(&self, set: &ConnectionSet, name: &str) -> Option<oneshot::Receiver<Read>> {
+    fn join(&self, set: &ConnectionSet, name: &[u8]) -> Option<oneshot::Receiver<Read>> {
         self.connections.own(set, |via, reads| {
             let is_first = reads.is_empty();
             let answer = reads.add(name);
@@ -284,6 +291,11 @@ impl RedisLink {
         answer
     }
 
+    /// How long Redis may take to say that it is there.
+    fn patience(&self) -> Duration {
+        self.read_timeout.max(Duration::from_millis(10))
+    }
+
     /// Counts a failure, and does what it asks for beyond its call.
     fn failed(&self, op: &str, (set, own): (&ConnectionSet, usize), failure: &RedisFailure) {
         let (kind, scope) = failure.classify();
@@ -297,7 +309,7 @@ impl RedisLink {
             Scope::Doubt => {
                 // What is behind a large value on this connection waits for it; another one does not.
                 Connections::forget_own(set, own);
-                self.connections.doubt(set, self.read_timeout.max(Duration::from_millis(10)));
+                self.connections.doubt(set, self.patience());
             }
             Scope::Redis => self.connections.take_down(set, kind),
         }
@@ -454,7 +466,7 @@ mod tests {
             })
             .collect();
         for _ in 0..3 {
-            let read = link.get("x").await;
+            let read = link.get(b"x").await;
             assert!(read.is_ok(), "Redis answered in time: {read:?}");
         }
         others.into_iter().for_each(|other| other.abort());
@@ -538,17 +550,41 @@ mod tests {
     async fn what_was_to_go_over_a_connection_that_was_given_up_goes_over_another_one() {
         let (link, _serving) = over(Duration::from_secs(5), |_, command: &str| one_byte(command)).await;
         let (set, number) = own(&link).await;
-        let mut reading = pin!(link.get("x"));
+        let mut reading = pin!(link.get(b"x"));
         assert!(poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending())).await);
         Connections::forget_own(&set, number);
         assert_eq!(reading.await.unwrap().unwrap().bytes, b"x");
         // The same where connections were made anew meanwhile.
         let (set, _) = own(&link).await;
-        let mut reading = pin!(link.get("x"));
+        let mut reading = pin!(link.get(b"x"));
         assert!(poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending())).await);
         let renewed = Arc::new(set.to_vec());
         assert!(link.connections.own(&renewed, |_, _| ()).is_none());
         assert_eq!(reading.await.unwrap().unwrap().bytes, b"x");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_large_value_of_a_redis_that_is_away() {
+        let asked = Arc::new(Notify::new());
+        let (link, _serving) = over(Duration::from_secs(60), {
+            let asked = Arc::clone(&asked);
+            move |_, command: &str| match command {
+                length if length.contains("STRLEN\r") => {
+                    asked.notify_one();
+                    None
+                }
+                read if read.contains("GETRANGE\r") => Some(format!("${LARGE}\r\n{}\r\n", "x".repeat(LARGE))),
+                other => one_byte(other),
+            }
+        })
+        .await;
+        let reading = tokio::spawn({
+            let link = link.clone();
+            async move { link.get(b"x").await }
+        });
+        asked.notified().await;
+        link.give_up("test");
+        assert!(matches!(timeout(Duration::from_secs(30), reading).await.unwrap().unwrap(), Err(RedisFailure::Down)));
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ pub struct Reads {
 
 impl Reads {
     /// Adds a read. Its answer comes with those of all others.
-    pub fn add(&mut self, name: &str) -> Receiver<Read> {
+    pub fn add(&mut self, name: &[u8]) -> Receiver<Read> {
         let (sender, receiver) = oneshot::channel();
         // However large the value is: others wait behind it.
         self.commands.cmd("GETRANGE").arg(name).arg(FIRST).arg(LAST).pttl(name);
@@ -126,7 +126,7 @@ mod tests {
         ];
         let mut reads = Reads::default();
         // One more than there are answers.
-        let mut receivers: Vec<_> = (0..=answers.len()).map(|number| reads.add(&number.to_string())).collect();
+        let mut receivers: Vec<_> = (0..=answers.len()).map(|number| reads.add(number.to_string().as_bytes())).collect();
         assert_eq!(reads.commands().len(), 16);
         let first_refusal = reads.answer(answers.into_iter().flatten().collect()).unwrap_err();
         assert_eq!(first_refusal.code(), Some("WRONGTYPE"));
@@ -145,7 +145,7 @@ mod tests {
         let mut reads = Reads::default();
         let mut receivers = Vec::new();
         while !reads.is_full() {
-            receivers.push(reads.add("x"));
+            receivers.push(reads.add(b"x"));
         }
         assert_eq!(receivers.len(), MOST);
         // One has gone away meanwhile.
