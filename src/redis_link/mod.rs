@@ -246,7 +246,7 @@ impl RedisLink {
         }
         let commands = reads.commands();
         let answering = via.connection.send_packed_commands(commands, 0, commands.len());
-        match self.within("read", self.read_timeout, (set, via.own), answering).await {
+        match self.within("read", reads.deadline(self.read_timeout), (set, via.own), answering).await {
             Ok(answers) => {
                 if let Err(refusal) = reads.answer(answers) {
                     self.failed("read", (set, via.own), &RedisFailure::Error(refusal));
