@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
+use redis::io::tcp::TcpSettings;
 use redis::{Client, Cmd, Pipeline, RedisError, Value};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::yield_now;
@@ -63,7 +64,9 @@ impl RedisLink {
     /// # Errors
     /// The URL makes no sense to the client.
     pub fn new(url: &RedisUrl, read_timeout: Duration, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
-        Ok(Self { connections: Arc::new(Connections::new(Client::open(url.info.clone())?, metrics)), read_timeout })
+        // Else what is sent while something is unanswered waits for that, or for Redis' kernel to say that it came: up to 40 ms.
+        let info = url.info.clone().set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        Ok(Self { connections: Arc::new(Connections::new(Client::open(info)?, metrics)), read_timeout })
     }
 
     /// Connects in the background, on the current runtime, and again whenever connections broke. Returns at once, whether Redis is
