@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{CONNECT_TIMEOUT, connect};
+use super::in_time;
 use super::large::Large;
 use super::reads::Reads;
 use crate::breaker::{Backoff, Breaker, Gate};
@@ -210,21 +211,33 @@ impl Connections {
         drop(OWN.with_borrow_mut(|own| (own.is_of(set) && own.has(number)).then(|| std::mem::take(own))));
     }
 
-    /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries nothing else; if it
-    /// does not answer there either, it is taken out of the way.
+    /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries nothing else, and asked once
+    /// more: this process may have had no time to look. If it does not answer there either, it is taken out of the way. If that connection
+    /// broke, they are made anew.
     pub(super) fn doubt(self: &Arc<Self>, set: &ConnectionSet, deadline: Duration) {
         if self.doubting.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (connections, set) = (Arc::clone(self), Arc::clone(set));
+        let (doubting, set) = (Doubting(Arc::clone(self)), Arc::clone(set));
         tokio::spawn(async move {
             let mut connection = set[ASKING_ALIVE].clone();
-            let is_alive = answers(&mut connection, deadline).await;
-            connections.doubting.store(false, Ordering::Release);
-            if !is_alive {
-                connections.take_down(&set, "timeout");
+            let mut said = ask_alive(&mut connection, deadline).await;
+            if matches!(said, Said::Nothing) {
+                said = ask_alive(&mut connection, deadline * 2).await;
+            }
+            match said {
+                Said::Yes => {}
+                Said::Broken => doubting.0.renew(&set),
+                Said::Nothing => doubting.0.take_down(&set, "timeout"),
+                Said::No => doubting.0.take_down(&set, "refused"),
             }
         });
+    }
+
+    /// Whether that is being asked.
+    #[cfg(test)]
+    pub(super) fn is_doubting(&self) -> bool {
+        self.doubting.load(Ordering::Acquire)
     }
 
     /// A connection of this set broke: all are made anew, while those that stand are used.
@@ -387,8 +400,37 @@ impl Connections {
     }
 }
 
+/// What Redis says when it is asked whether it answers.
+enum Said {
+    Yes,
+    /// It says that it cannot.
+    No,
+    /// No answer in time.
+    Nothing,
+    /// The connection broke, which says nothing of others.
+    Broken,
+}
+
+/// Asks Redis over a connection whether it answers.
+async fn ask_alive(connection: &mut MultiplexedConnection, deadline: Duration) -> Said {
+    match in_time(deadline, connection.send_packed_command(&redis::cmd("PING"))).await {
+        None => Said::Nothing,
+        Some(Err(_)) => Said::Broken,
+        Some(Ok(answer)) if answer.clone().extract_error().is_ok() => Said::Yes,
+        Some(Ok(_)) => Said::No,
+    }
+}
+
 /// Whether Redis answers over a connection in time.
 async fn answers(connection: &mut MultiplexedConnection, deadline: Duration) -> bool {
-    let ping = redis::cmd("PING");
-    matches!(timeout(deadline, connection.send_packed_command(&ping)).await, Ok(Ok(answer)) if answer.clone().extract_error().is_ok())
+    matches!(ask_alive(connection, deadline).await, Said::Yes)
+}
+
+/// Redis is being asked if it answers at all. Over with this, also where the task ends with its runtime.
+struct Doubting(Arc<Connections>);
+
+impl Drop for Doubting {
+    fn drop(&mut self) {
+        self.0.doubting.store(false, Ordering::Release);
+    }
 }

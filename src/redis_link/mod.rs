@@ -11,7 +11,7 @@
 //! | a write that met a replica | that write's alone; connections are made anew now and then, since the address may lead to a primary by now |
 //! | a value that Redis does not take | it is not tried again for a minute; it went over a connection of its own ([`large`]) |
 //! | a connection broke | a read goes once more over another one; the broken one is made anew, while the others are used |
-//! | no answer in time | that read is a miss; Redis is asked whether it answers at all, over a connection that carries nothing else. If not: |
+//! | no answer in time | that read is a miss; Redis is asked whether it answers at all, twice, over a connection that carries nothing else. If not: |
 //! | Redis does not answer, says that it cannot, or takes no connection | nothing touches it until a task in the background has seen it answer again |
 //!
 //! Connections are used at least twice a second, so that Redis takes none for idle.
@@ -355,7 +355,7 @@ mod tests {
     use super::*;
     use redis::aio::MultiplexedConnection;
     use std::pin::Pin;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::sync::Notify;
@@ -564,6 +564,41 @@ mod tests {
         let renewed = Arc::new(set.to_vec());
         assert!(link.connections.own(&renewed, |_, _| ()).is_none());
         assert_eq!(reading.await.unwrap().unwrap().bytes, b"x");
+    }
+
+    /// What is done with a Redis that answers, on the second of its connections, by the number of times that it was asked.
+    async fn doubted(answer: impl Fn(usize) -> Option<&'static str> + Clone + Send + Sync + 'static) -> (RedisLink, ConnectionSet) {
+        let (is_asked, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (link, _) = over(Duration::from_secs(5), {
+            let is_asked = Arc::clone(&is_asked);
+            move |number, command: &str| match is_asked.load(Ordering::SeqCst) && number == 2 && command.contains("PING\r") {
+                true => answer(asked.fetch_add(1, Ordering::SeqCst)).map(str::to_owned),
+                false => one_byte(command),
+            }
+        })
+        .await;
+        let set = link.connections.sets.load_full().unwrap();
+        is_asked.store(true, Ordering::SeqCst);
+        link.connections.doubt(&set, Duration::from_millis(10));
+        while link.connections.is_doubting() {
+            yield_now().await;
+        }
+        (link, set)
+    }
+
+    #[tokio::test]
+    async fn redis_is_left_alone_only_if_it_does_not_answer_twice_over_a_connection_that_stands() {
+        // Late once: both answers come when it is asked for the second time.
+        let (link, _) = doubted(|asked| if asked == 0 { None } else { Some("+OK\r\n+OK\r\n") }).await;
+        assert!(link.is_up());
+        // That connection breaks: others are made, and those that stand are used.
+        let (link, set) = doubted(|_| Some("nonsense\r\n")).await;
+        assert!(link.is_up());
+        assert!(link.connections.renewed(&set, Duration::from_secs(30)).await.is_some());
+        let (link, _) = doubted(|_| None).await;
+        assert!(!link.is_up());
+        let (link, _) = doubted(|_| Some("-LOADING dataset\r\n")).await;
+        assert!(!link.is_up());
     }
 
     #[tokio::test]
