@@ -151,6 +151,11 @@ impl Cache {
     /// The entry under a key, whatever its age.
     pub async fn get(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.store.get(key).await?;
+        self.going_on(entry)
+    }
+
+    /// What may be used of an entry that was read a while ago, perhaps from Redis: it may have been taken back since.
+    fn going_on(&self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         if self.ended.is_over(&entry) {
             self.store.replace(&entry, None);
             return None;
@@ -177,7 +182,7 @@ impl Cache {
     /// What was found when a request was looked up, as far as it may be used still; `None`: that was another request.
     #[must_use]
     pub fn found(&self, looked_up: &LookedUp, canonical: &Canonical) -> Option<Option<Arc<Entry>>> {
-        (looked_up.canonical == *canonical).then(|| looked_up.entry.clone().and_then(|entry| self.valid(entry)))
+        (looked_up.canonical == *canonical).then(|| looked_up.entry.clone().and_then(|entry| self.going_on(entry)))
     }
 
     /// What may be used of an entry that was read.
@@ -483,6 +488,22 @@ mod tests {
         };
         let left = left_after(softly).await.expect("what is left");
         assert!(left.lifetimes.fresh.is_zero());
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_up_is_not_used_once_it_was_taken_back() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let memory = Memory::new(1 << 20, 1 << 20, Arc::clone(&metrics)).unwrap();
+        let cache = Cache::new(Arc::new(memory), Arc::default(), None, Handle::current(), metrics);
+        let key = Arc::new(key());
+        let mut template = stored(b"old", &key.tags, "v");
+        template.lifetimes.fresh = Duration::from_secs(3600);
+        let stored_at = Wall::from_millis(Wall::now().as_millis() - 1000);
+        cache.put(&key, Arc::new(Entry { canonical: key.canonical.0.clone(), asked_at: cache.ask(), stored_at, ..template })).await;
+        let looked_up = cache.look_up(Arc::clone(&key)).await;
+        assert!(cache.found(&looked_up, &key.canonical).unwrap().is_some());
+        cache.end(&key).await;
+        assert!(cache.found(&looked_up, &key.canonical).unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]
