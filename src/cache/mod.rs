@@ -206,7 +206,12 @@ impl Cache {
             let Some((writing, entry)) = writing else { return };
             writing.await;
             if self.ended.refuses(&entry) {
-                return self.store.remove(key).await;
+                // Not another one that took its place in memory.
+                self.store.replace(&entry, None);
+                if let Some(shared) = self.store.shared() {
+                    shared.remove(key).await;
+                }
+                return;
             }
             match self.voids.check(&entry) {
                 Validity::Valid => {}
@@ -318,14 +323,25 @@ impl Cache {
     pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> (Option<Purge>, JoinHandle<()>) {
         let pending: Vec<_> = keys.iter().map(|key| self.void(Selection::Target(key.target), false)).collect();
         let first = pending.first().map(|(_, purge)| purge.clone());
+        // Now, so that nothing that is fetched anew is removed: what is void goes when it is looked at.
+        keys.iter().for_each(|key| drop(self.peek(&key.canonical)));
         let cache = Arc::clone(self);
         let telling = self.runtime.spawn(async move {
-            for (key, (pending, _)) in keys.iter().zip(pending) {
-                let void = LoggedVoid { what: Selection::Target(key.target), soft: false };
-                // A process that hangs does not keep the instances waiting.
-                tokio::join!(cache.peers.tell(&void), cache.share(pending));
-                cache.store.remove(key).await;
-            }
+            let telling = async {
+                for key in &keys {
+                    cache.peers.tell(&LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
+                }
+            };
+            let sharing = async {
+                for (key, (pending, _)) in keys.iter().zip(pending) {
+                    cache.share(pending).await;
+                    if let Some(shared) = cache.store.shared() {
+                        shared.remove(key).await;
+                    }
+                }
+            };
+            // A process that hangs does not keep the instances waiting, nor what was void in Redis until it is fetched anew.
+            tokio::join!(telling, sharing);
             // One sweep serves all that waits for it.
             if cache.voids.targets() > TARGETS && cache.counts.try_lock().is_ok() {
                 let (sweeping, newest) = (Arc::clone(&cache), cache.voids.to_sweep().1);
@@ -347,7 +363,9 @@ impl Cache {
         let (cache, key) = (Arc::clone(self), key.clone());
         // Whoever asked for it may go away: all are told.
         let telling = self.runtime.spawn(async move {
-            cache.store.remove(&key).await;
+            if let Some(shared) = cache.store.shared() {
+                shared.remove(&key).await;
+            }
             let sharing = async {
                 if let Some((log, pending)) = pending {
                     log.share_now(pending).await;
