@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::Value;
+use tokio::time::sleep;
 
 use super::codec::{self, DecodeError};
 use super::entry::Entry;
@@ -29,12 +30,14 @@ const WRITE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), long
 const STAMP: usize = 16;
 /// How often an entry is checked anew because something was voided while it was being written.
 const TRIES: usize = 3;
+/// How long a sweep waits before it reads an entry once more that did not come.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What stands under a name.
 pub enum Named {
     /// An entry.
     Entry(Box<Entry>),
-    /// Something that cannot be read here: another version wrote it, say, or it was sealed with another key.
+    /// Something that cannot be read here: another version wrote it, say, it was sealed with another key, or it never comes in time.
     Unreadable,
     /// No entry.
     Gone,
@@ -196,20 +199,28 @@ impl RedisStore {
         redis::from_redis_value(self.link.call(&scan).await.ok()?).ok()
     }
 
-    /// The entry of a name, whatever is void.
+    /// The entry of a name, whatever is void. What is large comes as it does for a request, so that no other command waits behind it.
     ///
     /// # Errors
-    /// Redis failed, so that nobody knows.
+    /// Redis is away, so that nobody knows.
     pub async fn read_named(&self, name: &[u8]) -> Result<Named, RedisFailure> {
-        match self.link.call(redis::cmd("GET").arg(name)).await {
-            Ok(Value::BulkString(bytes)) => {
-                Ok(self.unpack(name, bytes).map_or(Named::Unreadable, |(entry, _)| Named::Entry(Box::new(entry))))
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                sleep(AGAIN).await;
             }
-            Ok(_) => Ok(Named::Gone),
-            // A list or a set: somebody else's.
-            Err(RedisFailure::Error(error)) if error.code() == Some("WRONGTYPE") => Ok(Named::Gone),
-            Err(failure) => Err(failure),
+            match self.link.get(name).await {
+                Ok(Some(Kept { bytes, .. })) => {
+                    return Ok(self.unpack(name, bytes).map_or(Named::Unreadable, |(entry, _)| Named::Entry(Box::new(entry))));
+                }
+                Ok(None) => return Ok(Named::Gone),
+                // A list or a set: somebody else's.
+                Err(RedisFailure::Error(error)) if error.code() == Some("WRONGTYPE") => return Ok(Named::Gone),
+                Err(failure) if !self.link.is_up() => return Err(failure),
+                Err(_) => {}
+            }
         }
+        // One that is never read in time does not keep the others from being swept.
+        Ok(Named::Unreadable)
     }
 
     /// The connections.
