@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{CONNECT_TIMEOUT, connect};
-use super::in_time;
+use super::in_time::in_time;
 use super::large::Large;
 use super::reads::Reads;
 use crate::breaker::{Backoff, Breaker, Gate};

@@ -21,13 +21,11 @@
 mod connect;
 pub mod connections;
 pub mod failure;
+mod in_time;
 pub mod large;
 pub mod reads;
 
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
@@ -35,19 +33,17 @@ use opentelemetry::trace::SpanKind;
 use redis::io::tcp::TcpSettings;
 use redis::{Client, Cmd, Pipeline, RedisError, Value};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::config::RedisUrl;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use connections::{ConnectionSet, Connections, OnConnect, Via};
 use failure::{RedisFailure, Scope, is_of_a_replica};
+use in_time::in_time;
 use large::LARGE;
 use reads::{Kept, Read, Reads};
 
-/// Turns of the runtime from the socket to the task that waits: one reads, one hands out, and one to spare.
-const TURNS: usize = 3;
 /// A write may take this many times as long as a read: no client waits for it.
 const WRITE_FACTOR: u32 = 10;
 
@@ -319,22 +315,6 @@ impl RedisLink {
     }
 }
 
-/// Waits until the deadline, and no longer than it takes to read what has come by then: a thread with thousands of busy connections
-/// may be late to look, for which Redis is not to blame.
-async fn in_time<T>(deadline: Duration, answering: impl Future<Output = T>) -> Option<T> {
-    let mut answering = pin!(answering);
-    if let Ok(answer) = timeout(deadline, answering.as_mut()).await {
-        return Some(answer);
-    }
-    for _ in 0..TURNS {
-        yield_now().await;
-        if let Poll::Ready(answer) = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await {
-            return Some(answer);
-        }
-    }
-    None
-}
-
 /// When a call begins, if whoever makes it is in a span.
 fn begin() -> Option<Instant> {
     trace::is_on().then(Instant::now)
@@ -354,11 +334,15 @@ mod tests {
     use super::connections::ASKING;
     use super::*;
     use redis::aio::MultiplexedConnection;
-    use std::pin::Pin;
+    use std::future::poll_fn;
+    use std::pin::{Pin, pin};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::task::Poll;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::sync::Notify;
+    use tokio::task::yield_now;
+    use tokio::time::timeout;
 
     /// A server that says OK to every command.
     async fn agree(listener: TcpListener) {
