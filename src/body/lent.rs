@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep_until};
 
 /// Smaller bodies are not counted: what is sent of them mostly lies in the kernel.
 pub const LARGE: usize = 64 << 10;
@@ -133,6 +134,17 @@ impl Body {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Cuts off those that read it. It is not counted any more.
+    fn cut(&self) {
+        let readers = {
+            let mut state = self.state();
+            state.is_counted = false;
+            std::mem::take(&mut state.readers)
+        };
+        let readers = readers.iter().filter_map(Weak::upgrade);
+        readers.for_each(|reading| reading.reader.get().into_iter().for_each(|reader| reader.cut()));
+    }
 }
 
 impl Drop for Body {
@@ -144,7 +156,7 @@ impl Drop for Body {
 }
 
 /// The bodies of this process that are read and not stored any more.
-static LET_GO: LetGo = LetGo(Mutex::new(List { bytes: 0, bodies: VecDeque::new(), tidy_at: UNTIDY }));
+static LET_GO: LetGo = LetGo(Mutex::new(List { bytes: 0, bodies: VecDeque::new(), tidy_at: UNTIDY, is_timed: false }));
 
 struct LetGo(Mutex<List>);
 
@@ -153,6 +165,55 @@ struct List {
     /// The oldest first.
     bodies: VecDeque<(Instant, Weak<Body>)>,
     tidy_at: usize,
+    /// Whether a task waits until the oldest ones have had their time.
+    is_timed: bool,
+}
+
+impl List {
+    /// Takes the oldest ones off that have had their time, if there are too many bytes.
+    fn take_over(&mut self) -> Vec<Arc<Body>> {
+        let mut over = Vec::new();
+        while self.bytes > MOST && self.bodies.front().is_some_and(|(since, _)| since.elapsed() >= TIME_TO_READ) {
+            let Some(oldest) = self.bodies.pop_front().and_then(|(_, body)| body.upgrade()) else { continue };
+            self.bytes -= oldest.size;
+            over.push(oldest);
+        }
+        over
+    }
+
+    /// When the oldest one will have had its time; `None` if there are not too many bytes, for which nobody waits then.
+    fn due(&mut self) -> Option<Instant> {
+        while self.bodies.front().is_some_and(|(_, body)| body.strong_count() == 0) {
+            self.bodies.pop_front();
+        }
+        let due = self.bodies.front().filter(|_| self.bytes > MOST).map(|(since, _)| *since + TIME_TO_READ);
+        self.is_timed = due.is_some();
+        due
+    }
+}
+
+/// The task that waits. If its runtime ends before it is done, what is let go of next begins another one.
+struct Timed {
+    is_done: bool,
+}
+
+impl Timed {
+    /// Cuts off those that read the oldest bodies, once these have had their time, until there are not too many bytes.
+    async fn wait(mut self) {
+        while let Some(due) = LET_GO.due() {
+            sleep_until(due).await;
+            LET_GO.take_over().into_iter().for_each(|body| body.cut());
+        }
+        self.is_done = true;
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        if !self.is_done {
+            LET_GO.list().is_timed = false;
+        }
+    }
 }
 
 /// Bytes of all bodies that are read and not stored any more.
@@ -166,11 +227,18 @@ impl LetGo {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A body is stored no more. Cuts off those that read the oldest ones, if there are too many bytes.
+    fn due(&self) -> Option<Instant> {
+        self.list().due()
+    }
+
+    fn take_over(&self) -> Vec<Arc<Body>> {
+        self.list().take_over()
+    }
+
+    /// A body is stored no more. Cuts off those that read the oldest ones, if there are too many bytes, now or when these have had their
+    /// time.
     fn add(&self, body: &Arc<Body>) {
         body.state().is_counted = true;
-        // What is dropped, or cut, may need the list itself.
-        let mut over = Vec::new();
         let mut list = self.list();
         list.bytes += body.size;
         list.bodies.push_back((Instant::now(), Arc::downgrade(body)));
@@ -178,20 +246,18 @@ impl LetGo {
             list.bodies.retain(|(_, body)| body.strong_count() > 0);
             list.tidy_at = list.bodies.len() + UNTIDY;
         }
-        while list.bytes > MOST && list.bodies.front().is_some_and(|(since, _)| since.elapsed() >= TIME_TO_READ) {
-            let Some(oldest) = list.bodies.pop_front().and_then(|(_, body)| body.upgrade()) else { continue };
-            list.bytes -= oldest.size;
-            over.push(oldest);
-        }
+        let (over, was_timed) = (list.take_over(), list.is_timed);
+        // Nothing may be let go of after this one.
+        let begins = !was_timed && list.due().is_some();
+        // What is dropped, or cut, may need the list itself.
         drop(list);
-        for body in over {
-            let readers = {
-                let mut state = body.state();
-                state.is_counted = false;
-                std::mem::take(&mut state.readers)
-            };
-            let readers = readers.iter().filter_map(Weak::upgrade);
-            readers.for_each(|reading| reading.reader.get().into_iter().for_each(|reader| reader.cut()));
+        over.into_iter().for_each(|body| body.cut());
+        if begins {
+            let timed = Timed { is_done: false };
+            // A thread without a runtime has none to wait on: what is let go of next looks again.
+            if let Ok(runtime) = Handle::try_current() {
+                runtime.spawn(timed.wait());
+            }
         }
     }
 }
@@ -250,6 +316,13 @@ mod tests {
         assert_eq!(bytes(), 2 * size);
         drop((rest, _last));
         assert_eq!(bytes(), 0);
+        // Many at once, and none after them.
+        let burst: Vec<_> = (0..10).map(|_| read()).map(|(client, lender, bytes)| (client, bytes, drop(lender))).collect();
+        assert_eq!(bytes(), size * 10);
+        tokio::time::sleep(TIME_TO_READ * 2).await;
+        assert_eq!(burst.iter().filter(|(client, ..)| is_cut(client)).count(), 6);
+        assert_eq!(bytes(), MOST);
+        drop(burst);
         // One that nobody reads is gone with what stores it.
         drop(Lender::new(size));
         assert_eq!(bytes(), 0);

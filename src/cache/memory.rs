@@ -81,16 +81,19 @@ impl Memory {
         self.writing[lock].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores an entry, at once.
+    /// Stores an entry, at once, unless the response to a later request is there by now.
     pub fn insert(&self, entry: Arc<Entry>) {
         let _alone = self.write_alone(&entry.canonical);
+        if self.cache.peek(&entry.canonical).is_some_and(|there| entry.is_overtaken_by(&there)) {
+            return;
+        }
         self.cache.insert(entry.canonical.clone(), entry);
         self.update_gauges();
     }
 
-    /// Removes an entry whose lifetimes are all over.
-    fn remove_expired(&self, canonical: &Canonical) {
-        if self.cache.remove(&canonical.0).is_some() {
+    /// Removes an entry whose lifetimes are all over. One that took its place meanwhile stays.
+    fn remove_expired(&self, entry: &Arc<Entry>) {
+        if self.cache.remove_if(&entry.canonical, |current| Arc::ptr_eq(current, entry)).is_some() {
             self.metrics.evictions.with_label_values(&["expired"]).inc();
             self.update_gauges();
         }
@@ -105,8 +108,8 @@ impl Store for Memory {
     fn get<'a>(&'a self, key: &'a Key) -> StoreFuture<'a, Option<Arc<Entry>>> {
         let found = self.peek(&key.canonical);
         let now = Wall::now();
-        if found.as_ref().is_some_and(|entry| now.since(entry.stored_at) >= entry.lifetimes.kept()) {
-            self.remove_expired(&key.canonical);
+        if let Some(entry) = found.as_ref().filter(|entry| now.since(entry.stored_at) >= entry.lifetimes.kept()) {
+            self.remove_expired(entry);
             return Box::pin(std::future::ready(None));
         }
         Box::pin(std::future::ready(found))
@@ -228,6 +231,27 @@ mod tests {
             memory.insert(numbered(number, 2000));
         }
         assert!(memory.peek(&canonical(0)).is_some());
+    }
+
+    #[test]
+    fn the_response_to_an_earlier_request_takes_no_later_ones_place() {
+        let memory = memory(1 << 20);
+        let asked = |at: u64| {
+            let one = Entry { asked_at: Moment::at(at), cost: 1000, ..Entry::clone(&numbered(1, 10)) };
+            let one = Arc::new(one);
+            memory.insert(Arc::clone(&one));
+            one
+        };
+        let later = asked(20);
+        asked(10);
+        assert!(Arc::ptr_eq(&memory.peek(&canonical(1)).unwrap(), &later));
+        let latest = asked(30);
+        assert!(Arc::ptr_eq(&memory.peek(&canonical(1)).unwrap(), &latest));
+        // Nor is it removed because one before it was over.
+        memory.remove_expired(&later);
+        assert!(memory.peek(&canonical(1)).is_some());
+        memory.remove_expired(&latest);
+        assert!(memory.peek(&canonical(1)).is_none());
     }
 
     #[test]

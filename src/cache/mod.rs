@@ -151,6 +151,11 @@ impl Cache {
     /// The entry under a key, whatever its age.
     pub async fn get(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.store.get(key).await?;
+        self.going_on(entry)
+    }
+
+    /// What may be used of an entry that was read a while ago, perhaps from Redis: it may have been taken back since.
+    fn going_on(&self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         if self.ended.is_over(&entry) {
             self.store.replace(&entry, None);
             return None;
@@ -177,7 +182,7 @@ impl Cache {
     /// What was found when a request was looked up, as far as it may be used still; `None`: that was another request.
     #[must_use]
     pub fn found(&self, looked_up: &LookedUp, canonical: &Canonical) -> Option<Option<Arc<Entry>>> {
-        (looked_up.canonical == *canonical).then(|| looked_up.entry.clone().and_then(|entry| self.valid(entry)))
+        (looked_up.canonical == *canonical).then(|| looked_up.entry.clone().and_then(|entry| self.going_on(entry)))
     }
 
     /// What may be used of an entry that was read.
@@ -201,7 +206,12 @@ impl Cache {
             let Some((writing, entry)) = writing else { return };
             writing.await;
             if self.ended.refuses(&entry) {
-                return self.store.remove(key).await;
+                // Not another one that took its place in memory.
+                self.store.replace(&entry, None);
+                if let Some(shared) = self.store.shared() {
+                    shared.remove(key).await;
+                }
+                return;
             }
             match self.voids.check(&entry) {
                 Validity::Valid => {}
@@ -239,11 +249,13 @@ impl Cache {
         let (pending, Purge { at, .. }) = self.void(what.clone(), soft);
         let cache = Arc::clone(self);
         let counting = self.runtime.spawn(async move { cache.sweep(at).await });
-        self.peers.tell(&LoggedVoid { what, soft }).await;
-        let added = match (&self.log, pending) {
-            (Some(log), Some(pending)) => Some(log.share(pending).await),
-            _ => None,
-        };
+        // Whoever asked for it may go away: all are told.
+        let cache = Arc::clone(self);
+        let telling = self.runtime.spawn(async move {
+            let void = LoggedVoid { what, soft };
+            tokio::join!(cache.peers.tell(&void), cache.share(pending)).1
+        });
+        let added = telling.await.unwrap_or(None);
         let (number, elsewhere) = match (&self.log, added) {
             (Some(log), Some(Added::Shared(number))) => (Some(number), log.counted(number, PATIENCE).await),
             _ => (None, Some(0)),
@@ -272,6 +284,11 @@ impl Cache {
             }
             None => (None, self.voids.add(what, Effect::of_purge(soft), Wall::now())),
         }
+    }
+
+    /// Says to the other instances what is void here. `None` without Redis.
+    async fn share(&self, pending: Option<Pending>) -> Option<Added> {
+        Some(self.log.as_ref()?.share(pending?).await)
     }
 
     /// Removes from memory what is void, and says how many entries the purge of a moment concerned.
@@ -306,15 +323,25 @@ impl Cache {
     pub fn invalidate(self: &Arc<Self>, keys: Vec<Key>) -> (Option<Purge>, JoinHandle<()>) {
         let pending: Vec<_> = keys.iter().map(|key| self.void(Selection::Target(key.target), false)).collect();
         let first = pending.first().map(|(_, purge)| purge.clone());
+        // Now, so that nothing that is fetched anew is removed: what is void goes when it is looked at.
+        keys.iter().for_each(|key| drop(self.peek(&key.canonical)));
         let cache = Arc::clone(self);
         let telling = self.runtime.spawn(async move {
-            for (key, (pending, _)) in keys.iter().zip(pending) {
-                cache.peers.tell(&LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
-                if let (Some(log), Some(pending)) = (&cache.log, pending) {
-                    log.share(pending).await;
+            let telling = async {
+                for key in &keys {
+                    cache.peers.tell(&LoggedVoid { what: Selection::Target(key.target), soft: false }).await;
                 }
-                cache.store.remove(key).await;
-            }
+            };
+            let sharing = async {
+                for (key, (pending, _)) in keys.iter().zip(pending) {
+                    cache.share(pending).await;
+                    if let Some(shared) = cache.store.shared() {
+                        shared.remove(key).await;
+                    }
+                }
+            };
+            // A process that hangs does not keep the instances waiting, nor what was void in Redis until it is fetched anew.
+            tokio::join!(telling, sharing);
             // One sweep serves all that waits for it.
             if cache.voids.targets() > TARGETS && cache.counts.try_lock().is_ok() {
                 let (sweeping, newest) = (Arc::clone(&cache), cache.voids.to_sweep().1);
@@ -326,15 +353,28 @@ impl Cache {
 
     /// The upstream has taken back what is stored under a key. It is removed, and what was asked for before does not take its place. The
     /// other instances are told, as far as Redis takes it: what they have would end by itself once they ask the upstream.
-    pub async fn end(&self, key: &Key) {
+    pub async fn end(self: &Arc<Self>, key: &Key) {
         self.ended.note(&key.canonical, self.ask(), Wall::now());
         let what = Selection::Entry(entry_digest(&key.canonical.0));
-        let pending = self.log.as_ref().filter(|_| self.may_be_shared()).map(|log| (log, log.void(what.clone(), false).0));
-        self.store.remove(key).await;
-        self.peers.tell(&LoggedVoid { what, soft: false }).await;
-        if let Some((log, pending)) = pending {
-            log.share_now(pending).await;
+        let pending = self.log.as_ref().filter(|_| self.may_be_shared()).map(|log| (Arc::clone(log), log.void(what.clone(), false).0));
+        if let Some(there) = self.store.peek(&key.canonical) {
+            self.store.replace(&there, None);
         }
+        let (cache, key) = (Arc::clone(self), key.clone());
+        // Whoever asked for it may go away: all are told.
+        let telling = self.runtime.spawn(async move {
+            if let Some(shared) = cache.store.shared() {
+                shared.remove(&key).await;
+            }
+            let sharing = async {
+                if let Some((log, pending)) = pending {
+                    log.share_now(pending).await;
+                }
+            };
+            let void = LoggedVoid { what, soft: false };
+            tokio::join!(cache.peers.tell(&void), sharing);
+        });
+        let _ = telling.await;
     }
 
     /// The moment of something that is asked of the upstream now.
@@ -466,6 +506,41 @@ mod tests {
         };
         let left = left_after(softly).await.expect("what is left");
         assert!(left.lifetimes.fresh.is_zero());
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_up_is_not_used_once_it_was_taken_back() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let memory = Memory::new(1 << 20, 1 << 20, Arc::clone(&metrics)).unwrap();
+        let cache = Cache::new(Arc::new(memory), Arc::default(), None, Handle::current(), metrics);
+        let key = Arc::new(key());
+        let mut template = stored(b"old", &key.tags, "v");
+        template.lifetimes.fresh = Duration::from_secs(3600);
+        let stored_at = Wall::from_millis(Wall::now().as_millis() - 1000);
+        cache.put(&key, Arc::new(Entry { canonical: key.canonical.0.clone(), asked_at: cache.ask(), stored_at, ..template })).await;
+        let looked_up = cache.look_up(Arc::clone(&key)).await;
+        assert!(cache.found(&looked_up, &key.canonical).unwrap().is_some());
+        cache.end(&key).await;
+        assert!(cache.found(&looked_up, &key.canonical).unwrap().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_are_told_of_what_is_void_though_whoever_asked_for_it_goes_away() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let memory = Memory::new(1 << 20, 1 << 20, Arc::clone(&metrics)).unwrap();
+        let cache = Cache::new(Arc::new(memory), Arc::default(), None, Handle::current(), metrics);
+        for ends in [false, true] {
+            // Another process hangs: it is told, waited for, and cut off.
+            let (_, mut queue) = cache.peers.join().unwrap();
+            let telling: StoreFuture<'_, ()> = match ends {
+                true => Box::pin(async { cache.end(&key()).await }),
+                false => purge(Arc::clone(&cache), Selection::Tag("t".into())),
+            };
+            assert!(timeout(peers::PATIENCE / 10, telling).await.is_err());
+            assert!(queue.recv().await.is_some() && cache.peers.are_there());
+            tokio::time::sleep(peers::PATIENCE).await;
+            assert!(!cache.peers.are_there(), "{ends}: it is not waited for any more");
+        }
     }
 
     #[tokio::test]

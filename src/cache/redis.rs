@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use redis::Value;
+use tokio::time::sleep;
 
 use super::codec::{self, DecodeError};
 use super::entry::Entry;
@@ -29,12 +30,14 @@ const WRITE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), long
 const STAMP: usize = 16;
 /// How often an entry is checked anew because something was voided while it was being written.
 const TRIES: usize = 3;
+/// How long a sweep waits before it reads an entry once more that did not come.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What stands under a name.
 pub enum Named {
     /// An entry.
     Entry(Box<Entry>),
-    /// Something that cannot be read here: another version wrote it, say, or it was sealed with another key.
+    /// Something that cannot be read here: another version wrote it, say, it was sealed with another key, or it never comes in time.
     Unreadable,
     /// No entry.
     Gone,
@@ -73,7 +76,7 @@ impl RedisStore {
         let name = key.name(&self.namespace);
         // Whatever is voided from now on concerns what is read, on its way into memory too.
         let asked_at = self.voids.ask();
-        let Kept { bytes, left } = self.link.get(name).await.ok()??;
+        let Kept { bytes, left } = self.link.get(name.as_bytes()).await.ok()??;
         match self.unpack(name.as_bytes(), bytes) {
             Ok((entry, stamp)) if entry.canonical == key.canonical.0 => {
                 let mut entry = match self.log.admit(&entry, stamp, asked_at) {
@@ -145,7 +148,7 @@ impl RedisStore {
         let Ok(_room) = self.link.room(size) else { return };
         for _ in 0..TRIES {
             let left = entry.lifetimes.kept().saturating_sub(Wall::now().since(entry.stored_at));
-            if left.is_zero() || !self.link.is_up() || self.writes.enter() == Gate::Open {
+            if left.is_zero() || !self.link.is_up() || self.writes.is_sparing() {
                 return;
             }
             // First where the log is, then whether the entry is void: what is voided in between is checked for nothing.
@@ -161,6 +164,10 @@ impl RedisStore {
             };
             let Some(body) = self.pack(name.as_bytes(), standing, position) else { return };
             let command = self.log.scripts().write(position, name, &body, millis(left).max(1));
+            // Only what is sent may be the trial after which writes go on.
+            if self.writes.enter() == Gate::Open {
+                return;
+            }
             match self.link.call_with(&command, size).await {
                 Ok(written) => {
                     if self.writes.succeeded() {
@@ -192,20 +199,28 @@ impl RedisStore {
         redis::from_redis_value(self.link.call(&scan).await.ok()?).ok()
     }
 
-    /// The entry of a name, whatever is void.
+    /// The entry of a name, whatever is void. What is large comes as it does for a request, so that no other command waits behind it.
     ///
     /// # Errors
-    /// Redis failed, so that nobody knows.
+    /// Redis is away, so that nobody knows.
     pub async fn read_named(&self, name: &[u8]) -> Result<Named, RedisFailure> {
-        match self.link.call(redis::cmd("GET").arg(name)).await {
-            Ok(Value::BulkString(bytes)) => {
-                Ok(self.unpack(name, bytes).map_or(Named::Unreadable, |(entry, _)| Named::Entry(Box::new(entry))))
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                sleep(AGAIN).await;
             }
-            Ok(_) => Ok(Named::Gone),
-            // A list or a set: somebody else's.
-            Err(RedisFailure::Error(error)) if error.code() == Some("WRONGTYPE") => Ok(Named::Gone),
-            Err(failure) => Err(failure),
+            match self.link.get(name).await {
+                Ok(Some(Kept { bytes, .. })) => {
+                    return Ok(self.unpack(name, bytes).map_or(Named::Unreadable, |(entry, _)| Named::Entry(Box::new(entry))));
+                }
+                Ok(None) => return Ok(Named::Gone),
+                // A list or a set: somebody else's.
+                Err(RedisFailure::Error(error)) if error.code() == Some("WRONGTYPE") => return Ok(Named::Gone),
+                Err(failure) if !self.link.is_up() => return Err(failure),
+                Err(_) => {}
+            }
         }
+        // One that is never read in time does not keep the others from being swept.
+        Ok(Named::Unreadable)
     }
 
     /// The connections.

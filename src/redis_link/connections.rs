@@ -14,10 +14,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::{CONNECT_TIMEOUT, connect};
-use super::failure::RedisFailure;
+use super::in_time::in_time;
 use super::large::Large;
 use super::reads::Reads;
-use crate::breaker::Backoff;
+use crate::breaker::{Backoff, Breaker, Gate};
 use crate::telemetry::metrics::Metrics;
 
 /// Connections of a set.
@@ -30,6 +30,8 @@ const ASKING_ALIVE: usize = 1;
 const READING: usize = 2;
 /// How long a failing Redis is left alone between attempts. Recovery is seen within the longest.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(50), longest: Duration::from_millis(800), tolerated: 0 };
+/// How long connections that lead to a replica are kept before others are made once more. A Redis that is always read-only is read meanwhile.
+const REPLICA: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(10), tolerated: 0 };
 /// How often a connection is used that would be idle otherwise: Redis ends none sooner than after a second.
 const LOOK: Duration = Duration::from_millis(400);
 /// How long a Redis that fails is asked before it counts as away, for whoever must know what it says.
@@ -55,10 +57,12 @@ pub(super) struct Connections {
     /// Whether the connections broke, or were never made, and Redis has not been found to be away since.
     asking: AtomicBool,
     asked: Notify,
-    /// Changes when connections were made.
+    /// Changes when connections were made, or given up.
     made: watch::Sender<()>,
     /// Whether Redis is being asked if it answers at all.
     doubting: AtomicBool,
+    /// Whether connections are made anew because these lead to a replica.
+    replica: Breaker,
     /// For values that are large.
     pub(super) large: Large,
     pub(super) metrics: Arc<Metrics>,
@@ -67,16 +71,28 @@ pub(super) struct Connections {
 /// The connections that were made together.
 pub(super) type ConnectionSet = Arc<Vec<MultiplexedConnection>>;
 
+/// A connection that is used for calls.
+#[derive(Clone)]
+pub(super) struct Via {
+    pub(super) connection: MultiplexedConnection,
+    /// Its number, if it is the own one of this thread; zero: others use it too.
+    pub(super) own: usize,
+}
+
+impl Via {
+    fn of_set(connection: &MultiplexedConnection) -> Self {
+        Self { connection: connection.clone(), own: 0 }
+    }
+}
+
 /// The connection over which one thread reads.
 #[derive(Default)]
 struct Own {
-    /// Its number among all; zero: none yet.
-    number: usize,
     /// The set that it belongs to.
     set: Weak<Vec<MultiplexedConnection>>,
     /// `None` while it is being made, or could not be.
-    connection: Option<MultiplexedConnection>,
-    /// What is sent next.
+    via: Option<Via>,
+    /// What is sent next. Dropped with it, it is asked for over another one.
     reads: Reads,
 }
 
@@ -85,6 +101,10 @@ thread_local!(static OWN: RefCell<Own> = RefCell::default());
 impl Own {
     fn is_of(&self, set: &ConnectionSet) -> bool {
         self.set.as_ptr() == Arc::as_ptr(set)
+    }
+
+    fn has(&self, number: usize) -> bool {
+        self.via.as_ref().is_some_and(|via| via.own == number)
     }
 }
 
@@ -95,6 +115,7 @@ impl Connections {
             large: Large::new(client.clone()),
             made: watch::Sender::new(()),
             doubting: AtomicBool::new(false),
+            replica: Breaker::new(REPLICA),
             client,
             sets: ArcSwapOption::empty(),
             next: AtomicUsize::new(0),
@@ -120,28 +141,31 @@ impl Connections {
         }
     }
 
-    /// A connection to write over, or to read, and the set that it belongs to; `None` while Redis is left alone.
-    pub(super) fn pick(self: &Arc<Self>, write: bool) -> Option<(MultiplexedConnection, ConnectionSet)> {
+    /// The connection to write over, and the set that it belongs to; `None` while Redis is left alone.
+    pub(super) fn writer(&self) -> Option<(Via, ConnectionSet)> {
         let set = self.sets.load_full()?;
-        if write {
-            return Some((set[WRITING].clone(), set));
-        }
-        let own = self.own(&set, |connection, _| connection.clone());
+        Some((Via::of_set(&set[WRITING]), set))
+    }
+
+    /// A connection to read over, and the set that it belongs to; `None` while Redis is left alone.
+    pub(super) fn reader(self: &Arc<Self>) -> Option<(Via, ConnectionSet)> {
+        let set = self.sets.load_full()?;
+        let own = self.own(&set, |via, _| via.clone());
         Some((own.unwrap_or_else(|| self.next_reader(&set)), set))
     }
 
     /// The connection over which the next thread reads that has none of its own.
-    pub(super) fn next_reader(&self, set: &ConnectionSet) -> MultiplexedConnection {
+    pub(super) fn next_reader(&self, set: &ConnectionSet) -> Via {
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % (set.len() - READING);
-        set[READING + turn].clone()
+        Via::of_set(&set[READING + turn])
     }
 
     /// Does something with the connection of this thread, which is made when the thread reads first. It is driven where its answers
     /// are waited for: over one that another thread drives, each read would wake that one, and be woken by it.
-    pub(super) fn own<T>(self: &Arc<Self>, set: &ConnectionSet, with: impl FnOnce(&MultiplexedConnection, &mut Reads) -> T) -> Option<T> {
+    pub(super) fn own<T>(self: &Arc<Self>, set: &ConnectionSet, with: impl FnOnce(&Via, &mut Reads) -> T) -> Option<T> {
         OWN.with_borrow_mut(|own| {
             if own.is_of(set) {
-                return Some(with(own.connection.as_ref()?, &mut own.reads));
+                return Some(with(own.via.as_ref()?, &mut own.reads));
             }
             // Tasks of other runtimes stay on no thread.
             if Handle::try_current().ok()?.runtime_flavor() == RuntimeFlavor::CurrentThread {
@@ -162,57 +186,77 @@ impl Connections {
     async fn make_own(self: Arc<Self>, set: ConnectionSet) {
         let Ok(mut connection) = connect(&self.client).await else { return };
         let number = OWN.with_borrow_mut(|own| {
-            let is_ours = own.is_of(&set) && own.connection.is_none();
-            if is_ours {
-                own.connection = Some(connection.clone());
-                own.number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-            }
-            is_ours.then_some(own.number)
+            let is_ours = own.is_of(&set) && own.via.is_none();
+            is_ours.then(|| {
+                let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+                own.via.insert(Via { connection: connection.clone(), own: number }).own
+            })
         });
         let (Some(number), set) = (number, Arc::downgrade(&set)) else { return };
         loop {
             sleep(LOOK).await;
-            let is_used = OWN.with_borrow(|own| own.number == number);
+            let is_used = OWN.with_borrow(|own| own.has(number));
             let Some(set) = set.upgrade().filter(|_| is_used) else { return };
             if !answers(&mut connection, CONNECT_TIMEOUT).await {
-                return Self::forget_own(&set);
+                return Self::forget_own(&set, number);
             }
         }
     }
 
-    /// This thread's own connection is of no use any more: another one is made when the thread reads next. What was to be sent over it is
-    /// told so.
-    pub(super) fn forget_own(set: &ConnectionSet) {
-        let unsent = OWN.with_borrow_mut(|own| {
-            let is_made = own.is_of(set) && own.connection.is_some();
-            is_made.then(|| std::mem::take(own).reads)
-        });
-        if let Some(unsent) = unsent {
-            unsent.fail(&RedisFailure::Down);
-        }
+    /// The connection of this thread that has this number is of no use any more: another one is made when the thread reads next. What was
+    /// to be sent over it goes over another one. Nothing is forgotten for what went over a connection that others use too, nor for one that
+    /// was forgotten before.
+    pub(super) fn forget_own(set: &ConnectionSet, number: usize) {
+        // Whoever waits is told as this is dropped, and not within.
+        drop(OWN.with_borrow_mut(|own| (own.is_of(set) && own.has(number)).then(|| std::mem::take(own))));
     }
 
-    /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries nothing else; if it
-    /// does not answer there either, it is taken out of the way.
+    /// A call was not answered in time. Whether that is Redis' doing is asked over the connection that carries nothing else, and asked once
+    /// more: this process may have had no time to look. If it does not answer there either, it is taken out of the way. If that connection
+    /// broke, they are made anew.
     pub(super) fn doubt(self: &Arc<Self>, set: &ConnectionSet, deadline: Duration) {
         if self.doubting.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (connections, set) = (Arc::clone(self), Arc::clone(set));
+        let (doubting, set) = (Doubting(Arc::clone(self)), Arc::clone(set));
         tokio::spawn(async move {
             let mut connection = set[ASKING_ALIVE].clone();
-            let is_alive = answers(&mut connection, deadline).await;
-            connections.doubting.store(false, Ordering::Release);
-            if !is_alive {
-                connections.take_down(&set, "timeout");
+            let mut said = ask_alive(&mut connection, deadline).await;
+            if matches!(said, Said::Nothing) {
+                said = ask_alive(&mut connection, deadline * 2).await;
+            }
+            match said {
+                Said::Yes => {}
+                Said::Broken => doubting.0.renew(&set),
+                Said::Nothing => doubting.0.take_down(&set, "timeout"),
+                Said::No => doubting.0.take_down(&set, "refused"),
             }
         });
+    }
+
+    /// Whether that is being asked.
+    #[cfg(test)]
+    pub(super) fn is_doubting(&self) -> bool {
+        self.doubting.load(Ordering::Acquire)
     }
 
     /// A connection of this set broke: all are made anew, while those that stand are used.
     pub(super) fn renew(&self, set: &ConnectionSet) {
         if self.is_current(set) {
             self.broken.notify_one();
+        }
+    }
+
+    /// A write met a replica: the address may lead to a primary by now, though these connections stand and answer. All are made anew, now
+    /// and then.
+    pub(super) fn leave_replica(&self, set: &ConnectionSet) {
+        if self.is_current(set) {
+            match self.replica.enter() {
+                Gate::Open => return,
+                Gate::Closed => drop(self.replica.failed()),
+                Gate::Trial => {}
+            }
+            self.renew(set);
         }
     }
 
@@ -232,10 +276,17 @@ impl Connections {
         timeout(deadline, waiting).await.ok().flatten()
     }
 
+    /// Waits until Redis is taken out of the way.
+    pub(super) async fn is_left_alone(&self) {
+        let mut made = self.made.subscribe();
+        while self.sets.load().is_some() && made.changed().await.is_ok() {}
+    }
+
     /// Takes Redis out of the way, unless others did or it was mended since.
     pub(super) fn take_down(&self, set: &ConnectionSet, kind: &str) {
         let previous = self.sets.compare_and_swap(set, None);
         if previous.as_ref().is_some_and(|current| Arc::ptr_eq(current, set)) {
+            self.made.send_replace(());
             self.asking.store(true, Ordering::Release);
             self.metrics.breaker_open.with_label_values(&["redis"]).set(1);
             tracing::warn!(kind, "Redis failed; requests go on without it until it answers again");
@@ -260,7 +311,7 @@ impl Connections {
                     let set = Arc::new(set);
                     let before = self.sets.swap(Some(Arc::clone(&set)));
                     self.made.send_replace(());
-                    self.large.forget();
+                    self.large.renew();
                     self.metrics.breaker_open.with_label_values(&["redis"]).set(0);
                     if before.is_none() {
                         tracing::info!(address = %self.client.get_connection_info().addr(), "Redis answers");
@@ -349,8 +400,37 @@ impl Connections {
     }
 }
 
+/// What Redis says when it is asked whether it answers.
+enum Said {
+    Yes,
+    /// It says that it cannot.
+    No,
+    /// No answer in time.
+    Nothing,
+    /// The connection broke, which says nothing of others.
+    Broken,
+}
+
+/// Asks Redis over a connection whether it answers.
+async fn ask_alive(connection: &mut MultiplexedConnection, deadline: Duration) -> Said {
+    match in_time(deadline, connection.send_packed_command(&redis::cmd("PING"))).await {
+        None => Said::Nothing,
+        Some(Err(_)) => Said::Broken,
+        Some(Ok(answer)) if answer.clone().extract_error().is_ok() => Said::Yes,
+        Some(Ok(_)) => Said::No,
+    }
+}
+
 /// Whether Redis answers over a connection in time.
 async fn answers(connection: &mut MultiplexedConnection, deadline: Duration) -> bool {
-    let ping = redis::cmd("PING");
-    matches!(timeout(deadline, connection.send_packed_command(&ping)).await, Ok(Ok(answer)) if answer.clone().extract_error().is_ok())
+    matches!(ask_alive(connection, deadline).await, Said::Yes)
+}
+
+/// Redis is being asked if it answers at all. Over with this, also where the task ends with its runtime.
+struct Doubting(Arc<Connections>);
+
+impl Drop for Doubting {
+    fn drop(&mut self) {
+        self.0.doubting.store(false, Ordering::Release);
+    }
 }

@@ -7,6 +7,8 @@ use redis::{ErrorKind, RedisError};
 pub enum RedisFailure {
     /// Redis is being left alone.
     Down,
+    /// What it was to go with was given up before it was sent.
+    Unsent,
     /// Redis did not answer in time.
     Timeout,
     /// Redis or the connection said no.
@@ -38,6 +40,7 @@ impl RedisFailure {
     pub(super) fn classify(&self) -> (&'static str, Scope) {
         match self {
             Self::Down => ("down", Scope::Command),
+            Self::Unsent => ("connection", Scope::Connection),
             Self::TooLarge => ("too_large", Scope::Command),
             Self::Full => ("dropped", Scope::Command),
             Self::Timeout => ("timeout", Scope::Doubt),
@@ -59,19 +62,46 @@ fn is_protocol_error(error: &RedisError) -> bool {
     error.detail().is_some_and(|text| text.contains("Protocol error"))
 }
 
-/// Full, a replica, short of good replicas, or unable to save: Redis reads but does not write. Before Redis 7 an error within a script
-/// was one of the script, with the first one in its text.
+/// What a replica says to a write.
+const OF_A_REPLICA: &str = "READONLY";
+
+/// Full, a replica, short of good replicas, or unable to save: Redis reads but does not write.
 #[must_use]
 pub fn refuses_writes(error: &RedisError) -> bool {
-    const REFUSALS: [&str; 4] = ["OOM", "READONLY", "MISCONF", "NOREPLICAS"];
-    let within = |text: &str| text.contains("script") && REFUSALS.iter().any(|refusal| text.contains(&format!("-{refusal} ")));
-    error.code().is_some_and(|code| REFUSALS.contains(&code)) || error.detail().is_some_and(within)
+    [OF_A_REPLICA, "OOM", "MISCONF", "NOREPLICAS"].into_iter().any(|refusal| says(error, refusal))
+}
+
+/// Whether the connection leads to a replica. What was a primary may be one by now, and another one behind the same address.
+pub(super) fn is_of_a_replica(failure: &RedisFailure) -> bool {
+    matches!(failure, RedisFailure::Error(error) if says(error, OF_A_REPLICA))
+}
+
+/// Whether Redis refused something with this code. Before Redis 7 an error within a script was one of the script, with the first one in
+/// its text.
+fn says(error: &RedisError, refusal: &str) -> bool {
+    let within = |text: &str| text.contains("script") && text.contains(&format!("-{refusal} "));
+    error.code() == Some(refusal) || error.detail().is_some_and(within)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use redis::Value;
+
+    #[test]
+    fn a_replica_is_told_from_one_that_is_full_within_scripts_too() {
+        for (text, of_a_replica) in [
+            ("-READONLY You can't write against a read only replica.", true),
+            ("-ERR Error running script (call to f_1): @user_script:2: @user_script: 2: -READONLY You can't write", true),
+            ("-OOM command not allowed", false),
+            ("-ERR Error running script (call to f_1): @user_script:2: @user_script: 2: -OOM command not allowed", false),
+        ] {
+            let error = redis::parse_redis_value(format!("{text}\r\n").as_bytes()).and_then(Value::extract_error).unwrap_err();
+            assert!(refuses_writes(&error), "{text}");
+            assert_eq!(is_of_a_replica(&RedisFailure::Error(error)), of_a_replica, "{text}");
+        }
+        assert!(!is_of_a_replica(&RedisFailure::Timeout));
+    }
 
     #[test]
     fn what_a_refusal_belongs_to() {

@@ -7,10 +7,11 @@
 //!
 //! | failure | what follows |
 //! |---|---|
-//! | a refused command (full, read-only, not allowed, of another type) | that command's alone |
+//! | a refused command (full, not allowed, of another type) | that command's alone |
+//! | a write that met a replica | that write's alone; connections are made anew now and then, since the address may lead to a primary by now |
 //! | a value that Redis does not take | it is not tried again for a minute; it went over a connection of its own ([`large`]) |
 //! | a connection broke | a read goes once more over another one; the broken one is made anew, while the others are used |
-//! | no answer in time | that read is a miss; Redis is asked whether it answers at all, over a connection that carries nothing else. If not: |
+//! | no answer in time | that read is a miss; Redis is asked whether it answers at all, twice, over a connection that carries nothing else. If not: |
 //! | Redis does not answer, says that it cannot, or takes no connection | nothing touches it until a task in the background has seen it answer again |
 //!
 //! Connections are used at least twice a second, so that Redis takes none for idle.
@@ -20,33 +21,29 @@
 mod connect;
 pub mod connections;
 pub mod failure;
+mod in_time;
 pub mod large;
 pub mod reads;
 
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
-use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
 use redis::{Client, Cmd, Pipeline, RedisError, Value};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::task::yield_now;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::config::RedisUrl;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
-use connections::{ConnectionSet, Connections, OnConnect};
-use failure::{RedisFailure, Scope};
+use connections::{ConnectionSet, Connections, OnConnect, Via};
+use failure::{RedisFailure, Scope, is_of_a_replica};
+use in_time::in_time;
 use large::LARGE;
 use reads::{Kept, Read, Reads};
 
-/// Turns of the runtime from the socket to the task that waits: one reads, one hands out, and one to spare.
-const TURNS: usize = 3;
 /// A write may take this many times as long as a read: no client waits for it.
 const WRITE_FACTOR: u32 = 10;
 
@@ -63,7 +60,9 @@ impl RedisLink {
     /// # Errors
     /// The URL makes no sense to the client.
     pub fn new(url: &RedisUrl, read_timeout: Duration, metrics: Arc<Metrics>) -> Result<Self, RedisError> {
-        Ok(Self { connections: Arc::new(Connections::new(Client::open(url.info.clone())?, metrics)), read_timeout })
+        // Else what is sent while something is unanswered waits for that, or for Redis' kernel to say that it came: up to 40 ms.
+        let info = url.info.clone().set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        Ok(Self { connections: Arc::new(Connections::new(Client::open(info)?, metrics)), read_timeout })
     }
 
     /// Connects in the background, on the current runtime, and again whenever connections broke. Returns at once, whether Redis is
@@ -101,10 +100,10 @@ impl RedisLink {
     /// # Errors
     /// [`RedisFailure`].
     pub async fn call(&self, command: &Cmd) -> Result<Value, RedisFailure> {
-        let (mut connection, set) = self.connections.pick(true).ok_or(RedisFailure::Down)?;
-        let answering = async { connection.send_packed_command(command).await.and_then(Value::extract_error) };
+        let (mut via, set) = self.connections.writer().ok_or(RedisFailure::Down)?;
+        let answering = async { via.connection.send_packed_command(command).await.and_then(Value::extract_error) };
         let began = begin();
-        let answer = self.within("write", self.read_timeout * WRITE_FACTOR, &set, answering).await;
+        let answer = self.within("write", self.read_timeout * WRITE_FACTOR, (&set, via.own), answering).await;
         tell("write", began, &answer);
         answer
     }
@@ -125,14 +124,15 @@ impl RedisLink {
         if size < LARGE {
             return self.call(command).await;
         }
-        if !self.is_up() {
-            return Err(RedisFailure::Down);
-        }
+        let set = self.connections.sets.load_full().ok_or(RedisFailure::Down)?;
         let (began, started) = (begin(), Instant::now());
         let answer = self.connections.large.write(command, size, self.read_timeout * WRITE_FACTOR).await;
         self.took("write", started);
         if let Err(failure) = &answer {
             self.count("write", failure);
+            if is_of_a_replica(failure) {
+                self.connections.leave_replica(&set);
+            }
         }
         tell("write", began, &answer);
         answer
@@ -152,7 +152,7 @@ impl RedisLink {
     ///
     /// # Errors
     /// [`RedisFailure`].
-    pub async fn get(&self, name: &str) -> Read {
+    pub async fn get(&self, name: &[u8]) -> Read {
         let set = self.connections.sets.load_full().ok_or(RedisFailure::Down)?;
         let began = begin();
         let answer = match self.join(&set, name) {
@@ -165,7 +165,7 @@ impl RedisLink {
             }
         };
         // Those that it went with may have been given up with their connection.
-        let mut read = answer.await.unwrap_or(Err(RedisFailure::Down));
+        let mut read = answer.await.unwrap_or(Err(RedisFailure::Unsent));
         if let Err(failure) = &read
             && failure.classify().1 == Scope::Connection
         {
@@ -176,29 +176,39 @@ impl RedisLink {
             && kept.bytes.len() == LARGE
         {
             // Apart, since few values are.
-            read = Box::pin(self.get_large(name, kept.left)).await;
+            read = Box::pin(self.get_large(name, kept.left, &set)).await;
         }
         tell("read", began, &read);
         read
     }
 
     /// The whole of what is large, over a connection of its own.
-    async fn get_large(&self, name: &str, left: Option<Duration>) -> Read {
+    async fn get_large(&self, name: &[u8], left: Option<Duration>, set: &ConnectionSet) -> Read {
         let started = Instant::now();
-        let read = self.connections.large.read(name, self.read_timeout).await;
+        let read = tokio::select! {
+            read = self.connections.large.read(name, self.read_timeout) => read,
+            // Others have found that Redis does not answer: a client that waits for megabytes need not find it again.
+            () = self.connections.is_left_alone() => return Err(RedisFailure::Down),
+        };
         self.took("read", started);
+        if let Err(RedisFailure::Timeout) = &read {
+            self.connections.doubt(set, self.patience());
+        }
         let read = read.inspect_err(|failure| self.count("read", failure));
         read.map(|bytes| bytes.map(|bytes| Kept { bytes, left }))
     }
 
     /// Reads over a connection that others use too; if that one is broken as well, over one that is made now.
-    async fn get_again(&self, name: &str, set: &ConnectionSet) -> Read {
+    async fn get_again(&self, name: &[u8], set: &ConnectionSet) -> Read {
         let over = async |set: &ConnectionSet| {
             let mut reads = Reads::default();
             let answer = reads.add(name);
             self.send(reads, self.connections.next_reader(set), set).await;
             answer.await.unwrap_or(Err(RedisFailure::Down))
         };
+        if !self.is_up() {
+            return Err(RedisFailure::Down);
+        }
         let read = over(set).await;
         if !read.as_ref().is_err_and(|failure| failure.classify().1 == Scope::Connection) {
             return read;
@@ -212,16 +222,16 @@ impl RedisLink {
 
     /// Lets a read go with those that this thread makes until the tasks have had their turn that can go on now. `None`: the thread has
     /// no connection of its own.
-    fn join(&self, set: &ConnectionSet, name: &str) -> Option<oneshot::Receiver<Read>> {
-        self.connections.own(set, |connection, reads| {
+    fn join(&self, set: &ConnectionSet, name: &[u8]) -> Option<oneshot::Receiver<Read>> {
+        self.connections.own(set, |via, reads| {
             let is_first = reads.is_empty();
             let answer = reads.add(name);
             if is_first || reads.is_full() {
-                let (link, connection, set) = (self.clone(), connection.clone(), Arc::clone(set));
+                let (link, via, set) = (self.clone(), via.clone(), Arc::clone(set));
                 // The first is followed by more; what is full goes before more come.
                 let full = reads.is_full().then(|| std::mem::take(reads));
                 tokio::spawn(async move {
-                    link.send(full.unwrap_or_else(|| Connections::take_reads(&set)), connection, &set).await;
+                    link.send(full.unwrap_or_else(|| Connections::take_reads(&set)), via, &set).await;
                 });
             }
             answer
@@ -229,16 +239,16 @@ impl RedisLink {
     }
 
     /// Sends reads, and gives each its answer.
-    async fn send(&self, reads: Reads, mut connection: MultiplexedConnection, set: &ConnectionSet) {
+    async fn send(&self, reads: Reads, mut via: Via, set: &ConnectionSet) {
         if reads.is_empty() {
             return;
         }
         let commands = reads.commands();
-        let answering = connection.send_packed_commands(commands, 0, commands.len());
-        match self.within("read", self.read_timeout, set, answering).await {
+        let answering = via.connection.send_packed_commands(commands, 0, commands.len());
+        match self.within("read", reads.deadline(self.read_timeout), (set, via.own), answering).await {
             Ok(answers) => {
                 if let Err(refusal) = reads.answer(answers) {
-                    self.failed("read", set, &RedisFailure::Error(refusal));
+                    self.failed("read", (set, via.own), &RedisFailure::Error(refusal));
                 }
             }
             Err(failure) => reads.fail(&failure),
@@ -250,23 +260,24 @@ impl RedisLink {
     /// # Errors
     /// [`RedisFailure`].
     pub async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisFailure> {
-        let (mut connection, set) = self.connections.pick(false).ok_or(RedisFailure::Down)?;
+        let (mut via, set) = self.connections.reader().ok_or(RedisFailure::Down)?;
         let answering = async {
-            let answers = connection.send_packed_commands(commands, 0, commands.len()).await?;
+            let answers = via.connection.send_packed_commands(commands, 0, commands.len()).await?;
             answers.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()
         };
         let began = begin();
-        let answer = self.within("read", self.read_timeout, &set, answering).await;
+        let answer = self.within("read", self.read_timeout, (&set, via.own), answering).await;
         tell("read", began, &answer);
         answer
     }
 
-    /// Waits for an answer within a deadline, and does what a failure asks for.
+    /// Waits for an answer within a deadline, and does what a failure asks for. The connection is told by its set, and its number if it is
+    /// this thread's own.
     async fn within<T>(
         &self,
         op: &'static str,
         deadline: Duration,
-        set: &ConnectionSet,
+        over: (&ConnectionSet, usize),
         answering: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, RedisFailure> {
         let started = Instant::now();
@@ -274,44 +285,34 @@ impl RedisLink {
         self.took(op, started);
         let answer = answer.ok_or(RedisFailure::Timeout).and_then(|answer| answer.map_err(RedisFailure::Error));
         if let Err(failure) = &answer {
-            self.failed(op, set, failure);
+            self.failed(op, over, failure);
         }
         answer
     }
 
+    /// How long Redis may take to say that it is there.
+    fn patience(&self) -> Duration {
+        self.read_timeout.max(Duration::from_millis(10))
+    }
+
     /// Counts a failure, and does what it asks for beyond its call.
-    fn failed(&self, op: &str, set: &ConnectionSet, failure: &RedisFailure) {
+    fn failed(&self, op: &str, (set, own): (&ConnectionSet, usize), failure: &RedisFailure) {
         let (kind, scope) = failure.classify();
         self.count(op, failure);
         match scope {
+            Scope::Command if is_of_a_replica(failure) => self.connections.leave_replica(set),
             Scope::Command => {}
             // A read goes once more over another one.
-            Scope::Connection if op == "read" => Connections::forget_own(set),
+            Scope::Connection if op == "read" => Connections::forget_own(set, own),
             Scope::Connection => self.connections.renew(set),
             Scope::Doubt => {
                 // What is behind a large value on this connection waits for it; another one does not.
-                Connections::forget_own(set);
-                self.connections.doubt(set, self.read_timeout.max(Duration::from_millis(10)));
+                Connections::forget_own(set, own);
+                self.connections.doubt(set, self.patience());
             }
             Scope::Redis => self.connections.take_down(set, kind),
         }
     }
-}
-
-/// Waits until the deadline, and no longer than it takes to read what has come by then: a thread with thousands of busy connections
-/// may be late to look, for which Redis is not to blame.
-async fn in_time<T>(deadline: Duration, answering: impl Future<Output = T>) -> Option<T> {
-    let mut answering = pin!(answering);
-    if let Ok(answer) = timeout(deadline, answering.as_mut()).await {
-        return Some(answer);
-    }
-    for _ in 0..TURNS {
-        yield_now().await;
-        if let Poll::Ready(answer) = poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await {
-            return Some(answer);
-        }
-    }
-    None
 }
 
 /// When a call begins, if whoever makes it is in a span.
@@ -332,23 +333,67 @@ fn tell<T>(op: &'static str, began: Option<Instant>, answer: &Result<T, RedisFai
 mod tests {
     use super::connections::ASKING;
     use super::*;
-    use std::pin::Pin;
+    use redis::aio::MultiplexedConnection;
+    use std::future::poll_fn;
+    use std::pin::{Pin, pin};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::task::Poll;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::sync::Notify;
+    use tokio::task::yield_now;
+    use tokio::time::timeout;
 
     /// A server that says OK to every command.
     async fn agree(listener: TcpListener) {
+        serve(listener, |_, _| Some("+OK\r\n".to_owned())).await;
+    }
+
+    /// A server that answers so, by the number of the connection and the command's bytes; not at all if that is `None`.
+    async fn serve(listener: TcpListener, answer: impl Fn(usize, &str) -> Option<String> + Clone + Send + 'static) {
+        let mut number = 0;
         while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            number += 1;
             tokio::spawn(async move {
                 let mut bytes = [0; 4096];
                 while let Ok(read @ 1..) = stream.read(&mut bytes).await {
-                    let commands = bytes[..read].iter().filter(|&&byte| byte == b'*').count();
-                    if stream.write_all("+OK\r\n".repeat(commands).as_bytes()).await.is_err() {
+                    let text = String::from_utf8_lossy(&bytes[..read]).into_owned();
+                    let answers: String = text.split('*').skip(1).filter_map(|command| answer(number, command)).collect();
+                    if stream.write_all(answers.as_bytes()).await.is_err() {
                         break;
                     }
                 }
             });
+        }
+    }
+
+    /// A link to a server that answers so, connected, and what serves.
+    async fn over(
+        read_timeout: Duration,
+        answer: impl Fn(usize, &str) -> Option<String> + Clone + Send + 'static,
+    ) -> (RedisLink, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = RedisUrl::parse(&format!("redis://{}", listener.local_addr().unwrap()), None).unwrap();
+        let serving = tokio::spawn(serve(listener, answer));
+        let link = RedisLink::new(&url, read_timeout, Arc::new(Metrics::new().unwrap())).unwrap();
+        link.keep_connected(Arc::new(Open));
+        while !link.is_up() {
+            yield_now().await;
+        }
+        (link, serving)
+    }
+
+    /// Connections wait for nothing.
+    struct Open;
+
+    impl OnConnect for Open {
+        fn connected<'a>(
+            &'a self,
+            _: &'a Client,
+            _: &'a mut MultiplexedConnection,
+        ) -> Pin<Box<dyn Future<Output = Result<(), RedisError>> + Send + 'a>> {
+            Box::pin(std::future::ready(Ok(())))
         }
     }
 
@@ -408,11 +453,160 @@ mod tests {
             })
             .collect();
         for _ in 0..3 {
-            let read = link.get("x").await;
+            let read = link.get(b"x").await;
             assert!(read.is_ok(), "Redis answered in time: {read:?}");
         }
         others.into_iter().for_each(|other| other.abort());
         assert!(link.is_up());
+    }
+
+    #[tokio::test]
+    async fn connections_that_lead_to_a_replica_are_left_for_the_primary_behind_the_same_address() {
+        let (failed_over, is_replica) =
+            (Arc::new(AtomicUsize::new(usize::MAX)), "-READONLY You can't write against a read only replica.\r\n");
+        let made = Arc::new(AtomicUsize::new(0));
+        let (link, _serving) = over(Duration::from_secs(5), {
+            let (failed_over, made) = (Arc::clone(&failed_over), Arc::clone(&made));
+            move |number, command: &str| {
+                made.fetch_max(number, Ordering::SeqCst);
+                // Those that were made before stand, and lead to what is a replica now.
+                let refused = command.contains("SET\r") && number <= failed_over.load(Ordering::SeqCst);
+                Some(if refused && failed_over.load(Ordering::SeqCst) < usize::MAX { is_replica } else { "+OK\r\n" }.to_owned())
+            }
+        })
+        .await;
+        let mut write = redis::cmd("SET");
+        write.arg("k").arg("v");
+        assert!(link.call(&write).await.is_ok());
+        let set = link.connections.sets.load_full().unwrap();
+        failed_over.store(made.load(Ordering::SeqCst), Ordering::SeqCst);
+        let refused = link.call(&write).await.unwrap_err();
+        assert_eq!(refused.classify(), ("refused_write", Scope::Command));
+        assert!(link.is_up(), "it is read meanwhile");
+        assert!(link.connections.renewed(&set, Duration::from_secs(30)).await.is_some_and(|renewed| !Arc::ptr_eq(&renewed, &set)));
+        assert!(link.call(&write).await.is_ok());
+        // One that is always read-only is not connected to over and over.
+        let set = link.connections.sets.load_full().unwrap();
+        failed_over.store(usize::MAX - 1, Ordering::SeqCst);
+        for _ in 0..20 {
+            assert!(link.call(&write).await.is_err());
+        }
+        assert!(Arc::ptr_eq(&link.connections.sets.load_full().unwrap(), &set));
+    }
+
+    /// What a Redis says that has one byte under every name.
+    fn one_byte(command: &str) -> Option<String> {
+        let answer = match command {
+            read if read.contains("GETRANGE\r") => "$1\r\nx\r\n",
+            left if left.contains("PTTL\r") => ":-1\r\n",
+            _ => "+OK\r\n",
+        };
+        Some(answer.to_owned())
+    }
+
+    /// The set, and the number of this thread's own connection.
+    async fn own(link: &RedisLink) -> (ConnectionSet, usize) {
+        loop {
+            let set = link.connections.sets.load_full().unwrap();
+            if let Some(number) = link.connections.own(&set, |via, _| via.own) {
+                return (set, number);
+            }
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_costs_the_connection_that_it_happened_on_and_no_other_one() {
+        let (link, _serving) = over(Duration::from_secs(5), |_, command: &str| one_byte(command)).await;
+        let (set, first) = own(&link).await;
+        let late = async |op, own| link.within::<()>(op, Duration::ZERO, (&set, own), std::future::pending()).await.unwrap_err();
+        late("write", link.connections.writer().unwrap().0.own).await;
+        late("read", link.connections.next_reader(&set).own).await;
+        assert_eq!(own(&link).await.1, first, "it is not the one that was late");
+        let cut = RedisFailure::Error(RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+        link.failed("read", (&set, 0), &cut);
+        assert_eq!(own(&link).await.1, first, "it is not the one that broke");
+        late("read", first).await;
+        let (_, second) = own(&link).await;
+        assert_ne!(second, first);
+        late("read", first).await;
+        assert_eq!(own(&link).await.1, second, "what is late on a connection that was given up costs no other one");
+    }
+
+    #[tokio::test]
+    async fn what_was_to_go_over_a_connection_that_was_given_up_goes_over_another_one() {
+        let (link, _serving) = over(Duration::from_secs(5), |_, command: &str| one_byte(command)).await;
+        let (set, number) = own(&link).await;
+        let mut reading = pin!(link.get(b"x"));
+        assert!(poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending())).await);
+        Connections::forget_own(&set, number);
+        assert_eq!(reading.await.unwrap().unwrap().bytes, b"x");
+        // The same where connections were made anew meanwhile.
+        let (set, _) = own(&link).await;
+        let mut reading = pin!(link.get(b"x"));
+        assert!(poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending())).await);
+        let renewed = Arc::new(set.to_vec());
+        assert!(link.connections.own(&renewed, |_, _| ()).is_none());
+        assert_eq!(reading.await.unwrap().unwrap().bytes, b"x");
+    }
+
+    /// What is done with a Redis that answers, on the second of its connections, by the number of times that it was asked.
+    async fn doubted(answer: impl Fn(usize) -> Option<&'static str> + Clone + Send + Sync + 'static) -> (RedisLink, ConnectionSet) {
+        let (is_asked, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (link, _) = over(Duration::from_secs(5), {
+            let is_asked = Arc::clone(&is_asked);
+            move |number, command: &str| match is_asked.load(Ordering::SeqCst) && number == 2 && command.contains("PING\r") {
+                true => answer(asked.fetch_add(1, Ordering::SeqCst)).map(str::to_owned),
+                false => one_byte(command),
+            }
+        })
+        .await;
+        let set = link.connections.sets.load_full().unwrap();
+        is_asked.store(true, Ordering::SeqCst);
+        link.connections.doubt(&set, Duration::from_millis(10));
+        while link.connections.is_doubting() {
+            yield_now().await;
+        }
+        (link, set)
+    }
+
+    #[tokio::test]
+    async fn redis_is_left_alone_only_if_it_does_not_answer_twice_over_a_connection_that_stands() {
+        // Late once: both answers come when it is asked for the second time.
+        let (link, _) = doubted(|asked| if asked == 0 { None } else { Some("+OK\r\n+OK\r\n") }).await;
+        assert!(link.is_up());
+        // That connection breaks: others are made, and those that stand are used.
+        let (link, set) = doubted(|_| Some("nonsense\r\n")).await;
+        assert!(link.is_up());
+        assert!(link.connections.renewed(&set, Duration::from_secs(30)).await.is_some());
+        let (link, _) = doubted(|_| None).await;
+        assert!(!link.is_up());
+        let (link, _) = doubted(|_| Some("-LOADING dataset\r\n")).await;
+        assert!(!link.is_up());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_large_value_of_a_redis_that_is_away() {
+        let asked = Arc::new(Notify::new());
+        let (link, _serving) = over(Duration::from_secs(60), {
+            let asked = Arc::clone(&asked);
+            move |_, command: &str| match command {
+                length if length.contains("STRLEN\r") => {
+                    asked.notify_one();
+                    None
+                }
+                read if read.contains("GETRANGE\r") => Some(format!("${LARGE}\r\n{}\r\n", "x".repeat(LARGE))),
+                other => one_byte(other),
+            }
+        })
+        .await;
+        let reading = tokio::spawn({
+            let link = link.clone();
+            async move { link.get(b"x").await }
+        });
+        asked.notified().await;
+        link.give_up("test");
+        assert!(matches!(timeout(Duration::from_secs(30), reading).await.unwrap().unwrap(), Err(RedisFailure::Down)));
     }
 
     #[tokio::test]

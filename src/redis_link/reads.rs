@@ -6,9 +6,14 @@ use redis::{Pipeline, RedisError, Value};
 use tokio::sync::oneshot::{self, Receiver, Sender};
 
 use super::failure::RedisFailure;
+use super::large::LARGE;
 
 /// At most this many reads go together: the first answer waits for the last.
 const MOST: usize = 32;
+
+/// What comes with a batch beside its first read has this much more time, by the most bytes that it can be: what a fast network that others
+/// use too carries in a second.
+const A_SECOND: u64 = 64 << 20;
 
 /// The first bytes of a value: those of one that is not large, and no more of one that is.
 const FIRST: &[u8] = b"0";
@@ -35,7 +40,7 @@ pub struct Reads {
 
 impl Reads {
     /// Adds a read. Its answer comes with those of all others.
-    pub fn add(&mut self, name: &str) -> Receiver<Read> {
+    pub fn add(&mut self, name: &[u8]) -> Receiver<Read> {
         let (sender, receiver) = oneshot::channel();
         // However large the value is: others wait behind it.
         self.commands.cmd("GETRANGE").arg(name).arg(FIRST).arg(LAST).pttl(name);
@@ -53,6 +58,13 @@ impl Reads {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.waiting.len() >= MOST
+    }
+
+    /// How long the answers may take together, where that of one read may take `deadline`.
+    #[must_use]
+    pub fn deadline(&self, deadline: Duration) -> Duration {
+        let more = self.waiting.len().saturating_sub(1) as u64 * LARGE as u64;
+        deadline + Duration::from_micros(more * 1_000_000 / A_SECOND)
     }
 
     /// The commands to send.
@@ -100,7 +112,6 @@ fn kept(bytes: Option<Value>, left: Option<Value>) -> Result<Option<Kept>, Redis
 
 #[cfg(test)]
 mod tests {
-    use super::super::large::LARGE;
     use super::*;
 
     fn refused(code: &str) -> Value {
@@ -126,7 +137,7 @@ mod tests {
         ];
         let mut reads = Reads::default();
         // One more than there are answers.
-        let mut receivers: Vec<_> = (0..=answers.len()).map(|number| reads.add(&number.to_string())).collect();
+        let mut receivers: Vec<_> = (0..=answers.len()).map(|number| reads.add(number.to_string().as_bytes())).collect();
         assert_eq!(reads.commands().len(), 16);
         let first_refusal = reads.answer(answers.into_iter().flatten().collect()).unwrap_err();
         assert_eq!(first_refusal.code(), Some("WRONGTYPE"));
@@ -141,11 +152,24 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_together_has_time_by_what_it_may_bring() {
+        let (mut reads, mut receivers, one) = (Reads::default(), Vec::new(), Duration::from_millis(25));
+        assert_eq!(reads.deadline(one), one);
+        receivers.push(reads.add(b"x"));
+        assert_eq!(reads.deadline(one), one, "one alone waits for no other");
+        while !reads.is_full() {
+            receivers.push(reads.add(b"x"));
+        }
+        // Eight megabytes: what a gigabit a second carries in 70 milliseconds.
+        assert!(reads.deadline(one) > one + Duration::from_millis(100) && reads.deadline(one) < one + Duration::from_millis(150));
+    }
+
+    #[test]
     fn a_failure_is_told_to_all_and_so_many_go_together_at_most() {
         let mut reads = Reads::default();
         let mut receivers = Vec::new();
         while !reads.is_full() {
-            receivers.push(reads.add("x"));
+            receivers.push(reads.add(b"x"));
         }
         assert_eq!(receivers.len(), MOST);
         // One has gone away meanwhile.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::support::relay::Relay;
 use crate::support::{Answer, Backend, Connection, Redis, Sluice, TOKEN, get, number, ok, until};
 
 const RULES: &str = "[[route]]\nname='a'\npath='/a/*'\nttl='1h'\nkey='a:{symbol}:{n}'\ntags=['symbol:{symbol}','all']\n\
@@ -344,4 +345,39 @@ async fn a_purge_of_very_many_keys_reads_no_body_and_holds_nobody_up() {
     let mut times = times.into_inner().unwrap();
     times.sort_unstable();
     eprintln!("{keys} keys: answered in {:?}, other calls p99 {:?} of {}", began.elapsed(), times[times.len() * 99 / 100], times.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_gets_past_what_is_large_and_holds_no_write_up() {
+    let backend = Backend::start(|asked| match asked.target.as_str() {
+        "/large" => {
+            let mut random = fastrand::Rng::with_seed(7);
+            ok("", &(0..4 << 20).map(|_| random.u8(..)).collect::<Vec<u8>>())
+        }
+        target => ok("", target.as_bytes()),
+    })
+    .await;
+    let redis = Redis::start(&[]).await;
+    // What is large takes a second here, more than a write may.
+    let relay = Relay::slow(redis.port, 4 << 20).await;
+    // So many tags stand in no name: the entry is read to know what concerns it.
+    let rules = "[[route]]\nname='all'\npath='/*'\nttl='1h'\nkey='all'\ntags=['1','2','3','4','5','6','7','8','9']\n";
+    let cache = format!("[cache]\nmemory='0B'\nmax_object='16MiB'\nredis_timeout='50ms'\nredis='{}'", relay.url());
+    let sluice = Sluice::with(&format!("[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\n{cache}\n{rules}", backend.address), &[]);
+    connected(&sluice).await;
+    until("it is in Redis", || async { sluice.get("/large").await.cache_status().contains("hit") }).await;
+    let writes_late = async || sluice.metric("store_errors_total", &["op=\"write\"", "kind=\"timeout\""]).await;
+    let late = writes_late().await;
+    assert!(sluice.manage("/purge?tag=another").await.status < 300);
+    let head: [&[u8]; 3] = [b"HGET", b"sluice!voids", b"swept"];
+    until("Redis is swept", || async {
+        let number = fastrand::u32(..);
+        assert_eq!(sluice.get(&format!("/{number}")).await.status, 200);
+        redis.command(&head).await.ends_with(b"1\r\n")
+    })
+    .await;
+    assert_eq!(writes_late().await, late);
+    assert!(sluice.get("/large").await.cache_status().contains("hit"), "it was not concerned");
+    assert!(sluice.manage("/purge?tag=9").await.status < 300);
+    until("it is removed", || async { redis.keys().await.is_empty() }).await;
 }
