@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::collapse::Leader;
 use super::failing::LONGEST_RETRY_AFTER;
 use super::fill::{Fill, Head, NotHeld, Writer};
+use super::marks::Why;
 use super::partial::Beginning;
 use super::{Fetcher, Job, Private};
 use crate::body::{self, Stream};
@@ -21,7 +22,7 @@ use crate::clock::Wall;
 use crate::http::cache_control::CacheControl;
 use crate::http::encoding::Coding;
 use crate::http::endless::is_endless;
-use crate::http::freshness::{Lifetimes, Unstorable, Verdict, is_failure, verdict};
+use crate::http::freshness::{FreshnessPolicy, Lifetimes, Unstorable, Verdict, is_failure, verdict};
 use crate::http::headers;
 use crate::http::taken_back::takes_back;
 use crate::http::vary::{Vary, content_language};
@@ -64,7 +65,7 @@ impl Fetcher {
         if is_for_its_credentials(&job, response.headers()) {
             // Of what others have, and of what they will be answered, it says nothing.
             if let Some(key) = job.credentials_key.as_ref().filter(|_| takes_back(status)) {
-                self.note_uncacheable(key);
+                self.uncacheable.note(key, Why::Credentials);
             }
             return self.deliver_privately(&job, leader, private, response);
         }
@@ -73,7 +74,7 @@ impl Fetcher {
             self.note_private(&job, status);
             return self.deliver_privately(&job, leader, private, response);
         };
-        let verdict = self.judge(&job, &response);
+        let verdict = self.judge(&job.policy, job.requested_host.as_ref(), &response);
         let lifetimes = match verdict {
             // An error must not take the place of what may be served instead of it.
             Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
@@ -98,7 +99,7 @@ impl Fetcher {
         }
         let passing = fill.passing();
         if passing == Some(NotHeld::TooLarge) {
-            self.note_uncacheable(&job.collapse_key);
+            self.note_too_large(&job, status);
         }
         // One that is not held is read at the pace of the client that asked, and no other depends on that. One that must be validated is for
         // the one who asked, and for those to come once the upstream has been asked again.
@@ -205,15 +206,15 @@ impl Fetcher {
     }
 
     /// What may be done with a response (RFC 9111 §3).
-    fn judge(&self, job: &Job, response: &Response<Stream>) -> Verdict {
+    pub(super) fn judge(&self, policy: &FreshnessPolicy, requested_host: Option<&HeaderValue>, response: &Response<Stream>) -> Verdict {
         let (status, fields) = (response.status(), response.headers());
-        if status.is_redirection() && response_fields::reflects_host(fields, job.requested_host.as_ref(), &self.authorities) {
+        if status.is_redirection() && response_fields::reflects_host(fields, requested_host, &self.authorities) {
             return Verdict::Private(Unstorable::Reflection);
         }
         if is_endless(fields, response.body().size_hint().exact()) {
             return Verdict::Private(Unstorable::Endless);
         }
-        verdict(&job.policy, status, fields, Wall::now())
+        verdict(policy, status, fields, Wall::now())
     }
 
     /// Ends what is stored for the request, if the answer does not allow it to be kept.
@@ -253,9 +254,17 @@ impl Fetcher {
 
     /// Notes that requests to come need not wait for each other, since a response was for one client alone.
     fn note_private(&self, job: &Job, status: StatusCode) {
-        // What a client did wrong says nothing about the next one.
-        if !status.is_client_error() {
-            self.note_uncacheable(&job.collapse_key);
+        // What a client did wrong says nothing about the next one, and that the upstream failed nothing about when it works again: else one
+        // error page would have all requests of a hot key sent to an upstream that is just coming back.
+        if !status.is_client_error() && !status.is_server_error() {
+            self.uncacheable.note(&job.collapse_key, Why::Private);
+        }
+    }
+
+    /// The same where a response was too large to be stored.
+    fn note_too_large(&self, job: &Job, status: StatusCode) {
+        if !status.is_server_error() {
+            self.uncacheable.note(&job.collapse_key, Why::TooLarge);
         }
     }
 
@@ -275,7 +284,7 @@ impl Fetcher {
         if why != NotHeld::TooLarge {
             return;
         }
-        self.note_uncacheable(&job.collapse_key);
+        self.note_too_large(job, fill.head.status);
         // What was not to be stored has ended it by now, if it does at all.
         if fill.head.stored {
             self.end_replaced(job, fill.head.status).await;

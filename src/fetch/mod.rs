@@ -17,6 +17,7 @@ pub mod failing;
 pub mod fill;
 pub mod freshen;
 pub mod lead;
+pub mod marks;
 pub mod other_methods;
 pub mod partial;
 pub mod remembered;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Response, request};
+use http_body::Body as _;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout};
@@ -37,7 +39,7 @@ use crate::cache::entry::{Content, Entry};
 use crate::cache::key::{Canonical, Key};
 use crate::cache::void::Moment;
 use crate::clock::Wall;
-use crate::http::freshness::FreshnessPolicy;
+use crate::http::freshness::{FreshnessPolicy, Verdict, is_failure};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::carry;
 use crate::upstream::Upstream;
@@ -49,14 +51,12 @@ use budget::Budget;
 use collapse::{Collapse, Join, Progress};
 use failing::Failing;
 use fill::Fill;
+use marks::Marks;
 use partial::Beginnings;
 use remembered::{Remembered, remembered};
 
 /// For how many keys room is made where something is remembered of them.
 const KEYS: usize = 16_384;
-/// Keys that are known to be uncacheable, in bytes, and for how long: requests for them do not wait for each other.
-const UNCACHEABLE_KEYS: (usize, usize) = (2 << 20, KEYS);
-const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
 /// Requests of which it is remembered what their responses vary by, in bytes: the upstream need not be asked twice for them.
 const VARYING_KEYS: (usize, usize) = (4 << 20, KEYS);
 /// Requests whose responses are known to be for all who have credentials, in bytes.
@@ -165,7 +165,7 @@ pub struct Fetcher {
     collapse: Arc<Collapse>,
     budget: Arc<Budget>,
     failing: Failing,
-    uncacheable: Remembered<Instant>,
+    uncacheable: Marks,
     /// By canonical request: what its responses vary by.
     varying: Remembered<Arc<[HeaderName]>>,
     /// Canonical requests whose last response said that it is for all who have credentials too (RFC 9111 §3.5).
@@ -198,7 +198,7 @@ impl Fetcher {
             collapse: Collapse::new(settings.waiters),
             budget: Arc::new(Budget::new(settings.fill_budget, Arc::clone(&metrics))),
             failing: Failing::new(Arc::clone(&metrics)),
-            uncacheable: remembered(UNCACHEABLE_KEYS),
+            uncacheable: Marks::default(),
             varying: remembered(VARYING_KEYS),
             shared: remembered(SHARED_KEYS),
             impatient: Semaphore::new(IMPATIENT),
@@ -221,11 +221,24 @@ impl Fetcher {
     /// Whether responses for this key turned out uncacheable lately, so that requests for it do not wait for each other.
     #[must_use]
     pub fn is_uncacheable(&self, key: &Canonical) -> bool {
-        self.uncacheable.get(&key.0).is_some_and(|until| Instant::now() < until)
+        self.uncacheable.holds(key)
     }
 
-    fn note_uncacheable(&self, key: &Canonical) {
-        self.uncacheable.insert(&key.0, Instant::now() + UNCACHEABLE_FOR);
+    /// Looks at a response that is passed for an uncacheable key. If it could have been stored, the next request for the key is fetched
+    /// again, for all who wait. `requested_host` is the authority that the client asked for.
+    pub fn note_passed(
+        &self,
+        key: &Canonical,
+        policy: &FreshnessPolicy,
+        requested_host: Option<&HeaderValue>,
+        response: &Response<Stream>,
+    ) {
+        let length = response.body().size_hint().exact();
+        let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
+        let verdict = self.judge(policy, requested_host, response);
+        if fits && matches!(verdict, Verdict::Store(_) | Verdict::StoreForValidation(_)) && !is_failure(response.status()) {
+            self.uncacheable.lift(key, length);
+        }
     }
 
     /// The fields by which responses to this request varied lately, so far as they are remembered.

@@ -94,7 +94,7 @@ impl Fetcher {
         if let Some(marking) = marking {
             marking.await;
         }
-        self.uncacheable.remove(&job.collapse_key.0);
+        self.uncacheable.remove(&job.collapse_key);
         self.failing.stored(&job.collapse_key);
         if is_for_later {
             self.pack_later(&stored);
