@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, VARY};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
@@ -38,17 +38,12 @@ impl Fetcher {
     /// One fetch, from the request to the stored response. `private` gets the response if it is for one client alone; it
     /// leads nowhere where no client asked.
     pub(super) async fn lead(self: Arc<Self>, mut job: Job, leader: Leader, private: oneshot::Sender<Private>) {
-        let response = match self.negotiate(&mut job, &leader).await {
+        let response = match self.answer(&mut job, &leader).await {
             Ok(response) => response,
             Err(failure) => {
                 self.failing.failed(&job.party.rule, &job.collapse_key, failure);
                 return leader.fail(failure);
             }
-        };
-        let Some(response) = self.validated(&job, response).await else {
-            tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
-            self.failing.failed(&job.party.rule, &job.collapse_key, Failure::Invalid);
-            return leader.fail(Failure::Invalid);
         };
         match is_failure(response.status()) {
             true => {
@@ -112,6 +107,24 @@ impl Fetcher {
         }
         leader.share(Arc::clone(&fill));
         self.transfer(&job, Some(leader), &fill, writer, body, lifetimes).await;
+    }
+
+    /// The upstream's answer; a 304 as what it freshens. One that is about another response than the stored one, or about one that is
+    /// damaged here, would come each time: then the upstream is asked once more, without conditions (RFC 9111 §4.3.3).
+    async fn answer(&self, job: &mut Job, leader: &Leader) -> Result<Response<Stream>, Failure> {
+        let response = self.negotiate(job, leader).await?;
+        let mut validated = self.validated(job, response).await;
+        if validated.is_none() && job.validated.take().is_some() {
+            for condition in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+                job.request.headers.remove(condition);
+            }
+            let response = self.negotiate(job, leader).await?;
+            validated = self.validated(job, response).await;
+        }
+        if validated.is_none() {
+            tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
+        }
+        validated.ok_or(Failure::Invalid)
     }
 
     /// Asks until the upstream was told what it names in `Vary`, and nothing else that the cache key does not hold. What it

@@ -239,6 +239,24 @@ async fn what_is_stale_is_validated_with_what_it_had() {
     }
 }
 
+/// A 304 about another response than the stored one freshens nothing: it is asked for again, without conditions (§4.3.3).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_304_about_something_else_is_asked_for_in_full() {
+    let (backend, sluice) = scene(|_, asked| match asked.field("if-none-match") {
+        Some(_) => vec![Step::Send(b"HTTP/1.1 304 Not Modified\r\nETag: \"abc-gzip\"\r\n\r\n".to_vec())],
+        None => reply("200 OK", "ETag: \"abc\"\r\nCache-Control: max-age=1\r\nAge: 5\r\n", b"full"),
+    })
+    .await;
+    crate::support::until("it was validated and asked for in full", || async {
+        let answer = sluice.get("/1").await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "full"));
+        let asked = backend.asked.lock().unwrap();
+        let conditional = asked.iter().position(|asked| asked.field("if-none-match").is_some());
+        conditional.is_some_and(|first| asked.get(first + 1).is_some_and(|next| next.field("if-none-match").is_none()))
+    })
+    .await;
+}
+
 /// Unsafe methods that succeed invalidate their address and those that the answer names (RFC 9111 §4.4).
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_invalidate() {
