@@ -152,18 +152,26 @@ impl Fetcher {
     /// two do not belong together.
     async fn ask(&self, job: &Job, leader: &Leader) -> Result<Response<Stream>, Failure> {
         let known = job.complete_ranges.then(|| self.beginnings.get(&job.collapse_key, job.key.target, self.cache.voids())).flatten();
-        let Some(beginning) = known else { return self.call(job, leader, None).await };
+        let max_object = self.settings.max_object as u64;
+        let Some(beginning) = known.filter(|known| known.length() <= max_object) else { return self.call(job, leader, None).await };
         let (mut head, rest) = self.call(job, leader, Some(&beginning)).await?.into_parts();
-        if head.status != StatusCode::PARTIAL_CONTENT {
-            return Ok(Response::from_parts(head, rest));
+        match head.status {
+            // It was asked whether what is stored still holds.
+            StatusCode::NOT_MODIFIED => return Ok(Response::from_parts(head, rest)),
+            // The whole comes, or comes next.
+            _ => self.beginnings.remove(&job.collapse_key),
         }
-        self.beginnings.remove(&job.collapse_key);
-        let rest = body::read(rest, self.settings.max_object).await;
-        let Some(whole) = rest.and_then(|rest| beginning.join(&head.headers, &rest)) else { return self.call(job, leader, None).await };
-        head.status = StatusCode::OK;
-        head.headers.remove(CONTENT_RANGE);
-        head.headers.remove(CONTENT_LENGTH);
-        Ok(Response::from_parts(head, body::full(whole)))
+        match head.status {
+            StatusCode::OK => Ok(Response::from_parts(head, rest)),
+            StatusCode::PARTIAL_CONTENT if beginning.is_continued_by(&head.headers, rest.size_hint().exact()) => {
+                head.status = StatusCode::OK;
+                head.headers.remove(CONTENT_RANGE);
+                head.headers.remove(CONTENT_LENGTH);
+                Ok(Response::from_parts(head, beginning.join(rest)))
+            }
+            // An answer to Sluice's own `Range` is none for those who asked for the whole.
+            _ => self.call(job, leader, None).await,
+        }
     }
 
     /// Asks once. If all who wait leave before the request is sent, it is not sent; once it is, the upstream works on an answer
