@@ -43,6 +43,8 @@ pub struct Head {
     pub status: StatusCode,
     /// Its end-to-end fields.
     pub fields: HeaderMap,
+    /// When it came.
+    pub came: Instant,
     /// The coding of its body.
     pub coding: Coding,
     /// The length it announces.
@@ -579,6 +581,7 @@ mod tests {
         Head {
             status: StatusCode::OK,
             fields: HeaderMap::new(),
+            came: Instant::now(),
             coding: Coding::Identity,
             length: None,
             stored: true,

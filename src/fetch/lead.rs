@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, re
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::collapse::Leader;
 use super::failing::LONGEST_RETRY_AFTER;
@@ -34,12 +35,26 @@ const MOST_NAMED: usize = 16;
 /// So often an upstream is asked again because it named other fields than it was told.
 const MOST_TRIES: u32 = 2;
 
+/// A response whose body is on its way.
+pub(super) struct Arrived {
+    /// Its head.
+    pub head: response::Parts,
+    /// When that came.
+    pub came: Instant,
+    /// The request fields by which it varies.
+    pub names: Vec<HeaderName>,
+    /// The length of its body, as far as that is known.
+    pub length: Option<u64>,
+    /// Whether it is meant to be stored.
+    pub stored: bool,
+}
+
 impl Fetcher {
     /// One fetch, from the request to the stored response. `private` gets the response if it is for one client alone; it
     /// leads nowhere where no client asked.
     pub(super) async fn lead(self: Arc<Self>, mut job: Job, leader: Leader, private: oneshot::Sender<Private>) {
-        let response = match self.answer(&mut job, &leader).await {
-            Ok(response) => response,
+        let (response, came) = match self.answer(&mut job, &leader).await {
+            Ok(answer) => answer,
             Err(failure) => {
                 self.failing.failed(&job.party.rule, &job.collapse_key, failure);
                 return leader.fail(failure);
@@ -85,7 +100,7 @@ impl Fetcher {
         let length = body.size_hint().exact();
         let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
         let stored = lifetimes.is_some() && fits;
-        let (fill, writer) = self.start_fill(&job, head, names, length, stored);
+        let (fill, writer) = self.start_fill(&job, Arrived { head, came, names, length, stored });
         if !stored {
             self.end_replaced(&job, status).await;
         }
@@ -109,22 +124,24 @@ impl Fetcher {
         self.transfer(&job, Some(leader), &fill, writer, body, lifetimes).await;
     }
 
-    /// The upstream's answer; a 304 as what it freshens. One that is about another response than the stored one, or about one that is
+    /// The upstream's answer, and when its head came; a 304 as what it freshens. One that is about another response than the stored one, or about one that is
     /// damaged here, would come each time: then the upstream is asked once more, without conditions (RFC 9111 §4.3.3).
-    async fn answer(&self, job: &mut Job, leader: &Leader) -> Result<Response<Stream>, Failure> {
+    async fn answer(&self, job: &mut Job, leader: &Leader) -> Result<(Response<Stream>, Instant), Failure> {
         let response = self.negotiate(job, leader).await?;
+        let mut came = Instant::now();
         let mut validated = self.validated(job, response).await;
         if validated.is_none() && job.validated.take().is_some() {
             for condition in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
                 job.request.headers.remove(condition);
             }
             let response = self.negotiate(job, leader).await?;
+            came = Instant::now();
             validated = self.validated(job, response).await;
         }
         if validated.is_none() {
             tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
         }
-        validated.ok_or(Failure::Invalid)
+        Ok((validated.ok_or(Failure::Invalid)?, came))
     }
 
     /// Asks until the upstream was told what it names in `Vary`, and nothing else that the cache key does not hold. What it
@@ -250,19 +267,13 @@ impl Fetcher {
         }
     }
 
-    /// A fill for the body of a response that varies by `names`.
-    pub(super) fn start_fill(
-        &self,
-        job: &Job,
-        head: response::Parts,
-        names: Vec<HeaderName>,
-        length: Option<u64>,
-        stored: bool,
-    ) -> (Arc<Fill>, Writer) {
+    /// A fill for the body of a response.
+    pub(super) fn start_fill(&self, job: &Job, arrived: Arrived) -> (Arc<Fill>, Writer) {
+        let Arrived { head, came, names, length, stored } = arrived;
         let (coding, mut fields) = (Coding::of(&head.headers), head.headers);
         fields.remove(CONTENT_LENGTH);
         let selected = job.selecting.selected(&names);
-        let head = Head { status: head.status, fields, coding, length, stored, vary: (names, selected) };
+        let head = Head { status: head.status, fields, came, coding, length, stored, vary: (names, selected) };
         Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
     }
 

@@ -40,7 +40,11 @@ impl Fetcher {
         };
         let head = &fill.head;
         let mut fields = with_own_memory(&head.fields);
-        let age_when_stored = u32::try_from(age(&fields).as_secs()).unwrap_or(u32::MAX);
+        // It ages from when its head came, however long its body takes (RFC 9111 §4.2.3). How long the upstream took for the head is not
+        // counted: what is fresh for as long as it takes would never be.
+        let elapsed = head.came.elapsed();
+        let age_when_stored = u32::try_from(age(&fields).saturating_add(elapsed).as_secs()).unwrap_or(u32::MAX);
+        let lifetimes = lifetimes.after(elapsed);
         fields.remove(AGE);
         fields.append(VIA, OWN_VIA);
         if let Some(etag) = body.etag.take() {

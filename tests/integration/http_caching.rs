@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -236,6 +237,24 @@ async fn what_is_stale_is_validated_with_what_it_had() {
             backend.last().field(condition) == Some(value)
         })
         .await;
+    }
+}
+
+/// A response ages from when its head came, however long its body takes (§4.2.3).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_comes_slowly_is_as_old_as_its_head() {
+    let (backend, sluice) = scene(|row, _| {
+        let life = if row == 1 { 60 } else { 1 };
+        let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age={life}\r\nContent-Length: 4\r\n\r\nbo");
+        vec![Step::Send(head.into_bytes()), Step::Delay(Duration::from_millis(1500)), Step::Send(b"dy".to_vec())]
+    })
+    .await;
+    assert_eq!(sluice.get("/1").await.text(), "body");
+    crate::support::until("it is stored", || async { is_hit(&sluice.get("/1").await) }).await;
+    assert!(sluice.get("/1").await.field("age").is_some_and(|age| age != "0"));
+    for asked in 1..=2 {
+        assert_eq!(sluice.get("/2").await.text(), "body");
+        assert_eq!(backend.count_of("/2"), asked, "it was over when its body ended");
     }
 }
 
