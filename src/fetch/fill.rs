@@ -45,6 +45,8 @@ pub struct Head {
     pub fields: HeaderMap,
     /// When it came.
     pub came: Instant,
+    /// For how long from then those who come may have it; `None`: it is not stored, and has no life of its own.
+    pub life: Option<Duration>,
     /// The coding of its body.
     pub coding: Coding,
     /// The length it announces.
@@ -56,6 +58,12 @@ pub struct Head {
 }
 
 impl Head {
+    /// Whether its life is over, so that those who come now may not have it.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.life.is_some_and(|life| self.came.elapsed() >= life)
+    }
+
     /// This head before a body.
     #[must_use]
     pub fn response(&self, body: Stream) -> Response<Stream> {
@@ -572,16 +580,18 @@ impl Drop for Reader {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::telemetry::metrics::Metrics;
     use http_body_util::BodyExt;
 
-    fn head() -> Head {
+    /// The head of a response that is meant to be stored.
+    pub fn head() -> Head {
         Head {
             status: StatusCode::OK,
             fields: HeaderMap::new(),
             came: Instant::now(),
+            life: None,
             coding: Coding::Identity,
             length: None,
             stored: true,

@@ -45,8 +45,8 @@ pub(super) struct Arrived {
     pub names: Vec<HeaderName>,
     /// The length of its body, as far as that is known.
     pub length: Option<u64>,
-    /// Whether it is meant to be stored.
-    pub stored: bool,
+    /// How long it lives, if it is meant to be stored.
+    pub stored: Option<Lifetimes>,
 }
 
 impl Fetcher {
@@ -99,9 +99,9 @@ impl Fetcher {
         let (head, body) = response.into_parts();
         let length = body.size_hint().exact();
         let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
-        let stored = lifetimes.is_some() && fits;
+        let stored = lifetimes.filter(|_| fits);
         let (fill, writer) = self.start_fill(&job, Arrived { head, came, names, length, stored });
-        if !stored {
+        if stored.is_none() {
             self.end_replaced(&job, status).await;
         }
         if !fill.head.stored {
@@ -273,7 +273,9 @@ impl Fetcher {
         let (coding, mut fields) = (Coding::of(&head.headers), head.headers);
         fields.remove(CONTENT_LENGTH);
         let selected = job.selecting.selected(&names);
-        let head = Head { status: head.status, fields, came, coding, length, stored, vary: (names, selected) };
+        let life = stored.map(|stored| stored.fresh.saturating_add(stored.stale_while_revalidate));
+        let (status, stored) = (head.status, stored.is_some());
+        let head = Head { status, fields, came, life, coding, length, stored, vary: (names, selected) };
         Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
     }
 
@@ -325,8 +327,8 @@ impl Fetcher {
 
     /// Reads the body into the fill, and stores what it holds in the end.
     ///
-    /// A request that comes while the leader lives follows this fetch. For what is stored the leader therefore lives until the entry
-    /// can be found in the cache; for what is not, only until the last bytes are read, so that nobody is given what others had
+    /// A request that comes while the leader lives follows this fetch, unless the response's life is over by then. For what is stored the
+    /// leader therefore lives until the entry can be found in the cache; for what is not, only until the last bytes are read, so that nobody is given what others had
     /// all of already.
     pub(super) async fn transfer(
         &self,
@@ -367,11 +369,10 @@ impl Fetcher {
         let leader = leader.filter(|_| lifetimes.is_some());
         self.note_whole(job, fill.head.status);
         match (writer.complete(), lifetimes) {
-            (Ok(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
+            (Ok(bytes), Some(lifetimes)) => self.store(job, leader, fill, bytes, lifetimes).await,
             (Ok(_), None) => {}
             (Err(why), _) => self.note_not_held(job, fill, why).await,
         }
-        drop(leader);
     }
 }
 

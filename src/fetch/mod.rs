@@ -346,7 +346,10 @@ impl Fetcher {
     /// What a fetch stored that ended after the job's request had looked into the cache and before it could join that fetch.
     /// The leader now begins the only fetch of the key, so this look is the last one that is needed.
     fn stored_meanwhile(&self, job: &Job) -> Option<Arc<Entry>> {
-        let entry = self.cache.peek(&job.collapse_key)?;
+        let mut entry = self.cache.peek(&job.collapse_key)?;
+        if let Content::Varies(names) = &entry.content {
+            entry = self.cache.peek(&job.key.variant(names, &job.selecting).canonical)?;
+        }
         let is_newer = job.found.is_none_or(|found| entry.asked_at > found);
         let is_fresh = Wall::now().since(entry.stored_at) < entry.lifetimes.fresh;
         (is_newer && is_fresh && matches!(entry.content, Content::Response(_))).then_some(entry)

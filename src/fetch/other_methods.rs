@@ -49,7 +49,7 @@ impl Fetcher {
             return response;
         };
         let (head, body) = response.into_parts();
-        let arrived = Arrived { head, came: Instant::now(), names, length: body.size_hint().exact(), stored: true };
+        let arrived = Arrived { head, came: Instant::now(), names, length: body.size_hint().exact(), stored: Some(lifetimes) };
         let (fill, writer) = self.start_fill(&job, arrived);
         // Nobody has read yet, so the first byte is still there.
         let reading = fill.reader().map_or_else(crate::body::empty, BodyExt::boxed_unsync);

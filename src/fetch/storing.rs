@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_LANGUAGE, AGE, ETAG, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::collapse::Leader;
 use super::fill::Fill;
 use super::{Fetcher, Job};
 use crate::aside::{self, ToPack};
@@ -32,8 +33,8 @@ const INFLATE_ELSEWHERE: usize = 4 << 10;
 const MORE: usize = 6;
 
 impl Fetcher {
-    /// Stores the body of a fill, and says what was made of it.
-    pub(super) async fn store(&self, job: &Job, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
+    /// Stores the body of a fill, and says what was made of it. The leader, if there is one, lives until the entry can be found.
+    pub(super) async fn store(&self, job: &Job, leader: Option<Leader>, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
         let Some(mut body) = self.prepare(fill, bytes).await else {
             tracing::warn!(route = &*job.party.rule, "the backend's gzip body is not valid or inflates too far; it was not stored");
             return fill.settle(None);
@@ -84,6 +85,10 @@ impl Fetcher {
         let marking = marker.map(|marker| self.cache.put(&job.key, marker));
         fill.settle(Some(Arc::clone(&stored)));
         drop(body);
+        self.uncacheable.remove(&job.collapse_key);
+        self.failing.stored(&job.collapse_key);
+        // Whoever comes from now on finds it in memory, and is not given what may be old by the time that Redis has it.
+        let leader = leader.filter(|_| self.cache.peek(&key.canonical).is_none());
         // What it replaces may stand under another key: the upstream names other fields in `Vary` now, or none.
         let others = |entry: &&Arc<Entry>| {
             [Some(&key), also.as_ref(), Some(&job.key)].iter().flatten().all(|key| key.canonical.0 != entry.canonical)
@@ -98,8 +103,7 @@ impl Fetcher {
         if let Some(marking) = marking {
             marking.await;
         }
-        self.uncacheable.remove(&job.collapse_key);
-        self.failing.stored(&job.collapse_key);
+        drop(leader);
         if is_for_later {
             self.pack_later(&stored);
         }
