@@ -14,7 +14,8 @@
 //! the others.
 //!
 //! A revalidation whose answer may not be stored is no failure. Its key is [put off](Failing::put_off): what is stale is served on, and the
-//! upstream is asked again after a while that grows in the same way.
+//! upstream is asked again after a while that grows in the same way. After one that was stale already when it was stored that is a second, or
+//! as long as it took.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,8 @@ use crate::upstream::failure::Failure;
 const WIDE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(2), tolerated: 2 };
 /// A key is spared from its first failure on: others may work.
 const KEY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30), tolerated: 0 };
+/// A key whose response was stale when it was stored is revalidated after a while that does not grow: that is how it is meant to be used.
+const STALE_BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(1), tolerated: 0 };
 /// The longest that an upstream may ask to be spared (RFC 9110 §10.2.3).
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// Keys whose failures are remembered, in bytes, and the room for how many is made.
@@ -144,6 +147,13 @@ impl Failing {
     /// Something was stored for this key.
     pub fn stored(&self, key: &Canonical) {
         self.put_off.remove(&key.0);
+    }
+
+    /// Something was stored for this key that was stale by then. It took so long to get it.
+    pub fn stored_stale(&self, key: &Canonical, took: Duration) {
+        let breaker = Arc::new(Breaker::new(STALE_BACKOFF));
+        breaker.failed_for(took.clamp(STALE_BACKOFF.first, KEY_BACKOFF.longest));
+        self.put_off.insert(&key.0, breaker);
     }
 
     /// The upstream answered a request on this rule, whatever becomes of the body.
@@ -340,5 +350,22 @@ mod tests {
             advance(Duration::from_millis(100)).await;
         }
         assert!((5..15).contains(&times), "{times} in a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_stale_when_it_is_stored_is_revalidated_once_a_second_or_as_often_as_it_can_be() {
+        for (took, most) in [(Duration::from_millis(5), 60), (Duration::from_secs(6), 10)] {
+            let failing = failing();
+            let mut times = 0;
+            for _ in 0..600 {
+                if failing.may_revalidate(&key(1)) {
+                    times += 1;
+                    failing.put_off(&key(1), None);
+                    failing.stored_stale(&key(1), took);
+                }
+                advance(Duration::from_millis(100)).await;
+            }
+            assert!((most / 2..=most).contains(&times), "{times} in a minute");
+        }
     }
 }

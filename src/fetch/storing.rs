@@ -86,7 +86,11 @@ impl Fetcher {
         fill.settle(Some(Arc::clone(&stored)));
         drop(body);
         self.uncacheable.remove(&job.collapse_key);
-        self.failing.stored(&job.collapse_key);
+        match lifetimes.fresh.is_zero() {
+            // The next request would have it revalidated at once, and the one after that, without end.
+            true => self.failing.stored_stale(&job.collapse_key, job.began.elapsed()),
+            false => self.failing.stored(&job.collapse_key),
+        }
         // Whoever comes from now on finds it in memory, and is not given what may be old by the time that Redis has it.
         let leader = leader.filter(|_| self.cache.peek(&key.canonical).is_none());
         // What it replaces may stand under another key: the upstream names other fields in `Vary` now, or none.
