@@ -350,7 +350,7 @@ impl Fetcher {
         if let Content::Varies(names) = &entry.content {
             entry = self.cache.peek(&job.key.variant(names, &job.selecting).canonical)?;
         }
-        let is_newer = job.found.is_none_or(|found| entry.asked_at > found);
+        let is_newer = is_newer(entry.asked_at, job.found, job.wants_new.then_some(job.asked_at));
         let is_fresh = Wall::now().since(entry.stored_at) < entry.lifetimes.fresh;
         (is_newer && is_fresh && matches!(entry.content, Content::Response(_))).then_some(entry)
     }
@@ -363,6 +363,32 @@ impl Fetcher {
         match timeout(self.settings.wait_timeout, self.impatient.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Failure::Overloaded),
+        }
+    }
+}
+
+/// Whether what was asked for at `asked_at` is newer than what was found, if anything was, and no older than a request that wants something
+/// new (`no-cache`).
+fn is_newer(asked_at: Moment, found: Option<Moment>, wanted: Option<Moment>) -> bool {
+    found.is_none_or(|found| asked_at > found) && wanted.is_none_or(|wanted| asked_at >= wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_stored_meanwhile_is_newer_than_what_was_found_and_no_older_than_a_reload() {
+        let at = |moment: Option<u64>| moment.map(Moment::at);
+        for (asked, found, wanted, newer) in [
+            (5, None, None, true),
+            (5, Some(4), None, true),
+            (5, Some(5), None, false),
+            (5, None, Some(6), false),
+            (5, Some(4), Some(6), false),
+            (7, Some(4), Some(6), true),
+        ] {
+            assert_eq!(is_newer(Moment::at(asked), at(found), at(wanted)), newer, "{asked} {found:?} {wanted:?}");
         }
     }
 }
