@@ -16,6 +16,7 @@ pub mod collapse;
 pub mod failing;
 pub mod fill;
 pub mod freshen;
+pub mod impatient;
 pub mod lead;
 pub mod marks;
 pub mod other_methods;
@@ -30,7 +31,7 @@ use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Response, request};
 use http_body::Body as _;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::body::Stream;
@@ -51,6 +52,7 @@ use budget::Budget;
 use collapse::{Collapse, Join, Progress};
 use failing::Failing;
 use fill::Fill;
+use impatient::{Impatient, Place};
 use marks::Marks;
 use partial::Beginnings;
 use remembered::{Remembered, remembered};
@@ -61,8 +63,6 @@ const KEYS: usize = 16_384;
 const VARYING_KEYS: (usize, usize) = (4 << 20, KEYS);
 /// Requests whose responses are known to be for all who have credentials, in bytes.
 const SHARED_KEYS: (usize, usize) = (2 << 20, KEYS);
-/// Requests at a time that are passed by themselves because the fetch that they waited for takes too long.
-const IMPATIENT: usize = 8;
 
 /// Responses in memory that are to be packed later.
 const TO_PACK: usize = 4096;
@@ -170,7 +170,7 @@ pub struct Fetcher {
     varying: Remembered<Arc<[HeaderName]>>,
     /// Canonical requests whose last response said that it is for all who have credentials too (RFC 9111 §3.5).
     shared: Remembered<()>,
-    impatient: Semaphore,
+    impatient: Impatient,
     early: Arc<Semaphore>,
     to_pack: Arc<Semaphore>,
     beginnings: Beginnings,
@@ -201,7 +201,7 @@ impl Fetcher {
             uncacheable: Marks::default(),
             varying: remembered(VARYING_KEYS),
             shared: remembered(SHARED_KEYS),
-            impatient: Semaphore::new(IMPATIENT),
+            impatient: Impatient::default(),
             early: Arc::new(Semaphore::new(EARLY)),
             to_pack: Arc::new(Semaphore::new(TO_PACK)),
             beginnings: Beginnings::default(),
@@ -355,15 +355,12 @@ impl Fetcher {
         (is_newer && is_fresh && matches!(entry.content, Content::Response(_))).then_some(entry)
     }
 
-    /// A permit of the few requests that may be passed by themselves because the fetch takes too long.
+    /// A place among the few requests that may be passed by themselves because the fetch of this key takes too long.
     ///
     /// # Errors
     /// [`Failure::Overloaded`] if none becomes free in time.
-    pub async fn impatient(&self) -> Result<SemaphorePermit<'_>, Failure> {
-        match timeout(self.settings.wait_timeout, self.impatient.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Failure::Overloaded),
-        }
+    pub async fn impatient(&self, key: &Canonical) -> Result<Place<'_>, Failure> {
+        self.impatient.place(key, self.settings.wait_timeout).await
     }
 }
 

@@ -153,7 +153,7 @@ impl Proxy {
             }
             Fetched::NotShared => self.pass_because(request, PassWhy::Uncacheable, has_fallback).await.map(Some),
             Fetched::TooSlow => {
-                let _permit = self.fetcher.impatient().await?;
+                let _place = self.fetcher.impatient(&key).await?;
                 self.pass_because(request, PassWhy::WaitedTooLong, has_fallback).await.map(Some)
             }
             Fetched::Failed(failure) => Err(failure),
