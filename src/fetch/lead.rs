@@ -56,14 +56,12 @@ impl Fetcher {
         let (response, came) = match self.answer(&mut job, &leader).await {
             Ok(answer) => answer,
             Err(failure) => {
-                self.failing.failed(&job.party.rule, &job.collapse_key, failure);
+                self.failing.failed(job.address(), failure);
                 return leader.fail(failure);
             }
         };
         match is_failure(response.status()) {
-            true => {
-                self.failing.failed_with(&job.party.rule, &job.collapse_key, response.status().as_u16(), retry_after(response.headers()))
-            }
+            true => self.failing.failed_with(job.address(), response.status().as_u16(), retry_after(response.headers())),
             false => self.failing.answered(&job.party.rule),
         }
         if job.found.is_some() && !is_failure(response.status()) {
@@ -355,7 +353,7 @@ impl Fetcher {
                 Err(error) => {
                     let failure = BrokenBody::failure(&error);
                     tracing::warn!(route = &*job.party.rule, %error, "the backend's body broke off; it was not stored");
-                    self.failing.failed(&job.party.rule, &job.collapse_key, failure);
+                    self.failing.failed(job.address(), failure);
                     drop(leader);
                     return writer.fail(failure);
                 }

@@ -50,7 +50,7 @@ use crate::upstream::request_fields::Negotiable;
 use crate::upstream::selecting::Selecting;
 use budget::Budget;
 use collapse::{Collapse, Join, Progress};
-use failing::Failing;
+use failing::{Address, Failing};
 use fill::Fill;
 use impatient::{Impatient, Place};
 use marks::Marks;
@@ -108,6 +108,13 @@ pub struct Job {
     pub validated: Option<Arc<Entry>>,
     /// Whether what is stored may be served if the upstream fails, so that an error must not take its place.
     pub replaces_errors: bool,
+}
+
+impl Job {
+    /// By what its failures are counted.
+    fn address(&self) -> Address<'_> {
+        Address { rule: &self.party.rule, key: &self.collapse_key, path: self.request.uri.path() }
+    }
 }
 
 /// What a client that waited for a fetch gets.
