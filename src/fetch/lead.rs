@@ -32,6 +32,8 @@ use crate::upstream::response_fields;
 
 /// More fields than this are not told to an upstream that names them in `Vary`.
 const MOST_NAMED: usize = 16;
+/// A body whose readers kept it waiting for so long breaks off by their fault, not the upstream's.
+const PAUSED: Duration = Duration::from_secs(1);
 /// So often an upstream is asked again because it named other fields than it was told.
 const MOST_TRIES: u32 = 2;
 
@@ -340,6 +342,7 @@ impl Fetcher {
         let mut left = fill.head.length;
         let keep = |leader: Option<Leader>, left: Option<u64>| leader.filter(|_| lifetimes.is_some() || left != Some(0));
         let mut leader = keep(leader, left);
+        let mut was_held_up = false;
         loop {
             let frame = tokio::select! {
                 biased;
@@ -353,16 +356,21 @@ impl Fetcher {
                 Err(error) => {
                     let failure = BrokenBody::failure(&error);
                     tracing::warn!(route = &*job.party.rule, %error, "the backend's body broke off; it was not stored");
-                    self.failing.failed(job.address(), failure);
+                    // An upstream has deadlines too, and waits for those who do not read no longer than these.
+                    if !was_held_up {
+                        self.failing.failed(job.address(), failure);
+                    }
                     drop(leader);
                     return writer.fail(failure);
                 }
             };
             left = left.map(|left| left.saturating_sub(chunk.len() as u64));
             leader = keep(leader, left);
+            let pushing = Instant::now();
             if let Err(why) = writer.push(chunk).await {
                 return self.note_not_held(job, fill, why).await;
             }
+            was_held_up |= pushing.elapsed() >= PAUSED;
         }
         let leader = leader.filter(|_| lifetimes.is_some());
         self.note_whole(job, fill.head.status);
