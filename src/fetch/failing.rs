@@ -10,13 +10,13 @@
 //! over, one request may try. Any answer of the upstream, also one to a request that is passed, says that the backend is there: then
 //! nothing is spared any more, keys that failed before included, so that all of them are fresh again soon.
 //!
-//! What is counted of a scope is how many *different* paths failed. One that fails each time, however often it is asked for and with whatever
-//! credentials, variants and queries, says nothing of the others. Nor may it be the trial of its scope again and again: a key that is spared
-//! for itself is no trial, and one that failed while its scope was spared leaves the next trials to others.
+//! What is counted of a scope is how many *different* paths failed. One that fails each time, however often it is asked for and with
+//! whatever credentials, variants and queries, says nothing of the others. Nor may it be the trial of its scope again and again: a key that
+//! is spared for itself is no trial, and one that failed while its scope was spared leaves the next trials to others.
 //!
 //! A revalidation whose answer may not be stored is no failure. Its key is [put off](Failing::put_off): what is stale is served on, and the
-//! upstream is asked again after a while that grows in the same way. After one that was stale already when it was stored that is a second, or
-//! as long as it took.
+//! upstream is asked again after a while that grows in the same way. After one that was stale already when it was stored that is a second,
+//! or as long as it took.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

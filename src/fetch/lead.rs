@@ -124,8 +124,8 @@ impl Fetcher {
         self.transfer(&job, Some(leader), &fill, writer, body, lifetimes).await;
     }
 
-    /// The upstream's answer, and when its head came; a 304 as what it freshens. One that is about another response than the stored one, or about one that is
-    /// damaged here, would come each time: then the upstream is asked once more, without conditions (RFC 9111 §4.3.3).
+    /// The upstream's answer, and when its head came; a 304 as what it freshens. One that is about another response than the stored one, or
+    /// about one that is damaged here, would come each time: then the upstream is asked once more, without conditions (RFC 9111 §4.3.3).
     async fn answer(&self, job: &mut Job, leader: &Leader) -> Result<(Response<Stream>, Instant), Failure> {
         let response = self.negotiate(job, leader).await?;
         let mut came = Instant::now();
@@ -328,8 +328,8 @@ impl Fetcher {
     /// Reads the body into the fill, and stores what it holds in the end.
     ///
     /// A request that comes while the leader lives follows this fetch, unless the response's life is over by then. For what is stored the
-    /// leader therefore lives until the entry can be found in the cache; for what is not, only until the last bytes are read, so that nobody is given what others had
-    /// all of already.
+    /// leader therefore lives until the entry can be found in the cache; for what is not, only until the last bytes are read, so that
+    /// nobody is given what others had all of already.
     pub(super) async fn transfer(
         &self,
         job: &Job,
