@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::KEYS;
 use super::remembered::{Heap, Remembered, remembered};
 use crate::cache::key::Canonical;
 
@@ -16,7 +15,7 @@ const FIRST: Duration = Duration::from_secs(2);
 /// The longest one.
 const LONGEST: Duration = Duration::from_secs(60);
 /// All that is remembered, in bytes, and the room for how many is made.
-const MARKS: (usize, usize) = (2 << 20, KEYS);
+const MARKS: (usize, usize) = (2 << 20, 16_384);
 
 /// Why a key is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
