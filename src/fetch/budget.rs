@@ -2,59 +2,70 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::telemetry::metrics::Metrics;
 
-/// The list of bodies that are whole is tidied when it has this many.
+/// The list of bodies that are for their readers alone is tidied when it has this many.
 const UNTIDY: usize = 64;
 
 /// Small bodies have this part of the room besides, which others cannot take from them.
 const FOR_SMALL: usize = 4;
 /// Bodies of up to this many bytes are small.
 const SMALL: usize = 64 << 10;
-/// A body that is whole does not give way before its readers had this much time for it.
+/// Readers that are behind have this part of the room besides, all of them together.
+const OVERDRAFT: usize = 4;
+/// A body that is for its readers alone does not give way before its readers had this much time for it.
 const TIME_TO_READ: Duration = Duration::from_secs(2);
 
-/// A body that is whole and is kept for its readers alone.
-pub trait Whole: Send + Sync {
-    /// Lets go of what its readers have not read, which cuts them off. It gives back to the budget what it had taken.
+/// A body whose bytes are of use to its readers alone: one that is whole, or that only passes by.
+pub trait ForReaders: Send + Sync {
+    /// Gives back to the budget what it had taken. One that is whole lets go of what its readers have not read, which cuts them off; one
+    /// that passes by, of nothing that its fastest reader has not read.
     fn let_go(&self);
 
-    /// Whether it has bytes of the budget still.
-    fn has_bytes(&self) -> bool;
+    /// How many bytes of the budget it has still.
+    fn bytes(&self) -> usize;
 }
 
 /// All fills' bytes together.
 pub struct Budget {
     used: AtomicUsize,
     limit: usize,
-    /// Bodies that are whole, the oldest first. They give way to those that are on their way: a client that does not read keeps
-    /// nobody's answer out of the cache.
-    whole: Mutex<VecDeque<(Instant, Weak<dyn Whole>)>>,
+    /// Bytes that are held beyond that, so that nobody is cut off who reads more slowly than another.
+    overdrawn: AtomicUsize,
+    /// Bodies that are for their readers alone, the oldest first. They give way to those that are on their way: a client that does not
+    /// read keeps nobody's answer out of the cache.
+    for_readers: Mutex<Queue>,
     metrics: Arc<Metrics>,
 }
+
+/// Bodies, and since when they are for their readers alone.
+type Queue = VecDeque<(Instant, Weak<dyn ForReaders>)>;
 
 impl Budget {
     /// A budget of `limit` bytes.
     #[must_use]
     pub const fn new(limit: usize, metrics: Arc<Metrics>) -> Self {
-        Self { used: AtomicUsize::new(0), limit, whole: Mutex::new(VecDeque::new()), metrics }
+        let (used, overdrawn) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { used, limit, overdrawn, for_readers: Mutex::new(VecDeque::new()), metrics }
     }
 
-    /// Takes bytes for a body of `size` bytes, as far as that is known, if enough are left, or can be had from bodies that have been whole for
-    /// a while.
+    /// Takes bytes for a body of `size` bytes, as far as that is known, if enough are left, or can be had from bodies that have been for
+    /// their readers alone for a while. Nobody is cut off where that would not do.
     #[must_use]
     pub fn take(&self, bytes: usize, size: usize) -> bool {
         let limit = if size <= SMALL { self.limit.saturating_add(self.limit / FOR_SMALL) } else { self.limit };
         while !self.take_free(bytes, limit) {
             let oldest = {
-                let mut whole = self.whole();
-                match whole.front() {
-                    Some((since, _)) if since.elapsed() >= TIME_TO_READ => whole.pop_front(),
+                let mut queue = self.for_readers();
+                match self.used().saturating_add(bytes).saturating_sub(limit) {
+                    // It was given back just now.
+                    0 => continue,
+                    missing if suffice(&queue, missing) => queue.pop_front(),
                     _ => return false,
                 }
             };
@@ -80,17 +91,37 @@ impl Budget {
         self.metrics.fill_bytes.sub(i64::try_from(bytes).unwrap_or(0));
     }
 
-    /// Notes a body that is whole, and keeps its bytes for its readers until they are needed.
-    pub fn keep_for_readers(&self, body: Weak<dyn Whole>) {
-        let mut whole = self.whole();
-        if whole.len() >= UNTIDY {
-            whole.retain(|(_, body)| body.upgrade().is_some_and(|body| body.has_bytes()));
+    /// Takes bytes beyond the budget for readers that are behind the fastest one, if no more than a part of it are taken so by all.
+    #[must_use]
+    pub fn overdraw(&self, bytes: usize) -> bool {
+        let most = self.limit / OVERDRAFT;
+        let taken = self
+            .overdrawn
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| taken.checked_add(bytes).filter(|&sum| sum <= most))
+            .is_ok();
+        if taken {
+            self.metrics.fill_bytes.add(i64::try_from(bytes).unwrap_or(0));
         }
-        whole.push_back((Instant::now(), body));
+        taken
     }
 
-    fn whole(&self) -> std::sync::MutexGuard<'_, VecDeque<(Instant, Weak<dyn Whole>)>> {
-        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Gives back bytes that were taken beyond the budget.
+    pub fn give_back_overdrawn(&self, bytes: usize) {
+        self.overdrawn.fetch_sub(bytes, Ordering::Relaxed);
+        self.metrics.fill_bytes.sub(i64::try_from(bytes).unwrap_or(0));
+    }
+
+    /// Notes a body that is for its readers alone from now on, and keeps its bytes for them until they are needed.
+    pub fn keep_for_readers(&self, body: Weak<dyn ForReaders>) {
+        let mut queue = self.for_readers();
+        if queue.len() >= UNTIDY {
+            queue.retain(|(_, body)| body.upgrade().is_some_and(|body| body.bytes() > 0));
+        }
+        queue.push_back((Instant::now(), body));
+    }
+
+    fn for_readers(&self) -> MutexGuard<'_, Queue> {
+        self.for_readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes that are taken.
@@ -98,4 +129,14 @@ impl Budget {
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
+}
+
+/// Whether so many bytes can be had from those whose readers had their time.
+fn suffice(queue: &Queue, missing: usize) -> bool {
+    let mut sum = 0_usize;
+    let bodies = queue.iter().take_while(|(since, _)| since.elapsed() >= TIME_TO_READ);
+    bodies.filter_map(|(_, body)| body.upgrade()).any(|body| {
+        sum = sum.saturating_add(body.bytes());
+        sum >= missing
+    })
 }

@@ -1,6 +1,7 @@
 //! Collapsed forwarding: for each key one fetch at a time, for all requests that come meanwhile. A request that comes after something was
 //! voided that concerns the key does not join a fetch that began before: that one's answer is void for it. It begins a fetch of its
-//! own, which those after it join; the older one goes on for those that joined it.
+//! own, which those after it join; the older one goes on for those that joined it. So does one that comes when the response of the fetch is
+//! stale already.
 //!
 //! A request that finds no fetch under its key gets the [`Leader`] and hands it to a task of its own. Every request, that one included,
 //! is then a [`Follower`]. A leader that is dropped without having said how it ended releases its followers with
@@ -60,6 +61,11 @@ impl Fetch {
     fn is_answered(&self) -> bool {
         !matches!(*self.progress.borrow(), Progress::Pending)
     }
+
+    /// Whether its response has come, and lives no more.
+    fn is_over(&self) -> bool {
+        matches!(&*self.progress.borrow(), Progress::Shared(fill) if fill.head.is_over())
+    }
 }
 
 /// What a request gets that asks for a key.
@@ -97,6 +103,7 @@ impl Collapse {
         let mut fetches = self.fetches();
         if let Some(fetch) = fetches.get(&canonical.0)
             && !(wants_new && fetch.is_answered())
+            && !fetch.is_over()
             && !is_void(fetch.asked_at)
         {
             // None is added elsewhere.
@@ -261,6 +268,11 @@ impl Drop for Follower {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fetch::budget::Budget;
+    use crate::fetch::fill::Head;
+    use crate::fetch::fill::tests::head;
+    use crate::telemetry::metrics::Metrics;
+    use std::time::Duration;
 
     fn key() -> Canonical {
         Canonical(Bytes::from_static(b"k"))
@@ -371,6 +383,21 @@ mod tests {
         follow(&collapse);
         let Join::Lead(_new, _late) = reload() else { panic!("joined a fetch with a response") };
         assert!(matches!(reload(), Join::Follow(_)));
+        drop(old);
+        follow(&collapse);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_response_whose_life_is_over_is_joined_by_nobody() {
+        let collapse = Collapse::new(10);
+        let budget = Arc::new(Budget::new(1000, Arc::new(Metrics::new().unwrap())));
+        let (old, _early) = first(&collapse);
+        let (fill, _writer) = Fill::start(Head { life: Some(Duration::from_secs(5)), ..head() }, 1000, budget);
+        old.share(fill);
+        tokio::time::advance(Duration::from_millis(4999)).await;
+        follow(&collapse);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let (_new, _late) = first(&collapse);
         drop(old);
         follow(&collapse);
     }

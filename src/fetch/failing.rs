@@ -1,24 +1,28 @@
 //! What failed lately and is spared. A failure has a scope:
 //!
 //! ```text
-//! key      one address             spared from its first failure on
-//! rule     addresses of one rule   spared once several of its keys failed, and none of them was answered in between
-//! backend  all of it               spared once several keys failed, or connections, and nothing was answered in between
+//! key      one request             spared from its first failure on
+//! rule     paths of one rule       spared once several of them failed, and none of them was answered in between
+//! backend  all of it               spared once several paths failed, or connections, and nothing was answered in between
 //! ```
 //!
 //! Each is spared for a while that grows with each further failure, or for as long as the upstream says (`Retry-After`). When the while is
 //! over, one request may try. Any answer of the upstream, also one to a request that is passed, says that the backend is there: then
 //! nothing is spared any more, keys that failed before included, so that all of them are fresh again soon.
 //!
-//! What is counted of a scope is how many *different* keys failed. One address that fails each time, however often it is asked for, says nothing of
-//! the others.
+//! What is counted of a scope is how many *different* paths failed. One that fails each time, however often it is asked for and with
+//! whatever credentials, variants and queries, says nothing of the others. Nor may it be the trial of its scope again and again: a key that
+//! is spared for itself is no trial, and one that failed while its scope was spared leaves the next trials to others.
 //!
 //! A revalidation whose answer may not be stored is no failure. Its key is [put off](Failing::put_off): what is stale is served on, and the
-//! upstream is asked again after a while that grows in the same way.
+//! upstream is asked again after a while that grows in the same way. After one that was stale already when it was stored that is a second,
+//! or as long as it took.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::remembered::{Remembered, remembered};
 use crate::breaker::{Backoff, Breaker, Gate};
@@ -31,18 +35,48 @@ use crate::upstream::failure::Failure;
 const WIDE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(2), tolerated: 2 };
 /// A key is spared from its first failure on: others may work.
 const KEY_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(30), tolerated: 0 };
+/// A key whose response was stale when it was stored is revalidated after a while that does not grow: that is how it is meant to be used.
+const STALE_BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(1), tolerated: 0 };
 /// The longest that an upstream may ask to be spared (RFC 9110 §10.2.3).
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// Keys whose failures are remembered, in bytes, and the room for how many is made.
 const KEYS: (usize, usize) = (4 << 20, 16_384);
-/// Failing keys that a scope tells apart. More of them are as many.
+/// Failing paths that a scope tells apart. More of them are as many. And failing keys that are no trials.
 const DIFFERENT: usize = 8;
+/// A key that failed while its scope was spared is no trial for so long. If nothing else is asked for, it is one then.
+const NO_TRIAL: Duration = Duration::from_secs(6);
+
+/// A request, as far as failures are counted by it.
+#[derive(Clone, Copy, Debug)]
+pub struct Address<'a> {
+    /// The rule that serves it.
+    pub rule: &'a str,
+    /// Its key.
+    pub key: &'a Canonical,
+    /// The path that the upstream is asked for.
+    pub path: &'a str,
+}
 
 /// A rule, or the upstream as a whole.
 struct Scope {
     breaker: Breaker,
-    /// The keys that failed since the last answer, by their canonical forms' digests.
-    failed: Mutex<VecDeque<u64>>,
+    failed: Mutex<Failed>,
+}
+
+/// What failed of a scope since the last answer, by digests.
+#[derive(Default)]
+struct Failed {
+    paths: VecDeque<u64>,
+    /// Keys that failed while the scope was spared, and when.
+    keys: VecDeque<(u64, Instant)>,
+}
+
+/// Adds something to the few that are told apart; the oldest is forgotten.
+fn push<T>(few: &mut VecDeque<T>, one: T) {
+    if few.len() == DIFFERENT {
+        few.pop_front();
+    }
+    few.push_back(one);
 }
 
 impl Scope {
@@ -50,28 +84,41 @@ impl Scope {
         Self { breaker: Breaker::new(WIDE_BACKOFF), failed: Mutex::default() }
     }
 
-    fn different(&self) -> MutexGuard<'_, VecDeque<u64>> {
+    fn since_the_last_answer(&self) -> MutexGuard<'_, Failed> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A key failed. Returns for how long the scope is spared, if it was not before. `counts_alone`: the failure is about more than the key.
-    fn failed(&self, key: u64, counts_alone: bool) -> Option<Duration> {
-        let mut failed = self.different();
-        // A trial that fails again extends the while; while nothing is spared, a key counts once.
-        if failed.contains(&key) && !counts_alone && !self.breaker.is_open() {
+    /// A request failed. Returns for how long the scope is spared, if it was not before. `counts_alone`: the failure is about more than the
+    /// request.
+    fn failed(&self, address: Address<'_>, counts_alone: bool) -> Option<Duration> {
+        let (path, mut failed) = (digest(address.path.as_bytes()), self.since_the_last_answer());
+        let is_open = self.breaker.is_open();
+        if is_open && !counts_alone {
+            let key = digest(&address.key.0);
+            failed.keys.retain(|(other, _)| *other != key);
+            push(&mut failed.keys, (key, Instant::now()));
+        }
+        // A trial that fails again extends the while; while nothing is spared, a path counts once.
+        if failed.paths.contains(&path) && !counts_alone && !is_open {
             return None;
         }
-        if failed.len() == DIFFERENT {
-            failed.pop_front();
-        }
-        failed.push_back(key);
+        push(&mut failed.paths, path);
         drop(failed);
         self.breaker.failed()
     }
 
+    /// Asks for a request with this key to try.
+    fn enter(&self, key: &Canonical) -> Gate {
+        let is_no_trial = || {
+            let key = digest(&key.0);
+            self.since_the_last_answer().keys.iter().any(|(other, at)| *other == key && at.elapsed() < NO_TRIAL)
+        };
+        if self.breaker.is_open() && is_no_trial() { Gate::Open } else { self.breaker.enter() }
+    }
+
     /// Something was answered. Whether the scope was spared before.
     fn answered(&self) -> bool {
-        self.different().clear();
+        *self.since_the_last_answer() = Failed::default();
         self.breaker.succeeded()
     }
 }
@@ -124,13 +171,18 @@ impl Failing {
     /// Whether this key may be tried now: nothing is spared, or was for long enough. Of those who ask in one pause, one may.
     #[must_use]
     pub fn may_try(&self, rule: &str, key: &Canonical) -> bool {
+        let own = self.keys.get(&key.0);
+        // One that is spared for itself would spend the trial that others wait for.
+        if own.as_ref().is_some_and(|own| own.is_sparing()) {
+            return false;
+        }
         // The widest scope that is spared decides: its trial is one for all that it covers.
-        let mut gate = self.upstream.breaker.enter();
+        let mut gate = self.upstream.enter(key);
         if gate == Gate::Closed {
-            gate = self.rule(rule).map_or(Gate::Closed, |scope| scope.breaker.enter());
+            gate = self.rule(rule).map_or(Gate::Closed, |scope| scope.enter(key));
         }
         if gate == Gate::Closed {
-            gate = self.keys.get(&key.0).map_or(Gate::Closed, |breaker| breaker.enter());
+            gate = own.map_or(Gate::Closed, |own| own.enter());
         }
         gate != Gate::Open
     }
@@ -144,6 +196,13 @@ impl Failing {
     /// Something was stored for this key.
     pub fn stored(&self, key: &Canonical) {
         self.put_off.remove(&key.0);
+    }
+
+    /// Something was stored for this key that was stale by then. It took so long to get it.
+    pub fn stored_stale(&self, key: &Canonical, took: Duration) {
+        let breaker = Arc::new(Breaker::new(STALE_BACKOFF));
+        breaker.failed_for(took.clamp(STALE_BACKOFF.first, KEY_BACKOFF.longest));
+        self.put_off.insert(&key.0, breaker);
     }
 
     /// The upstream answered a request on this rule, whatever becomes of the body.
@@ -165,19 +224,19 @@ impl Failing {
         }
     }
 
-    /// The upstream answered a request on this rule with this key, and the answer says that it failed.
-    pub fn failed_with(&self, rule: &str, key: &Canonical, status: u16, after: Option<Duration>) {
+    /// The upstream answered a request, and the answer says that it failed. `after` is for how long it asks to be spared.
+    pub fn failed_with(&self, address: Address<'_>, status: u16, after: Option<Duration>) {
         if status == 500 {
             // It concerns one request, and the backend that sent it is there.
             self.backend_answered();
         }
-        self.note(rule, key, Failure::Status(status), after);
+        self.note(address, Failure::Status(status), after);
     }
 
-    /// A fetch for this key failed. What was not asked, or given up, says nothing of the key.
-    pub fn failed(&self, rule: &str, key: &Canonical, failure: Failure) {
+    /// A fetch failed. What was not asked, or given up, says nothing of what was asked for.
+    pub fn failed(&self, address: Address<'_>, failure: Failure) {
         if !matches!(failure, Failure::Overloaded | Failure::Lost) {
-            self.note(rule, key, failure, None);
+            self.note(address, failure, None);
         }
     }
 
@@ -187,7 +246,8 @@ impl Failing {
         self.metrics.breaker_open.with_label_values(&["backend"]).set(i64::from(self.upstream()));
     }
 
-    fn note(&self, rule: &str, key: &Canonical, failure: Failure, after: Option<Duration>) {
+    fn note(&self, address: Address<'_>, failure: Failure, after: Option<Duration>) {
+        let Address { rule, key, path: _ } = address;
         let new = || Arc::new(Breaker::new(KEY_BACKOFF));
         self.keys.get_or_insert(&key.0, new).failed_for(after.unwrap_or_default());
         if matches!(failure, Failure::Status(500)) {
@@ -195,14 +255,13 @@ impl Failing {
         }
         // No connection is nobody's fault but the upstream's.
         let counts_alone = matches!(failure, Failure::Connect);
-        let digest = digest(key);
         let scope = {
             let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(rules.entry(rule.to_owned()).or_insert_with(|| Arc::new(Scope::new())))
         };
         let reason = failure.answer().1;
-        let rule_pause = scope.failed(digest, counts_alone);
-        if let Some(pause) = self.upstream.failed(digest, counts_alone) {
+        let rule_pause = scope.failed(address, counts_alone);
+        if let Some(pause) = self.upstream.failed(address, counts_alone) {
             self.show();
             tracing::warn!(reason, ?pause, "the backend fails and is left alone; what is stored is served stale meanwhile");
         } else if let Some(pause) = rule_pause.filter(|_| !self.upstream()) {
@@ -233,9 +292,9 @@ impl Failing {
     }
 }
 
-/// A digest that tells keys apart; two that have one count as one.
-fn digest(key: &Canonical) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(&key.0)
+/// A digest that tells keys and paths apart; two that have one count as one.
+fn digest(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
 }
 
 #[cfg(test)]
@@ -248,6 +307,14 @@ mod tests {
         Canonical(Bytes::from(number.to_string()))
     }
 
+    fn path(number: usize) -> String {
+        format!("/{number}")
+    }
+
+    fn of<'a>(rule: &'a str, key: &'a Canonical, path: &'a str) -> Address<'a> {
+        Address { rule, key, path }
+    }
+
     fn failing() -> Failing {
         Failing::new(Arc::new(Metrics::new().unwrap()))
     }
@@ -257,8 +324,8 @@ mod tests {
         for failure in [Failure::Timeout, Failure::Status(503), Failure::Reset, Failure::Truncated] {
             let failing = failing();
             for _ in 0..100 {
-                failing.failed("a", &key(1), failure);
-                failing.failed("a", &key(2), failure);
+                failing.failed(of("a", &key(1), &path(1)), failure);
+                failing.failed(of("a", &key(2), &path(2)), failure);
             }
             assert!(failing.key("a", &key(1)) && failing.key("a", &key(2)));
             assert!(!failing.upstream() && !failing.key("a", &key(3)), "{failure:?}");
@@ -269,13 +336,13 @@ mod tests {
     async fn keys_that_fail_spare_their_rule_and_what_another_rule_answers_keeps_the_backend() {
         let failing = failing();
         for number in 0..3 {
-            failing.failed("bad", &key(number), Failure::Timeout);
+            failing.failed(of("bad", &key(number), &path(number)), Failure::Timeout);
             failing.answered("good");
         }
         assert!(failing.key("bad", &key(9)) && !failing.upstream() && !failing.key("good", &key(9)));
         // Without an answer in between it is the backend.
         for number in 0..3 {
-            failing.failed("bad", &key(number), Failure::Timeout);
+            failing.failed(of("bad", &key(number), &path(number)), Failure::Timeout);
         }
         assert!(failing.upstream() && failing.key("good", &key(9)));
         failing.answered("other");
@@ -288,16 +355,16 @@ mod tests {
     async fn no_connection_is_about_the_backend_and_an_error_of_one_request_is_not() {
         let one = failing();
         for _ in 0..3 {
-            one.failed("a", &key(1), Failure::Connect);
+            one.failed(of("a", &key(1), &path(1)), Failure::Connect);
         }
         assert!(one.upstream());
-        one.failed_with("a", &key(1), 500, None);
+        one.failed_with(of("a", &key(1), &path(1)), 500, None);
         assert!(!one.upstream() && one.key("a", &key(1)), "it answers");
         let other = failing();
         for number in 0..100 {
-            other.failed_with("a", &key(number), 500, None);
-            other.failed("a", &key(number), Failure::Overloaded);
-            other.failed("a", &key(1000), Failure::Lost);
+            other.failed_with(of("a", &key(number), &path(number)), 500, None);
+            other.failed(of("a", &key(number), &path(number)), Failure::Overloaded);
+            other.failed(of("a", &key(1000), &path(1000)), Failure::Lost);
         }
         assert!(!other.upstream() && !other.key("a", &key(1000)));
     }
@@ -306,7 +373,7 @@ mod tests {
     async fn one_may_try_after_a_while_that_is_never_long() {
         let failing = failing();
         for number in 0..50 {
-            failing.failed("a", &key(number), Failure::Reset);
+            failing.failed(of("a", &key(number), &path(number)), Failure::Reset);
         }
         assert!(!failing.may_try("a", &key(100)));
         advance(WIDE_BACKOFF.longest).await;
@@ -317,7 +384,7 @@ mod tests {
     async fn what_the_upstream_asks_for_is_obeyed() {
         let failing = failing();
         let after = Some(Duration::from_secs(60));
-        failing.failed_with("a", &key(1), 503, after);
+        failing.failed_with(of("a", &key(1), &path(1)), 503, after);
         failing.put_off(&key(2), after);
         advance(Duration::from_secs(59)).await;
         assert!(!failing.may_try("a", &key(1)) && !failing.may_revalidate(&key(2)));
@@ -340,5 +407,62 @@ mod tests {
             advance(Duration::from_millis(100)).await;
         }
         assert!((5..15).contains(&times), "{times} in a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_stale_when_it_is_stored_is_revalidated_once_a_second_or_as_often_as_it_can_be() {
+        for (took, most) in [(Duration::from_millis(5), 60), (Duration::from_secs(6), 10)] {
+            let failing = failing();
+            let mut times = 0;
+            for _ in 0..600 {
+                if failing.may_revalidate(&key(1)) {
+                    times += 1;
+                    failing.put_off(&key(1), None);
+                    failing.stored_stale(&key(1), took);
+                }
+                advance(Duration::from_millis(100)).await;
+            }
+            assert!((most / 2..=most).contains(&times), "{times} in a minute");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_path_that_fails_with_whatever_query_harms_no_other() {
+        let failing = failing();
+        for number in 0..100 {
+            failing.failed(of("a", &key(number), "/search"), Failure::Timeout);
+        }
+        assert!(failing.key("a", &key(99)) && !failing.key("a", &key(100)) && !failing.upstream());
+        // With the third path it is more than that.
+        failing.failed(of("a", &key(100), "/other"), Failure::Timeout);
+        assert!(!failing.upstream());
+        failing.failed(of("a", &key(101), "/third"), Failure::Timeout);
+        assert!(failing.upstream());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_known_to_be_bad_leaves_the_trials_to_others() {
+        let failing = failing();
+        let bad = key(100);
+        failing.failed_with(of("a", &bad, "/bad"), 503, Some(Duration::from_secs(30)));
+        for number in 0..2 {
+            failing.failed(of("a", &key(number), &path(number)), Failure::Timeout);
+        }
+        assert!(failing.upstream());
+        advance(WIDE_BACKOFF.longest).await;
+        assert!(!failing.may_try("a", &bad), "it is spared for itself");
+        assert!(failing.may_try("a", &key(0)));
+        failing.failed(of("a", &key(0), "/0"), Failure::Timeout);
+        advance(WIDE_BACKOFF.longest).await;
+        assert!(!failing.may_try("a", &key(0)), "it was tried just now");
+        assert!(failing.may_try("a", &key(1)));
+        // If nobody asks for anything else it is tried again, and no connection is nobody's fault.
+        advance(NO_TRIAL).await;
+        assert!(failing.may_try("a", &key(0)));
+        failing.failed(of("a", &key(1), "/1"), Failure::Connect);
+        advance(WIDE_BACKOFF.longest).await;
+        assert!(failing.may_try("a", &key(1)));
+        failing.answered("a");
+        assert!(failing.may_try("a", &bad), "the backend is there");
     }
 }

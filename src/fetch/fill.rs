@@ -1,8 +1,10 @@
 //! A body on its way into the cache, while clients already read it.
 //!
 //! One writer, any number of readers, each at its own place; none of them waits for another. While the body may still be stored, all of
-//! it is held (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, the fastest reader
-//! says how fast it is read. What all have passed is let go, and so is what has no room: a reader that is too far behind is cut off.
+//! it is held (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, or finds no room, it
+//! passes by: the fastest reader says how fast it is read, and nothing is let go that this one has not read. What all have passed is let
+//! go, and gives back its part of the budget. Readers that are behind have what the body had of the budget, and a bounded overdraft of it;
+//! one that is further behind is cut off.
 //!
 //! What is held of a body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way.
 
@@ -18,7 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::budget::{Budget, Whole};
+use super::budget::{Budget, ForReaders};
 use crate::body::{BoxError, Stream};
 use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
@@ -31,7 +33,7 @@ const FIRST_READER: Duration = Duration::from_secs(2);
 const ALONE: Duration = Duration::from_secs(60);
 /// The same for one that says how long it is.
 const ALONE_WITH_LENGTH: Duration = Duration::from_secs(300);
-/// How far the writer may be ahead of the fastest reader once the body is too large to store.
+/// How far the writer may be ahead of the fastest reader once the body passes by, and another reader behind it with no room of its own.
 const WINDOW: usize = 64 << 10;
 
 /// The head of the response whose body fills, and what is known of it.
@@ -41,6 +43,10 @@ pub struct Head {
     pub status: StatusCode,
     /// Its end-to-end fields.
     pub fields: HeaderMap,
+    /// When it came.
+    pub came: Instant,
+    /// For how long from then those who come may have it; `None`: it is not stored, and has no life of its own.
+    pub life: Option<Duration>,
     /// The coding of its body.
     pub coding: Coding,
     /// The length it announces.
@@ -52,6 +58,12 @@ pub struct Head {
 }
 
 impl Head {
+    /// Whether its life is over, so that those who come now may not have it.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.life.is_some_and(|life| self.came.elapsed() >= life)
+    }
+
     /// This head before a body.
     #[must_use]
     pub fn response(&self, body: Stream) -> Response<Stream> {
@@ -87,6 +99,10 @@ struct State {
     total: usize,
     /// Bytes of the budget that are ours.
     charged: usize,
+    /// Bytes beyond the budget that are ours, for readers that are behind the fastest one.
+    overdrawn: usize,
+    /// Whether the budget knows it as one that is for its readers alone.
+    queued: bool,
     /// Why it is not held for the cache.
     passing: Option<NotHeld>,
     end: Option<Result<(), Failure>>,
@@ -233,7 +249,15 @@ impl Fill {
         }
         if state.readers.is_empty() {
             self.give_back(&mut state);
-        } else if state.charged > 0 {
+        } else {
+            self.queue(state);
+        }
+    }
+
+    /// Has its bytes of the budget kept for its readers until they are needed.
+    fn queue(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        if state.charged > 0 && !state.queued {
+            state.queued = true;
             drop(state);
             let body = Arc::downgrade(self);
             self.budget.keep_for_readers(body);
@@ -281,11 +305,21 @@ impl State {
         true
     }
 
-    /// Lets go of what every reader has passed, and, if more is held than may be, of what the fastest has.
-    fn let_go(&mut self, most: usize) {
-        let slowest = self.readers.values().map(|reader| reader.next).min().unwrap_or(self.gone);
+    /// Lets go of what every reader has passed that was not cut off.
+    fn let_go_of_passed(&mut self) {
+        let slowest = self.readers.values().map(|reader| reader.next).filter(|&next| next >= self.gone).min().unwrap_or(self.gone);
+        while self.gone < slowest && self.drop_first() {}
+    }
+
+    /// Lets go of what the fastest reader has passed, until readers are no more than `most` bytes behind it.
+    fn cut_off_behind(&mut self, most: usize) {
         let fastest = self.fastest();
-        while (self.gone < slowest || (self.held > most && self.gone < fastest)) && self.drop_first() {}
+        while self.gone < fastest && self.behind() > most && self.drop_first() {}
+    }
+
+    /// Bytes that the fastest reader has read, and another has not.
+    fn behind(&self) -> usize {
+        self.held.saturating_sub(self.ahead())
     }
 
     /// The next chunk of the reader that has read most.
@@ -310,31 +344,56 @@ impl State {
 }
 
 impl Fill {
-    /// Gives back what it had of the budget.
+    /// Gives back what it had of the budget, and beyond.
     fn give_back(&self, state: &mut State) {
         self.budget.give_back(std::mem::take(&mut state.charged));
+        self.budget.give_back_overdrawn(std::mem::take(&mut state.overdrawn));
+    }
+
+    /// Lets go of what is not needed of a body that passes by, and gives back what it had for that.
+    fn make_room(&self, state: &mut State) {
+        state.let_go_of_passed();
+        let most = WINDOW + state.charged + state.overdrawn;
+        let missing = state.behind().saturating_sub(most);
+        if missing > 0 {
+            let is_bounded = state.charged + state.overdrawn + missing <= self.max_object;
+            match is_bounded && self.budget.overdraw(missing) {
+                true => state.overdrawn += missing,
+                false => state.cut_off_behind(most),
+            }
+        }
+        let charged = state.charged.min(state.held);
+        let overdrawn = state.overdrawn.min(state.behind().saturating_sub(WINDOW + charged));
+        self.budget.give_back(std::mem::replace(&mut state.charged, charged) - charged);
+        self.budget.give_back_overdrawn(std::mem::replace(&mut state.overdrawn, overdrawn) - overdrawn);
     }
 }
 
-impl Whole for Fill {
+impl ForReaders for Fill {
     fn let_go(&self) {
         let mut state = self.state();
-        while state.drop_first() {}
+        if state.passing.is_some() {
+            // Of a download that is under way nobody is cut off who keeps up with it.
+            self.budget.give_back(std::mem::take(&mut state.charged));
+            self.make_room(&mut state);
+        } else {
+            while state.drop_first() {}
+            self.give_back(&mut state);
+        }
         state.wake_readers();
-        self.give_back(&mut state);
         drop(state);
         self.room.notify_one();
     }
 
-    fn has_bytes(&self) -> bool {
-        self.state().charged > 0
+    fn bytes(&self) -> usize {
+        self.state().charged
     }
 }
 
 impl Drop for Fill {
     fn drop(&mut self) {
-        let charged = self.state().charged;
-        self.budget.give_back(charged);
+        let mut state = std::mem::take(&mut *self.state());
+        self.give_back(&mut state);
     }
 }
 
@@ -366,9 +425,7 @@ impl Writer {
             let why = {
                 let mut state = fill.state();
                 let Some(why) = state.passing else { return Ok(()) };
-                // A reader that is behind may be as far behind as what it had to itself anyway.
-                let most = state.charged.max(2 * WINDOW);
-                state.let_go(most);
+                fill.make_room(&mut state);
                 if state.ahead() <= WINDOW {
                     return Ok(());
                 }
@@ -411,12 +468,9 @@ impl Writer {
         // As it arrived it is a slice of the connection's buffer, which it would keep alive with all its slack.
         state.chunks.push_back(if storable { Bytes::copy_from_slice(&chunk) } else { chunk });
         state.wake_readers();
-        let is_held_for_readers = held && !storable && state.charged > 0;
-        drop(state);
-        if is_held_for_readers {
+        if held && !storable {
             // What it has of the budget is of use to its readers alone.
-            let body = Arc::downgrade(fill);
-            fill.budget.keep_for_readers(body);
+            fill.queue(state);
         }
     }
 
@@ -479,6 +533,10 @@ impl Body for Reader {
             let chunk = chunk.clone();
             reader.next += 1;
             if state.passing.is_some() {
+                if state.end.is_some() {
+                    // The writer does it no more.
+                    self.fill.make_room(state);
+                }
                 drop(guard);
                 self.fill.room.notify_one();
             }
@@ -512,6 +570,8 @@ impl Drop for Reader {
                 if state.is_over() {
                     self.fill.give_back(&mut state);
                 }
+            } else if state.passing.is_some() {
+                self.fill.make_room(&mut state);
             }
         }
         self.fill.room.notify_one();
@@ -520,15 +580,18 @@ impl Drop for Reader {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::telemetry::metrics::Metrics;
     use http_body_util::BodyExt;
 
-    fn head() -> Head {
+    /// The head of a response that is meant to be stored.
+    pub fn head() -> Head {
         Head {
             status: StatusCode::OK,
             fields: HeaderMap::new(),
+            came: Instant::now(),
+            life: None,
             coding: Coding::Identity,
             length: None,
             stored: true,
@@ -541,6 +604,9 @@ mod tests {
         let (fill, writer) = Fill::start(head(), max_object, Arc::clone(&budget));
         (fill, writer, budget)
     }
+
+    /// After this long a body that is for its readers alone gives way.
+    const TIME: Duration = Duration::from_secs(2);
 
     fn chunk(size: usize) -> Bytes {
         Bytes::from(vec![7; size])
@@ -673,6 +739,87 @@ mod tests {
         assert!(idle.frame().await.unwrap().is_err() && done.frame().await.is_none());
         drop((second, other));
         assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_download_under_way_gives_its_room_back_and_loses_nothing_that_nobody_has_read() {
+        const LARGE: usize = 20 * WINDOW;
+        let (passing, writer, budget) = start(LARGE, LARGE);
+        let mut reader = passing.reader().unwrap();
+        for _ in 0..40 {
+            writer.push(chunk(WINDOW / 2)).await.unwrap();
+        }
+        for _ in 0..39 {
+            assert!(reader.frame().await.unwrap().is_ok());
+        }
+        // One chunk more, and it is too large.
+        writer.push(chunk(WINDOW / 2)).await.unwrap();
+        assert_eq!((passing.end().await, budget.used()), (End::Passing, WINDOW), "what is held still");
+        tokio::time::advance(TIME).await;
+        let (other, _second) = Fill::start(Head { length: Some(LARGE as u64), ..head() }, LARGE, Arc::clone(&budget));
+        assert!(other.head.stored && budget.used() == LARGE);
+        for _ in 0..2 {
+            assert!(reader.frame().await.unwrap().is_ok(), "it was read by nobody yet");
+        }
+        assert_eq!(writer.complete(), Err(NotHeld::TooLarge));
+        assert!(reader.frame().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_download_waits_for_its_reader_whatever_is_stored_meanwhile() {
+        const LARGE: usize = 20 * WINDOW;
+        let (passing, writer, budget) = start(WINDOW, LARGE);
+        let mut reader = passing.reader().unwrap();
+        writer.push(chunk(WINDOW)).await.unwrap();
+        assert!(reader.frame().await.unwrap().is_ok());
+        writer.push(chunk(WINDOW)).await.unwrap();
+        assert_eq!(writer.complete(), Err(NotHeld::TooLarge));
+        tokio::time::advance(TIME).await;
+        assert!(Fill::start(Head { length: Some(LARGE as u64), ..head() }, LARGE, Arc::clone(&budget)).0.head.stored);
+        assert!(reader.frame().await.unwrap().is_ok() && reader.frame().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_cut_off_where_that_would_not_do() {
+        const LARGE: usize = 1 << 20;
+        let (idle, first, budget) = start(LARGE, LARGE);
+        let reader = idle.reader().unwrap();
+        first.push(chunk(LARGE / 4)).await.unwrap();
+        first.complete().unwrap();
+        idle.settle(None);
+        let begin = |length: usize| Fill::start(Head { length: Some(length as u64), ..head() }, 2 * LARGE, Arc::clone(&budget));
+        let under_way = begin(LARGE / 2);
+        tokio::time::advance(TIME).await;
+        assert!(!begin(LARGE * 3 / 4).0.head.stored && !begin(LARGE * 2).0.head.stored);
+        assert_eq!(reader.collect().await.unwrap().to_bytes().len(), LARGE / 4);
+        drop((under_way, idle));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn those_who_follow_a_body_without_room_may_be_behind_by_a_bounded_overdraft() {
+        let (fill, writer, budget) = start(64 * WINDOW, 16 * WINDOW);
+        // All the room, but for a little.
+        assert!(budget.take(15 * WINDOW, usize::MAX));
+        let (mut fast, mut slow, mut slower) = (fill.reader().unwrap(), fill.reader().unwrap(), fill.reader().unwrap());
+        for number in 0..6 {
+            writer.push(chunk(WINDOW)).await.unwrap();
+            assert!(fast.frame().await.unwrap().is_ok(), "{number}");
+        }
+        assert_eq!(fill.end().await, End::Passing);
+        for _ in 0..6 {
+            assert!(slow.frame().await.unwrap().is_ok(), "it was there when the body turned passing");
+        }
+        for _ in 0..10 {
+            writer.push(chunk(WINDOW)).await.unwrap();
+            assert!(fast.frame().await.unwrap().is_ok() && slow.frame().await.unwrap().is_ok());
+            assert!(fill.state().held <= 8 * WINDOW, "{}", fill.state().held);
+        }
+        assert!(slower.frame().await.unwrap().is_err(), "it is further behind than that");
+        assert_eq!(writer.complete(), Err(NotHeld::NoRoom));
+        assert!(fast.frame().await.is_none() && slow.frame().await.is_none());
+        drop((fast, slow, slower, fill));
+        assert!(budget.used() == 15 * WINDOW && budget.overdraw(4 * WINDOW), "all of it was given back");
     }
 
     #[tokio::test]

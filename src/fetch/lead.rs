@@ -4,15 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, VARY};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, IF_MODIFIED_SINCE, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, response};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::collapse::Leader;
 use super::failing::LONGEST_RETRY_AFTER;
 use super::fill::{Fill, Head, NotHeld, Writer};
+use super::marks::Why;
 use super::partial::Beginning;
 use super::{Fetcher, Job, Private};
 use crate::body::{self, Stream};
@@ -21,7 +23,7 @@ use crate::clock::Wall;
 use crate::http::cache_control::CacheControl;
 use crate::http::encoding::Coding;
 use crate::http::endless::is_endless;
-use crate::http::freshness::{Lifetimes, Unstorable, Verdict, is_failure, verdict};
+use crate::http::freshness::{FreshnessPolicy, Lifetimes, Unstorable, Verdict, is_failure, verdict};
 use crate::http::headers;
 use crate::http::taken_back::takes_back;
 use crate::http::vary::{Vary, content_language};
@@ -30,29 +32,38 @@ use crate::upstream::response_fields;
 
 /// More fields than this are not told to an upstream that names them in `Vary`.
 const MOST_NAMED: usize = 16;
+/// A body whose readers kept it waiting for so long breaks off by their fault, not the upstream's.
+const PAUSED: Duration = Duration::from_secs(1);
 /// So often an upstream is asked again because it named other fields than it was told.
 const MOST_TRIES: u32 = 2;
+
+/// A response whose body is on its way.
+pub(super) struct Arrived {
+    /// Its head.
+    pub head: response::Parts,
+    /// When that came.
+    pub came: Instant,
+    /// The request fields by which it varies.
+    pub names: Vec<HeaderName>,
+    /// The length of its body, as far as that is known.
+    pub length: Option<u64>,
+    /// How long it lives, if it is meant to be stored.
+    pub stored: Option<Lifetimes>,
+}
 
 impl Fetcher {
     /// One fetch, from the request to the stored response. `private` gets the response if it is for one client alone; it
     /// leads nowhere where no client asked.
     pub(super) async fn lead(self: Arc<Self>, mut job: Job, leader: Leader, private: oneshot::Sender<Private>) {
-        let response = match self.negotiate(&mut job, &leader).await {
-            Ok(response) => response,
+        let (response, came) = match self.answer(&mut job, &leader).await {
+            Ok(answer) => answer,
             Err(failure) => {
-                self.failing.failed(&job.party.rule, &job.collapse_key, failure);
+                self.failing.failed(job.address(), failure);
                 return leader.fail(failure);
             }
         };
-        let Some(response) = self.validated(&job, response).await else {
-            tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
-            self.failing.failed(&job.party.rule, &job.collapse_key, Failure::Invalid);
-            return leader.fail(Failure::Invalid);
-        };
         match is_failure(response.status()) {
-            true => {
-                self.failing.failed_with(&job.party.rule, &job.collapse_key, response.status().as_u16(), retry_after(response.headers()))
-            }
+            true => self.failing.failed_with(job.address(), response.status().as_u16(), retry_after(response.headers())),
             false => self.failing.answered(&job.party.rule),
         }
         if job.found.is_some() && !is_failure(response.status()) {
@@ -64,7 +75,7 @@ impl Fetcher {
         if is_for_its_credentials(&job, response.headers()) {
             // Of what others have, and of what they will be answered, it says nothing.
             if let Some(key) = job.credentials_key.as_ref().filter(|_| takes_back(status)) {
-                self.note_uncacheable(key);
+                self.uncacheable.note(key, Why::Credentials);
             }
             return self.deliver_privately(&job, leader, private, response);
         }
@@ -73,7 +84,7 @@ impl Fetcher {
             self.note_private(&job, status);
             return self.deliver_privately(&job, leader, private, response);
         };
-        let verdict = self.judge(&job, &response);
+        let verdict = self.judge(&job.policy, job.requested_host.as_ref(), &response);
         let lifetimes = match verdict {
             // An error must not take the place of what may be served instead of it.
             Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
@@ -88,9 +99,9 @@ impl Fetcher {
         let (head, body) = response.into_parts();
         let length = body.size_hint().exact();
         let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
-        let stored = lifetimes.is_some() && fits;
-        let (fill, writer) = self.start_fill(&job, head, names, length, stored);
-        if !stored {
+        let stored = lifetimes.filter(|_| fits);
+        let (fill, writer) = self.start_fill(&job, Arrived { head, came, names, length, stored });
+        if stored.is_none() {
             self.end_replaced(&job, status).await;
         }
         if !fill.head.stored {
@@ -98,7 +109,7 @@ impl Fetcher {
         }
         let passing = fill.passing();
         if passing == Some(NotHeld::TooLarge) {
-            self.note_uncacheable(&job.collapse_key);
+            self.note_too_large(&job, status);
         }
         // One that is not held is read at the pace of the client that asked, and no other depends on that. One that must be validated is for
         // the one who asked, and for those to come once the upstream has been asked again.
@@ -111,6 +122,26 @@ impl Fetcher {
         }
         leader.share(Arc::clone(&fill));
         self.transfer(&job, Some(leader), &fill, writer, body, lifetimes).await;
+    }
+
+    /// The upstream's answer, and when its head came; a 304 as what it freshens. One that is about another response than the stored one, or
+    /// about one that is damaged here, would come each time: then the upstream is asked once more, without conditions (RFC 9111 §4.3.3).
+    async fn answer(&self, job: &mut Job, leader: &Leader) -> Result<(Response<Stream>, Instant), Failure> {
+        let response = self.negotiate(job, leader).await?;
+        let mut came = Instant::now();
+        let mut validated = self.validated(job, response).await;
+        if validated.is_none() && job.validated.take().is_some() {
+            for condition in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+                job.request.headers.remove(condition);
+            }
+            let response = self.negotiate(job, leader).await?;
+            came = Instant::now();
+            validated = self.validated(job, response).await;
+        }
+        if validated.is_none() {
+            tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
+        }
+        Ok((validated.ok_or(Failure::Invalid)?, came))
     }
 
     /// Asks until the upstream was told what it names in `Vary`, and nothing else that the cache key does not hold. What it
@@ -138,18 +169,26 @@ impl Fetcher {
     /// two do not belong together.
     async fn ask(&self, job: &Job, leader: &Leader) -> Result<Response<Stream>, Failure> {
         let known = job.complete_ranges.then(|| self.beginnings.get(&job.collapse_key, job.key.target, self.cache.voids())).flatten();
-        let Some(beginning) = known else { return self.call(job, leader, None).await };
+        let max_object = self.settings.max_object as u64;
+        let Some(beginning) = known.filter(|known| known.length() <= max_object) else { return self.call(job, leader, None).await };
         let (mut head, rest) = self.call(job, leader, Some(&beginning)).await?.into_parts();
-        if head.status != StatusCode::PARTIAL_CONTENT {
-            return Ok(Response::from_parts(head, rest));
+        match head.status {
+            // It was asked whether what is stored still holds.
+            StatusCode::NOT_MODIFIED => return Ok(Response::from_parts(head, rest)),
+            // The whole comes, or comes next.
+            _ => self.beginnings.remove(&job.collapse_key),
         }
-        self.beginnings.remove(&job.collapse_key);
-        let rest = body::read(rest, self.settings.max_object).await;
-        let Some(whole) = rest.and_then(|rest| beginning.join(&head.headers, &rest)) else { return self.call(job, leader, None).await };
-        head.status = StatusCode::OK;
-        head.headers.remove(CONTENT_RANGE);
-        head.headers.remove(CONTENT_LENGTH);
-        Ok(Response::from_parts(head, body::full(whole)))
+        match head.status {
+            StatusCode::OK => Ok(Response::from_parts(head, rest)),
+            StatusCode::PARTIAL_CONTENT if beginning.is_continued_by(&head.headers, rest.size_hint().exact()) => {
+                head.status = StatusCode::OK;
+                head.headers.remove(CONTENT_RANGE);
+                head.headers.remove(CONTENT_LENGTH);
+                Ok(Response::from_parts(head, beginning.join(rest)))
+            }
+            // An answer to Sluice's own `Range` is none for those who asked for the whole.
+            _ => self.call(job, leader, None).await,
+        }
     }
 
     /// Asks once. If all who wait leave before the request is sent, it is not sent; once it is, the upstream works on an answer
@@ -205,15 +244,15 @@ impl Fetcher {
     }
 
     /// What may be done with a response (RFC 9111 §3).
-    fn judge(&self, job: &Job, response: &Response<Stream>) -> Verdict {
+    pub(super) fn judge(&self, policy: &FreshnessPolicy, requested_host: Option<&HeaderValue>, response: &Response<Stream>) -> Verdict {
         let (status, fields) = (response.status(), response.headers());
-        if status.is_redirection() && response_fields::reflects_host(fields, job.requested_host.as_ref(), &self.authorities) {
+        if status.is_redirection() && response_fields::reflects_host(fields, requested_host, &self.authorities) {
             return Verdict::Private(Unstorable::Reflection);
         }
         if is_endless(fields, response.body().size_hint().exact()) {
             return Verdict::Private(Unstorable::Endless);
         }
-        verdict(&job.policy, status, fields, Wall::now())
+        verdict(policy, status, fields, Wall::now())
     }
 
     /// Ends what is stored for the request, if the answer does not allow it to be kept.
@@ -228,19 +267,15 @@ impl Fetcher {
         }
     }
 
-    /// A fill for the body of a response that varies by `names`.
-    pub(super) fn start_fill(
-        &self,
-        job: &Job,
-        head: response::Parts,
-        names: Vec<HeaderName>,
-        length: Option<u64>,
-        stored: bool,
-    ) -> (Arc<Fill>, Writer) {
+    /// A fill for the body of a response.
+    pub(super) fn start_fill(&self, job: &Job, arrived: Arrived) -> (Arc<Fill>, Writer) {
+        let Arrived { head, came, names, length, stored } = arrived;
         let (coding, mut fields) = (Coding::of(&head.headers), head.headers);
         fields.remove(CONTENT_LENGTH);
         let selected = job.selecting.selected(&names);
-        let head = Head { status: head.status, fields, coding, length, stored, vary: (names, selected) };
+        let life = stored.map(|stored| stored.fresh.saturating_add(stored.stale_while_revalidate));
+        let (status, stored) = (head.status, stored.is_some());
+        let head = Head { status, fields, came, life, coding, length, stored, vary: (names, selected) };
         Fill::start(head, self.settings.max_object, Arc::clone(&self.budget))
     }
 
@@ -253,9 +288,17 @@ impl Fetcher {
 
     /// Notes that requests to come need not wait for each other, since a response was for one client alone.
     fn note_private(&self, job: &Job, status: StatusCode) {
-        // What a client did wrong says nothing about the next one.
-        if !status.is_client_error() {
-            self.note_uncacheable(&job.collapse_key);
+        // What a client did wrong says nothing about the next one, and that the upstream failed nothing about when it works again: else one
+        // error page would have all requests of a hot key sent to an upstream that is just coming back.
+        if !status.is_client_error() && !status.is_server_error() {
+            self.uncacheable.note(&job.collapse_key, Why::Private);
+        }
+    }
+
+    /// The same where a response was too large to be stored.
+    fn note_too_large(&self, job: &Job, status: StatusCode) {
+        if !status.is_server_error() {
+            self.uncacheable.note(&job.collapse_key, Why::TooLarge);
         }
     }
 
@@ -275,7 +318,7 @@ impl Fetcher {
         if why != NotHeld::TooLarge {
             return;
         }
-        self.note_uncacheable(&job.collapse_key);
+        self.note_too_large(job, fill.head.status);
         // What was not to be stored has ended it by now, if it does at all.
         if fill.head.stored {
             self.end_replaced(job, fill.head.status).await;
@@ -284,9 +327,9 @@ impl Fetcher {
 
     /// Reads the body into the fill, and stores what it holds in the end.
     ///
-    /// A request that comes while the leader lives follows this fetch. For what is stored the leader therefore lives until the entry
-    /// can be found in the cache; for what is not, only until the last bytes are read, so that nobody is given what others had
-    /// all of already.
+    /// A request that comes while the leader lives follows this fetch, unless the response's life is over by then. For what is stored the
+    /// leader therefore lives until the entry can be found in the cache; for what is not, only until the last bytes are read, so that
+    /// nobody is given what others had all of already.
     pub(super) async fn transfer(
         &self,
         job: &Job,
@@ -299,6 +342,7 @@ impl Fetcher {
         let mut left = fill.head.length;
         let keep = |leader: Option<Leader>, left: Option<u64>| leader.filter(|_| lifetimes.is_some() || left != Some(0));
         let mut leader = keep(leader, left);
+        let mut was_held_up = false;
         loop {
             let frame = tokio::select! {
                 biased;
@@ -312,25 +356,29 @@ impl Fetcher {
                 Err(error) => {
                     let failure = BrokenBody::failure(&error);
                     tracing::warn!(route = &*job.party.rule, %error, "the backend's body broke off; it was not stored");
-                    self.failing.failed(&job.party.rule, &job.collapse_key, failure);
+                    // An upstream has deadlines too, and waits for those who do not read no longer than these.
+                    if !was_held_up {
+                        self.failing.failed(job.address(), failure);
+                    }
                     drop(leader);
                     return writer.fail(failure);
                 }
             };
             left = left.map(|left| left.saturating_sub(chunk.len() as u64));
             leader = keep(leader, left);
+            let pushing = Instant::now();
             if let Err(why) = writer.push(chunk).await {
                 return self.note_not_held(job, fill, why).await;
             }
+            was_held_up |= pushing.elapsed() >= PAUSED;
         }
         let leader = leader.filter(|_| lifetimes.is_some());
         self.note_whole(job, fill.head.status);
         match (writer.complete(), lifetimes) {
-            (Ok(bytes), Some(lifetimes)) => self.store(job, fill, bytes, lifetimes).await,
+            (Ok(bytes), Some(lifetimes)) => self.store(job, leader, fill, bytes, lifetimes).await,
             (Ok(_), None) => {}
             (Err(why), _) => self.note_not_held(job, fill, why).await,
         }
-        drop(leader);
     }
 }
 

@@ -16,7 +16,9 @@ pub mod collapse;
 pub mod failing;
 pub mod fill;
 pub mod freshen;
+pub mod impatient;
 pub mod lead;
+pub mod marks;
 pub mod other_methods;
 pub mod partial;
 pub mod remembered;
@@ -27,8 +29,9 @@ use std::time::Duration;
 
 use http::uri::Authority;
 use http::{HeaderName, HeaderValue, Response, request};
+use http_body::Body as _;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::body::Stream;
@@ -37,7 +40,7 @@ use crate::cache::entry::{Content, Entry};
 use crate::cache::key::{Canonical, Key};
 use crate::cache::void::Moment;
 use crate::clock::Wall;
-use crate::http::freshness::FreshnessPolicy;
+use crate::http::freshness::{FreshnessPolicy, Verdict, is_failure};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::carry;
 use crate::upstream::Upstream;
@@ -47,22 +50,19 @@ use crate::upstream::request_fields::Negotiable;
 use crate::upstream::selecting::Selecting;
 use budget::Budget;
 use collapse::{Collapse, Join, Progress};
-use failing::Failing;
+use failing::{Address, Failing};
 use fill::Fill;
+use impatient::{Impatient, Place};
+use marks::Marks;
 use partial::Beginnings;
 use remembered::{Remembered, remembered};
 
 /// For how many keys room is made where something is remembered of them.
 const KEYS: usize = 16_384;
-/// Keys that are known to be uncacheable, in bytes, and for how long: requests for them do not wait for each other.
-const UNCACHEABLE_KEYS: (usize, usize) = (2 << 20, KEYS);
-const UNCACHEABLE_FOR: Duration = Duration::from_secs(60);
 /// Requests of which it is remembered what their responses vary by, in bytes: the upstream need not be asked twice for them.
 const VARYING_KEYS: (usize, usize) = (4 << 20, KEYS);
 /// Requests whose responses are known to be for all who have credentials, in bytes.
 const SHARED_KEYS: (usize, usize) = (2 << 20, KEYS);
-/// Requests at a time that are passed by themselves because the fetch that they waited for takes too long.
-const IMPATIENT: usize = 8;
 
 /// Responses in memory that are to be packed later.
 const TO_PACK: usize = 4096;
@@ -108,6 +108,13 @@ pub struct Job {
     pub validated: Option<Arc<Entry>>,
     /// Whether what is stored may be served if the upstream fails, so that an error must not take its place.
     pub replaces_errors: bool,
+}
+
+impl Job {
+    /// By what its failures are counted.
+    fn address(&self) -> Address<'_> {
+        Address { rule: &self.party.rule, key: &self.collapse_key, path: self.request.uri.path() }
+    }
 }
 
 /// What a client that waited for a fetch gets.
@@ -165,12 +172,12 @@ pub struct Fetcher {
     collapse: Arc<Collapse>,
     budget: Arc<Budget>,
     failing: Failing,
-    uncacheable: Remembered<Instant>,
+    uncacheable: Marks,
     /// By canonical request: what its responses vary by.
     varying: Remembered<Arc<[HeaderName]>>,
     /// Canonical requests whose last response said that it is for all who have credentials too (RFC 9111 §3.5).
     shared: Remembered<()>,
-    impatient: Semaphore,
+    impatient: Impatient,
     early: Arc<Semaphore>,
     to_pack: Arc<Semaphore>,
     beginnings: Beginnings,
@@ -198,10 +205,10 @@ impl Fetcher {
             collapse: Collapse::new(settings.waiters),
             budget: Arc::new(Budget::new(settings.fill_budget, Arc::clone(&metrics))),
             failing: Failing::new(Arc::clone(&metrics)),
-            uncacheable: remembered(UNCACHEABLE_KEYS),
+            uncacheable: Marks::default(),
             varying: remembered(VARYING_KEYS),
             shared: remembered(SHARED_KEYS),
-            impatient: Semaphore::new(IMPATIENT),
+            impatient: Impatient::default(),
             early: Arc::new(Semaphore::new(EARLY)),
             to_pack: Arc::new(Semaphore::new(TO_PACK)),
             beginnings: Beginnings::default(),
@@ -221,11 +228,24 @@ impl Fetcher {
     /// Whether responses for this key turned out uncacheable lately, so that requests for it do not wait for each other.
     #[must_use]
     pub fn is_uncacheable(&self, key: &Canonical) -> bool {
-        self.uncacheable.get(&key.0).is_some_and(|until| Instant::now() < until)
+        self.uncacheable.holds(key)
     }
 
-    fn note_uncacheable(&self, key: &Canonical) {
-        self.uncacheable.insert(&key.0, Instant::now() + UNCACHEABLE_FOR);
+    /// Looks at a response that is passed for an uncacheable key. If it could have been stored, the next request for the key is fetched
+    /// again, for all who wait. `requested_host` is the authority that the client asked for.
+    pub fn note_passed(
+        &self,
+        key: &Canonical,
+        policy: &FreshnessPolicy,
+        requested_host: Option<&HeaderValue>,
+        response: &Response<Stream>,
+    ) {
+        let length = response.body().size_hint().exact();
+        let fits = length.is_none_or(|length| length <= self.settings.max_object as u64);
+        let verdict = self.judge(policy, requested_host, response);
+        if fits && matches!(verdict, Verdict::Store(_) | Verdict::StoreForValidation(_)) && !is_failure(response.status()) {
+            self.uncacheable.lift(key, length);
+        }
     }
 
     /// The fields by which responses to this request varied lately, so far as they are remembered.
@@ -333,20 +353,46 @@ impl Fetcher {
     /// What a fetch stored that ended after the job's request had looked into the cache and before it could join that fetch.
     /// The leader now begins the only fetch of the key, so this look is the last one that is needed.
     fn stored_meanwhile(&self, job: &Job) -> Option<Arc<Entry>> {
-        let entry = self.cache.peek(&job.collapse_key)?;
-        let is_newer = job.found.is_none_or(|found| entry.asked_at > found);
+        let mut entry = self.cache.peek(&job.collapse_key)?;
+        if let Content::Varies(names) = &entry.content {
+            entry = self.cache.peek(&job.key.variant(names, &job.selecting).canonical)?;
+        }
+        let is_newer = is_newer(entry.asked_at, job.found, job.wants_new.then_some(job.asked_at));
         let is_fresh = Wall::now().since(entry.stored_at) < entry.lifetimes.fresh;
         (is_newer && is_fresh && matches!(entry.content, Content::Response(_))).then_some(entry)
     }
 
-    /// A permit of the few requests that may be passed by themselves because the fetch takes too long.
+    /// A place among the few requests that may be passed by themselves because the fetch of this key takes too long.
     ///
     /// # Errors
     /// [`Failure::Overloaded`] if none becomes free in time.
-    pub async fn impatient(&self) -> Result<SemaphorePermit<'_>, Failure> {
-        match timeout(self.settings.wait_timeout, self.impatient.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Failure::Overloaded),
+    pub async fn impatient(&self, key: &Canonical) -> Result<Place<'_>, Failure> {
+        self.impatient.place(key, self.settings.wait_timeout).await
+    }
+}
+
+/// Whether what was asked for at `asked_at` is newer than what was found, if anything was, and no older than a request that wants something
+/// new (`no-cache`).
+fn is_newer(asked_at: Moment, found: Option<Moment>, wanted: Option<Moment>) -> bool {
+    found.is_none_or(|found| asked_at > found) && wanted.is_none_or(|wanted| asked_at >= wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_stored_meanwhile_is_newer_than_what_was_found_and_no_older_than_a_reload() {
+        let at = |moment: Option<u64>| moment.map(Moment::at);
+        for (asked, found, wanted, newer) in [
+            (5, None, None, true),
+            (5, Some(4), None, true),
+            (5, Some(5), None, false),
+            (5, None, Some(6), false),
+            (5, Some(4), Some(6), false),
+            (7, Some(4), Some(6), true),
+        ] {
+            assert_eq!(is_newer(Moment::at(asked), at(found), at(wanted)), newer, "{asked} {found:?} {wanted:?}");
         }
     }
 }

@@ -10,7 +10,9 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, LAST_MODI
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 
+use super::lead::Arrived;
 use super::{Fetcher, Job};
 use crate::body::Stream;
 use crate::cache::entry::{Content, Entry, StoredResponse};
@@ -47,7 +49,8 @@ impl Fetcher {
             return response;
         };
         let (head, body) = response.into_parts();
-        let (fill, writer) = self.start_fill(&job, head, names, body.size_hint().exact(), true);
+        let arrived = Arrived { head, came: Instant::now(), names, length: body.size_hint().exact(), stored: Some(lifetimes) };
+        let (fill, writer) = self.start_fill(&job, arrived);
         // Nobody has read yet, so the first byte is still there.
         let reading = fill.reader().map_or_else(crate::body::empty, BodyExt::boxed_unsync);
         let response = fill.head.response(reading);

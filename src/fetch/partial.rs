@@ -2,17 +2,21 @@
 //!
 //! Such a rule sends a client's `Range` on where nothing is stored. The beginning of a response that comes so is remembered,
 //! and when the whole is asked for next, the upstream is asked for the rest alone. The two are joined only if both carry the
-//! same strong validator (§3.4); if not, the whole is asked for after all.
+//! same strong validator (§3.4); if not, or if the upstream answers anything else, the beginning is forgotten and the whole is asked for
+//! after all.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use http_body::Body as _;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
 
 use super::remembered::{Heap, Remembered, remembered};
-use crate::body::{self, Stream};
+use crate::body::{self, BoxError, Stream};
 use crate::cache::entry::allocated;
 use crate::cache::key::Canonical;
 use crate::cache::void::{Moment, Voids};
@@ -20,7 +24,7 @@ use crate::clock::Wall;
 use crate::http::encoding::Coding;
 use crate::http::freshness::{FreshnessPolicy, Verdict, verdict};
 use crate::http::vary::Vary;
-use crate::upstream::failure::Failure;
+use crate::upstream::failure::{BrokenBody, Failure};
 use crate::upstream::response_fields;
 
 /// Longer beginnings are passed on and not remembered, in bytes.
@@ -34,8 +38,8 @@ pub struct Beginning {
     bytes: Bytes,
     /// The length of the whole.
     length: u64,
-    /// Its strong validator, if it has one.
-    tag: Option<HeaderValue>,
+    /// Its strong validator.
+    tag: HeaderValue,
     fresh_until: Wall,
     /// When it was asked for: what was voided since is not used.
     asked_at: Moment,
@@ -66,7 +70,9 @@ impl Beginning {
         // Judged as the whole would be: by what the upstream says of it, never by the rule's own `ttl`.
         let Verdict::Store(lifetimes) = verdict(&policy.explicit_only(), StatusCode::OK, fields, now) else { return None };
         let fits = bytes.len() as u64 == last + 1 && last + 1 < length && Vary::of(fields) == Vary::Fields(Vec::new());
-        fits.then(|| Self { bytes: bytes.clone(), length, tag: strong_validator(fields), fresh_until: now + lifetimes.fresh, asked_at })
+        // Without one, nothing says which rest belongs to it.
+        let tag = strong_validator(fields).filter(|_| fits)?;
+        Some(Self { bytes: bytes.clone(), length, tag, fresh_until: now + lifetimes.fresh, asked_at })
     }
 
     /// Makes a request one for the rest alone.
@@ -74,30 +80,69 @@ impl Beginning {
         if let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", self.bytes.len())) {
             request.insert(RANGE, range);
         }
-        if let Some(tag) = &self.tag {
-            request.insert(IF_RANGE, tag.clone());
-        }
+        request.insert(IF_RANGE, self.tag.clone());
     }
 
-    /// The whole, if this is the rest of it.
+    /// The length of the whole, in bytes.
     #[must_use]
-    pub fn join(&self, fields: &HeaderMap, rest: &Bytes) -> Option<Bytes> {
-        let same = self.tag.is_some() && strong_validator(fields) == self.tag;
-        let expected = (self.bytes.len() as u64, self.length - 1, self.length);
-        if !same || span(fields) != Some(expected) || (self.bytes.len() + rest.len()) as u64 != self.length {
-            return None;
-        }
-        let mut whole = BytesMut::with_capacity(self.bytes.len() + rest.len());
-        whole.extend_from_slice(&self.bytes);
-        whole.extend_from_slice(rest);
-        Some(whole.freeze())
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether a part with these fields is the rest of it; `length` is that of its body, in bytes, as far as that is known.
+    #[must_use]
+    pub fn is_continued_by(&self, fields: &HeaderMap, length: Option<u64>) -> bool {
+        let (known, last) = (self.bytes.len() as u64, self.length - 1);
+        strong_validator(fields).as_ref() == Some(&self.tag)
+            && span(fields) == Some((known, last, self.length))
+            && length.is_none_or(|length| length == self.length - known)
+    }
+
+    /// The whole: this, and then the rest as it comes. It breaks off if the rest has another length than it said.
+    #[must_use]
+    pub fn join(&self, rest: Stream) -> Stream {
+        Joined { first: Some(self.bytes.clone()), rest, left: self.length }.boxed_unsync()
+    }
+}
+
+/// A beginning and its rest.
+struct Joined {
+    first: Option<Bytes>,
+    rest: Stream,
+    /// Bytes of both that are to come.
+    left: u64,
+}
+
+impl Body for Joined {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let frame = match this.first.take() {
+            Some(first) => Some(Ok(Frame::data(first))),
+            None => ready!(Pin::new(&mut this.rest).poll_frame(cx)),
+        };
+        let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, |data| data.len() as u64);
+        let broken = match (&frame, this.left.checked_sub(bytes)) {
+            (_, None) => Failure::Invalid,
+            (None, Some(1..)) => Failure::Truncated,
+            (_, Some(left)) => {
+                this.left = left;
+                return Poll::Ready(frame);
+            }
+        };
+        Poll::Ready(Some(Err(Box::new(BrokenBody(broken)))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
     }
 }
 
 impl Heap for Arc<Beginning> {
     fn heap(&self) -> usize {
-        let tag = self.tag.as_ref().map_or(0, HeaderValue::len);
-        allocated(size_of::<Beginning>() + 16) + allocated(self.bytes.len()) + allocated(tag)
+        allocated(size_of::<Beginning>() + 16) + allocated(self.bytes.len()) + allocated(self.tag.len())
     }
 }
 
@@ -191,37 +236,48 @@ mod tests {
     }
 
     #[test]
-    fn only_the_beginning_of_a_response_is_remembered() {
-        assert!(beginning("bytes 0-4/10", "", b"01234").is_some());
-        for (range, bytes) in [
-            ("bytes 4-9/10", &b"012345"[..]),
-            ("bytes 0-4/10", b"0123"),
-            ("bytes 0-9/10", b"0123456789"),
-            ("bytes 0-4/*", b"01234"),
-            ("bytes 0-4/4", b"01234"),
-            ("bytes +0-4/10", b"01234"),
-            ("lines 0-4/10", b"01234"),
+    fn only_the_beginning_of_a_response_with_a_strong_validator_is_remembered() {
+        assert!(beginning("bytes 0-4/10", "\"a\"", b"01234").is_some());
+        for (range, tag, bytes) in [
+            ("bytes 4-9/10", "\"a\"", &b"012345"[..]),
+            ("bytes 0-4/10", "\"a\"", b"0123"),
+            ("bytes 0-9/10", "\"a\"", b"0123456789"),
+            ("bytes 0-4/*", "\"a\"", b"01234"),
+            ("bytes 0-4/4", "\"a\"", b"01234"),
+            ("bytes +0-4/10", "\"a\"", b"01234"),
+            ("lines 0-4/10", "\"a\"", b"01234"),
+            ("bytes 0-4/10", "", b"01234"),
+            ("bytes 0-4/10", "W/\"a\"", b"01234"),
         ] {
-            assert!(beginning(range, "", bytes).is_none(), "{range}");
+            assert!(beginning(range, tag, bytes).is_none(), "{range} {tag}");
         }
     }
 
     #[test]
-    fn beginning_and_rest_are_joined_only_under_one_strong_validator() {
-        let rest = Bytes::from_static(b"56789");
-        let join =
-            |ours, range, theirs, rest: &Bytes| beginning("bytes 0-4/10", ours, b"01234").unwrap().join(&fields(range, theirs), rest);
-        assert_eq!(join("\"a\"", "bytes 5-9/10", "\"a\"", &rest), Some(Bytes::from_static(b"0123456789")));
-        for (ours, range, theirs) in [
-            ("", "bytes 5-9/10", ""),
-            ("\"a\"", "bytes 5-9/10", "\"b\""),
-            ("W/\"a\"", "bytes 5-9/10", "W/\"a\""),
-            ("\"a\"", "bytes 4-9/10", "\"a\""),
-            ("\"a\"", "bytes 5-8/9", "\"a\""),
+    fn a_rest_belongs_to_a_beginning_only_under_one_strong_validator() {
+        let continued =
+            |range, tag, length| beginning("bytes 0-4/10", "\"a\"", b"01234").unwrap().is_continued_by(&fields(range, tag), length);
+        assert!(continued("bytes 5-9/10", "\"a\"", Some(5)) && continued("bytes 5-9/10", "\"a\"", None));
+        for (range, tag, length) in [
+            ("bytes 5-9/10", "", None),
+            ("bytes 5-9/10", "\"b\"", None),
+            ("bytes 5-9/10", "W/\"a\"", None),
+            ("bytes 4-9/10", "\"a\"", None),
+            ("bytes 5-8/9", "\"a\"", None),
+            ("bytes 5-9/10", "\"a\"", Some(4)),
         ] {
-            assert_eq!(join(ours, range, theirs, &rest), None, "{ours} {range} {theirs}");
+            assert!(!continued(range, tag, length), "{range} {tag} {length:?}");
         }
-        assert_eq!(join("\"a\"", "bytes 5-9/10", "\"a\"", &rest.slice(1..)), None);
+    }
+
+    #[tokio::test]
+    async fn beginning_and_rest_are_the_whole_unless_the_rest_has_another_length() {
+        for (rest, whole) in [("56789", Some("0123456789")), ("5678", None), ("56789a", None), ("", None)] {
+            let joined = beginning("bytes 0-4/10", "\"a\"", b"01234").unwrap().join(body::full(Bytes::from_static(rest.as_bytes())));
+            assert_eq!(joined.size_hint().exact(), Some(10));
+            let read = joined.collect().await.ok().map(|whole| whole.to_bytes());
+            assert_eq!(read.as_deref(), whole.map(str::as_bytes), "{rest}");
+        }
     }
 
     #[test]

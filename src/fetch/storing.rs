@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_LANGUAGE, AGE, ETAG, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::collapse::Leader;
 use super::fill::Fill;
 use super::{Fetcher, Job};
 use crate::aside::{self, ToPack};
@@ -32,15 +33,19 @@ const INFLATE_ELSEWHERE: usize = 4 << 10;
 const MORE: usize = 6;
 
 impl Fetcher {
-    /// Stores the body of a fill, and says what was made of it.
-    pub(super) async fn store(&self, job: &Job, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
+    /// Stores the body of a fill, and says what was made of it. The leader, if there is one, lives until the entry can be found.
+    pub(super) async fn store(&self, job: &Job, leader: Option<Leader>, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
         let Some(mut body) = self.prepare(fill, bytes).await else {
             tracing::warn!(route = &*job.party.rule, "the backend's gzip body is not valid or inflates too far; it was not stored");
             return fill.settle(None);
         };
         let head = &fill.head;
         let mut fields = with_own_memory(&head.fields);
-        let age_when_stored = u32::try_from(age(&fields).as_secs()).unwrap_or(u32::MAX);
+        // It ages from when its head came, however long its body takes (RFC 9111 §4.2.3). How long the upstream took for the head is not
+        // counted: what is fresh for as long as it takes would never be.
+        let elapsed = head.came.elapsed();
+        let age_when_stored = u32::try_from(age(&fields).saturating_add(elapsed).as_secs()).unwrap_or(u32::MAX);
+        let lifetimes = lifetimes.after(elapsed);
         fields.remove(AGE);
         fields.append(VIA, OWN_VIA);
         if let Some(etag) = body.etag.take() {
@@ -80,6 +85,14 @@ impl Fetcher {
         let marking = marker.map(|marker| self.cache.put(&job.key, marker));
         fill.settle(Some(Arc::clone(&stored)));
         drop(body);
+        self.uncacheable.remove(&job.collapse_key);
+        match lifetimes.fresh.is_zero() {
+            // The next request would have it revalidated at once, and the one after that, without end.
+            true => self.failing.stored_stale(&job.collapse_key, job.began.elapsed()),
+            false => self.failing.stored(&job.collapse_key),
+        }
+        // Whoever comes from now on finds it in memory, and is not given what may be old by the time that Redis has it.
+        let leader = leader.filter(|_| self.cache.peek(&key.canonical).is_none());
         // What it replaces may stand under another key: the upstream names other fields in `Vary` now, or none.
         let others = |entry: &&Arc<Entry>| {
             [Some(&key), also.as_ref(), Some(&job.key)].iter().flatten().all(|key| key.canonical.0 != entry.canonical)
@@ -94,8 +107,7 @@ impl Fetcher {
         if let Some(marking) = marking {
             marking.await;
         }
-        self.uncacheable.remove(&job.collapse_key.0);
-        self.failing.stored(&job.collapse_key);
+        drop(leader);
         if is_for_later {
             self.pack_later(&stored);
         }

@@ -75,6 +75,18 @@ impl Lifetimes {
         }
     }
 
+    /// What is left of them after a while.
+    #[must_use]
+    pub fn after(self, elapsed: Duration) -> Self {
+        let over = elapsed.saturating_sub(self.fresh);
+        Self {
+            fresh: self.fresh.saturating_sub(elapsed),
+            stale_while_revalidate: self.stale_while_revalidate.saturating_sub(over),
+            stale_if_error: self.stale_if_error.saturating_sub(over),
+            validatable: self.validatable.saturating_sub(over),
+        }
+    }
+
     /// How long it is worth keeping, from the moment it was stored.
     #[must_use]
     pub fn kept(&self) -> Duration {
@@ -285,6 +297,16 @@ mod tests {
     fn stored(fresh: u64, swr: u64, sie: u64) -> Verdict {
         let s = Duration::from_secs;
         Verdict::Store(Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie), validatable: s(0) })
+    }
+
+    #[test]
+    fn what_is_left_of_a_life_goes_in_its_order() {
+        let s = Duration::from_secs;
+        let all = Lifetimes { fresh: s(10), stale_while_revalidate: s(5), stale_if_error: s(100), validatable: s(0) };
+        for (elapsed, fresh, swr, sie) in [(0, 10, 5, 100), (4, 6, 5, 100), (10, 0, 5, 100), (13, 0, 2, 97), (200, 0, 0, 0)] {
+            let left = Lifetimes { fresh: s(fresh), stale_while_revalidate: s(swr), stale_if_error: s(sie), validatable: s(0) };
+            assert_eq!(all.after(s(elapsed)), left, "{elapsed}");
+        }
     }
 
     #[test]

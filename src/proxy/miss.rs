@@ -14,9 +14,9 @@ use super::outcome::{FetchWhy, Fetched as FetchedOutcome, Outcome, PassWhy, Stal
 use super::pass::deliver;
 use super::spent::Step;
 use super::{Proxy, respond};
-use crate::body::{self, Reply};
+use crate::body::{self, Reply, Stream};
 use crate::cache::entry::Entry;
-use crate::cache::key::Key;
+use crate::cache::key::{Canonical, Key};
 use crate::config::rate_limit::Counts;
 use crate::fetch::fill::{End, Fill, Head};
 use crate::fetch::{Fetched, Job};
@@ -115,7 +115,12 @@ impl Proxy {
             // Those who wait for what all may have do not wait for this one.
             request.shared = false;
         }
-        let fetched = if self.fetcher.is_uncacheable(&request.collapse_key()) || asks_for_events(&request.parts.headers) {
+        let key = request.collapse_key();
+        if self.fetcher.is_uncacheable(&key) {
+            let response = not_failed(self.pass_uncacheable(request, &key).await?, has_fallback)?;
+            return Ok(Some(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) }));
+        }
+        let fetched = if asks_for_events(&request.parts.headers) {
             Fetched::NotShared
         } else {
             let mut job = self.job(request, stored);
@@ -148,7 +153,7 @@ impl Proxy {
             }
             Fetched::NotShared => self.pass_because(request, PassWhy::Uncacheable, has_fallback).await.map(Some),
             Fetched::TooSlow => {
-                let _permit = self.fetcher.impatient().await?;
+                let _place = self.fetcher.impatient(&key).await?;
                 self.pass_because(request, PassWhy::WaitedTooLong, has_fallback).await.map(Some)
             }
             Fetched::Failed(failure) => Err(failure),
@@ -217,10 +222,25 @@ impl Proxy {
         Ok(Answer { response, outcome: Outcome::Pass(why) })
     }
 
+    /// Asks for this client alone, since responses for its key turned out uncacheable; and sees whether this one is too.
+    async fn pass_uncacheable(&self, request: &CacheableRequest<'_>, key: &Canonical) -> Result<Response<Reply>, Failure> {
+        let response = self.send_alone(request).await?;
+        // A response to HEAD has no body whose length could say anything.
+        if request.parts.method == Method::GET {
+            let host = request_authority(request.parts);
+            self.fetcher.note_passed(key, &policy_of(request), host.as_ref(), &response);
+        }
+        Ok(deliver(response))
+    }
+
     /// Asks for this client alone, though the rule caches.
     async fn pass_alone(&self, request: &CacheableRequest<'_>) -> Result<Response<Reply>, Failure> {
+        self.send_alone(request).await.map(deliver)
+    }
+
+    async fn send_alone(&self, request: &CacheableRequest<'_>) -> Result<Response<Stream>, Failure> {
         let sent = self.send(Some(request.route), request.parts, body::empty(), request.forwarding, false);
-        request.spent.on(Step::Pass, sent).await.map(deliver).map_err(|error| Failure::from(&error))
+        request.spent.on(Step::Pass, sent).await.map_err(|error| Failure::from(&error))
     }
 
     /// Has a stored response that is served stale revalidated in the background.
@@ -268,7 +288,6 @@ impl Proxy {
         if request.authorized {
             request_fields::insert_credentials(to_upstream.headers_mut(), request.parts);
         }
-        let policy = request.route.policy_for(request.target, request.now);
         Job {
             request: to_upstream.into_parts().0,
             selecting: request.selecting().clone(),
@@ -277,7 +296,7 @@ impl Proxy {
             collapse_key: request.collapse_key(),
             credentials_key: request.credentials_key(),
             party: party(Some(request.route), request.forwarding),
-            policy: FreshnessPolicy { authorized: request.authorized, ..policy },
+            policy: policy_of(request),
             match_language: request.route.match_language,
             complete_ranges: request.route.complete_ranges,
             wants_new: request.route.client_directives && RequestDirectives::of(&request.parts.headers).wants_new(),
@@ -290,6 +309,11 @@ impl Proxy {
             replaces_errors: stored.is_some_and(|entry| entry.may_replace_errors(request.now)),
         }
     }
+}
+
+/// How long a response to a request may live.
+fn policy_of(request: &CacheableRequest<'_>) -> FreshnessPolicy {
+    FreshnessPolicy { authorized: request.authorized, ..request.route.policy_for(request.target, request.now) }
 }
 
 /// Waits a little for a body to be whole, for a client that has something to fall back on if it breaks off. One that takes longer is

@@ -1,10 +1,11 @@
 //! One fetch a key, however many ask.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, until};
+use crate::support::{Backend, Connection, Sluice, Step, get, ok, one_rule, reply, until};
 
 fn slow(asked: &crate::support::Asked) -> Vec<Step> {
     let mut steps = vec![Step::Delay(Duration::from_millis(500))];
@@ -101,6 +102,39 @@ async fn uncacheable_answers_are_not_shared_and_do_not_queue() {
     }
     assert_eq!(backend.count(), 50);
     assert!(sluice.get("/mine").await.cache_status().contains("fwd=bypass; detail=uncacheable"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_page_for_one_client_does_not_keep_the_next_answer_out_of_the_cache() {
+    let asked = AtomicUsize::new(0);
+    let backend = Backend::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => reply("503 Busy", "Cache-Control: no-store\r\n", b"no"),
+        1 => reply("500 Oops", "Set-Cookie: a=b\r\n", b"no"),
+        _ => ok("", b"fine"),
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    assert_eq!((sluice.get("/x").await.status, sluice.get("/x").await.status), (503, 500));
+    let answer = sluice.get("/x").await;
+    assert!(answer.status == 200 && answer.cache_status().contains("stored"), "{}", answer.cache_status());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_passed_as_uncacheable_is_fetched_again_once_an_answer_may_be_stored() {
+    let asked = AtomicUsize::new(0);
+    let backend = Backend::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 | 1 => ok("Set-Cookie: a=b\r\n", b"mine"),
+        _ => ok("", b"for all"),
+    })
+    .await;
+    let sluice = Sluice::ruled(backend.address, "", &one_rule("ttl='1h'")).await;
+    sluice.get("/x").await;
+    for _ in 0..2 {
+        assert!(sluice.get("/x").await.cache_status().contains("detail=uncacheable"));
+    }
+    let answer = sluice.get("/x").await;
+    assert!(answer.text() == "for all" && answer.cache_status().contains("stored"), "{}", answer.cache_status());
+    assert!(sluice.get("/x").await.cache_status().contains("hit"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

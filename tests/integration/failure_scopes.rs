@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::{Instant, sleep};
 
-use crate::support::{Backend, Connection, Sluice, ok, one_rule, reply, until};
+use crate::support::{Backend, Connection, Sluice, Step, ok, one_rule, reply, until};
 
 fn sluice(backend: &Backend, rules: &str) -> Sluice {
     let cache = "[cache]\nredis=''\nrefresh_early=false";
@@ -107,4 +108,36 @@ async fn what_cannot_be_stored_is_not_revalidated_back_to_back() {
         let asked = asked_while_stale(status, fields).await;
         assert!((1..=most).contains(&asked), "{status} {fields}: asked {asked} times");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downloads_that_break_off_while_their_clients_pause_are_no_failures_of_the_backend() {
+    let mut backend = Backend::start(|asked| match asked.target.as_str() {
+        target if target.starts_with("/video") => {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 64 << 20);
+            vec![Step::Send(head.into_bytes()), Step::Repeat(vec![b'x'; 1 << 20], 64)]
+        }
+        _ => ok("", b"fine"),
+    })
+    .await;
+    let rules = format!("[limits]\nstall_timeout='1h'\n{}", one_rule("ttl='1h'\nstale_if_error='1h'"));
+    let text = format!("[backend]\nurl='http://{}'\n[cache]\nredis=''\nmax_object='1MiB'\n{rules}", backend.address);
+    let sluice = Sluice::with(&text, &[]);
+    let mut clients = Vec::new();
+    for number in 0..3 {
+        let mut client = Connection::open(sluice.address).await;
+        client.send(format!("GET /video/{number} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await;
+        assert_eq!(client.head().await.unwrap().status, 200);
+        clients.push(client);
+    }
+    // A pause is a time: longer than what counts as one.
+    sleep(Duration::from_secs(3)).await;
+    backend.kill().await;
+    for mut client in clients {
+        let mut rest = Vec::new();
+        let _ = client.0.read_to_end(&mut rest).await;
+        assert!(rest.len() < 64 << 20);
+    }
+    until("all have ended", || async { sluice.metric("backend_active", &[]).await == 0.0 }).await;
+    assert_eq!(sluice.metric("breaker_open", &["of=\"backend\""]).await, 0.0);
 }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -239,6 +240,42 @@ async fn what_is_stale_is_validated_with_what_it_had() {
     }
 }
 
+/// A response ages from when its head came, however long its body takes (§4.2.3).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_comes_slowly_is_as_old_as_its_head() {
+    let (backend, sluice) = scene(|row, _| {
+        let life = if row == 1 { 60 } else { 1 };
+        let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age={life}\r\nContent-Length: 4\r\n\r\nbo");
+        vec![Step::Send(head.into_bytes()), Step::Delay(Duration::from_millis(1500)), Step::Send(b"dy".to_vec())]
+    })
+    .await;
+    assert_eq!(sluice.get("/1").await.text(), "body");
+    crate::support::until("it is stored", || async { is_hit(&sluice.get("/1").await) }).await;
+    assert!(sluice.get("/1").await.field("age").is_some_and(|age| age != "0"));
+    for asked in 1..=2 {
+        assert_eq!(sluice.get("/2").await.text(), "body");
+        assert_eq!(backend.count_of("/2"), asked, "it was over when its body ended");
+    }
+}
+
+/// A 304 about another response than the stored one freshens nothing: it is asked for again, without conditions (§4.3.3).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_304_about_something_else_is_asked_for_in_full() {
+    let (backend, sluice) = scene(|_, asked| match asked.field("if-none-match") {
+        Some(_) => vec![Step::Send(b"HTTP/1.1 304 Not Modified\r\nETag: \"abc-gzip\"\r\n\r\n".to_vec())],
+        None => reply("200 OK", "ETag: \"abc\"\r\nCache-Control: max-age=1\r\nAge: 5\r\n", b"full"),
+    })
+    .await;
+    crate::support::until("it was validated and asked for in full", || async {
+        let answer = sluice.get("/1").await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "full"));
+        let asked = backend.asked.lock().unwrap();
+        let conditional = asked.iter().position(|asked| asked.field("if-none-match").is_some());
+        conditional.is_some_and(|first| asked.get(first + 1).is_some_and(|next| next.field("if-none-match").is_none()))
+    })
+    .await;
+}
+
 /// Unsafe methods that succeed invalidate their address and those that the answer names (RFC 9111 §4.4).
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_invalidate() {
@@ -377,7 +414,8 @@ async fn trailers_pass_to_those_who_take_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rest_of_a_part_is_asked_for_alone() {
     let (backend, sluice) = scene(|row, asked| {
-        // The first changes never, the second between the two parts, the third says nothing to tell them apart.
+        // The first changes never, the second between the two parts, the third says nothing to tell them apart; the fourth is shorter by
+        // then.
         let tag = match (row, asked.field("range")) {
             (1, Some(range)) => format!("ETag: \"{}\"\r\n", range.len()),
             (2, _) => String::new(),
@@ -386,18 +424,21 @@ async fn the_rest_of_a_part_is_asked_for_alone() {
         let fields = format!("Cache-Control: max-age=3600\r\n{tag}");
         match asked.field("range") {
             Some("bytes=0-4") => reply("206 Partial", &format!("{fields}Content-Range: bytes 0-4/10\r\n"), b"01234"),
+            Some("bytes=5-") if row == 3 => reply("416 No", &fields, b""),
             Some("bytes=5-") => reply("206 Partial", &format!("{fields}Content-Range: bytes 5-9/10\r\n"), b"56789"),
             _ => reply("200 OK", &fields, b"0123456789"),
         }
     })
     .await;
-    for (row, asked) in [(0, 2), (1, 3), (2, 3)] {
+    for (row, asked) in [(0, 2), (1, 3), (2, 2), (3, 3)] {
         let (target, before) = (format!("/{row}"), backend.count());
         let part = ask(&sluice, "GET", &target, "Range: bytes=0-4").await;
         assert_eq!((part.status, part.text().as_str(), part.cache_status()), (206, "01234", "sluice; fwd=bypass; detail=part"));
         let whole = sluice.get(&target).await;
         assert_eq!((whole.status, whole.text().as_str(), whole.field("content-range")), (200, "0123456789", None), "{row}");
         assert_eq!(backend.count() - before, asked, "{row}");
-        assert!(is_hit(&sluice.get(&target).await) && is_hit(&ask(&sluice, "GET", &target, "Range: bytes=2-7").await));
+        let part = || async { is_hit(&ask(&sluice, "GET", &target, "Range: bytes=2-7").await) };
+        crate::support::until("the whole is stored", part).await;
+        assert!(is_hit(&sluice.get(&target).await));
     }
 }
