@@ -205,7 +205,7 @@ impl Fill {
         state.alone_since = None;
         drop(state);
         self.room.notify_one();
-        Some(Reader { fill: Arc::clone(self), id })
+        Some(Reader { fill: Arc::clone(self), id, read: 0 })
     }
 
     /// Waits until it is known whether the body is whole.
@@ -515,6 +515,8 @@ impl Drop for Writer {
 pub struct Reader {
     fill: Arc<Fill>,
     id: u64,
+    /// How many bytes it has read.
+    read: u64,
 }
 
 impl Body for Reader {
@@ -522,9 +524,10 @@ impl Body for Reader {
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut guard = self.fill.state();
+        let this = self.get_mut();
+        let mut guard = this.fill.state();
         let state = &mut *guard;
-        let Some(reader) = state.readers.get_mut(&self.id) else { return Poll::Ready(None) };
+        let Some(reader) = state.readers.get_mut(&this.id) else { return Poll::Ready(None) };
         if reader.next < state.gone {
             let why = if state.passing.is_some() { Failure::Lost } else { Failure::Overloaded };
             return Poll::Ready(Some(Err(Box::new(BrokenBody(why)))));
@@ -532,13 +535,14 @@ impl Body for Reader {
         if let Some(chunk) = state.chunks.get(reader.next - state.gone) {
             let chunk = chunk.clone();
             reader.next += 1;
+            this.read += chunk.len() as u64;
             if state.passing.is_some() {
                 if state.end.is_some() {
                     // The writer does it no more.
-                    self.fill.make_room(state);
+                    this.fill.make_room(state);
                 }
                 drop(guard);
-                self.fill.room.notify_one();
+                this.fill.room.notify_one();
             }
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
@@ -554,7 +558,7 @@ impl Body for Reader {
 
     fn size_hint(&self) -> SizeHint {
         match self.fill.head.length {
-            Some(length) => SizeHint::with_exact(length),
+            Some(length) => SizeHint::with_exact(length.saturating_sub(self.read)),
             None => SizeHint::default(),
         }
     }

@@ -27,8 +27,12 @@ use crate::http::freshness::{FreshnessPolicy, Lifetimes, Unstorable, Verdict, is
 use crate::http::headers;
 use crate::http::taken_back::takes_back;
 use crate::http::vary::{Vary, content_language};
+use crate::telemetry::seldom::Seldom;
 use crate::upstream::failure::{BrokenBody, Failure};
 use crate::upstream::response_fields;
+
+/// A backend that breaks off may do so as often as a client asks.
+static BROKE_OFF: Seldom = Seldom::new();
 
 /// More fields than this are not told to an upstream that names them in `Vary`.
 const MOST_NAMED: usize = 16;
@@ -355,7 +359,9 @@ impl Fetcher {
                 Ok(Err(_trailers)) => continue,
                 Err(error) => {
                     let failure = BrokenBody::failure(&error);
-                    tracing::warn!(route = &*job.party.rule, %error, "the backend's body broke off; it was not stored");
+                    if let Some(left_out) = BROKE_OFF.next() {
+                        tracing::warn!(route = &*job.party.rule, %error, left_out, "the backend's body broke off; it was not stored");
+                    }
                     // An upstream has deadlines too, and waits for those who do not read no longer than these.
                     if !was_held_up {
                         self.failing.failed(job.address(), failure);

@@ -28,11 +28,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use http::{HeaderName, HeaderValue, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, request};
 use http_body::Body as _;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::body::Stream;
 use crate::cache::Cache;
@@ -47,6 +47,7 @@ use crate::upstream::Upstream;
 use crate::upstream::admission::machine::Party;
 use crate::upstream::failure::Failure;
 use crate::upstream::request_fields::Negotiable;
+use crate::upstream::room::Room;
 use crate::upstream::selecting::Selecting;
 use budget::Budget;
 use collapse::{Collapse, Join, Progress};
@@ -64,6 +65,8 @@ const VARYING_KEYS: (usize, usize) = (4 << 20, KEYS);
 /// Requests whose responses are known to be for all who have credentials, in bytes.
 const SHARED_KEYS: (usize, usize) = (2 << 20, KEYS);
 
+/// Bytes of all requests that wait for others' fetches.
+const MOST_WAITING: usize = 256 << 20;
 /// Responses in memory that are to be packed later.
 const TO_PACK: usize = 4096;
 /// Responses at a time that are refreshed before they are stale.
@@ -118,7 +121,7 @@ impl Job {
 }
 
 /// What a client that waited for a fetch gets.
-pub enum Fetched {
+pub enum Fetched<'f> {
     /// A response for everyone who waits, as it fills.
     Shared {
         /// The response.
@@ -134,8 +137,8 @@ pub enum Fetched {
     Failed(Failure),
     /// The response is not to be shared: the client's own request must be passed.
     NotShared,
-    /// The fetch takes too long to wait for it: the client's own request must be passed.
-    TooSlow,
+    /// The fetch takes too long to wait for it: the client's own request must be passed, in this place.
+    TooSlow(Place<'f>),
     /// Too many wait.
     Full,
 }
@@ -177,6 +180,8 @@ pub struct Fetcher {
     varying: Remembered<Arc<[HeaderName]>>,
     /// Canonical requests whose last response said that it is for all who have credentials too (RFC 9111 §3.5).
     shared: Remembered<()>,
+    /// What requests hold that wait for others' fetches.
+    waiting: Room,
     impatient: Impatient,
     early: Arc<Semaphore>,
     to_pack: Arc<Semaphore>,
@@ -203,6 +208,7 @@ impl Fetcher {
             upstream,
             cache,
             collapse: Collapse::new(settings.waiters),
+            waiting: Room::new(MOST_WAITING, metrics.waiting_bytes.clone()),
             budget: Arc::new(Budget::new(settings.fill_budget, Arc::clone(&metrics))),
             failing: Failing::new(Arc::clone(&metrics)),
             uncacheable: Marks::default(),
@@ -313,7 +319,7 @@ impl Fetcher {
     }
 
     /// Gets a response for a client that waits. If the client leaves, the fetch goes on.
-    pub async fn fetch(self: &Arc<Self>, job: Job) -> Fetched {
+    pub async fn fetch(self: &Arc<Self>, job: Job) -> Fetched<'_> {
         match self.join(&job) {
             Join::Lead(leader, follower) => {
                 if let Some(entry) = self.stored_meanwhile(&job) {
@@ -331,19 +337,33 @@ impl Fetcher {
                         Err(_) => Fetched::Failed(Failure::Lost),
                     },
                     Progress::Failed(failure) => Fetched::Failed(failure),
-                    Progress::Pending => Fetched::TooSlow,
+                    Progress::Pending => Fetched::Failed(Failure::Lost),
                 }
             }
             Join::Follow(follower) => {
+                let mut room = self.waiting.of(job.party.address);
+                if !room.take(weight_of_waiting(&job.request.headers)) {
+                    return Fetched::Full;
+                }
                 self.metrics.collapsed.with_label_values(&[&*job.party.rule]).inc();
                 self.upstream.join(follower.askers(), &job.party);
-                // The leader waits for as long as the upstream may take; the others for `limits.wait_timeout`.
-                match timeout(self.settings.wait_timeout, follower.outcome()).await {
-                    Ok(Progress::Shared(fill)) => Fetched::Shared { fill, collapsed: true },
-                    Ok(Progress::Stored(entry)) => Fetched::Stored(entry),
-                    Ok(Progress::Unshared) => Fetched::NotShared,
-                    Ok(Progress::Failed(failure)) => Fetched::Failed(failure),
-                    Ok(Progress::Pending) | Err(_) => Fetched::TooSlow,
+                // The leader waits for as long as the upstream may take; the others for `limits.wait_timeout`. What comes while they wait
+                // for a place of their own is as good.
+                let impatient = async {
+                    sleep(self.settings.wait_timeout).await;
+                    self.impatient.place(&job.collapse_key, self.settings.wait_timeout).await
+                };
+                let progress = tokio::select! {
+                    biased;
+                    progress = follower.outcome() => progress,
+                    place = impatient => return place.map_or_else(Fetched::Failed, Fetched::TooSlow),
+                };
+                match progress {
+                    Progress::Shared(fill) => Fetched::Shared { fill, collapsed: true },
+                    Progress::Stored(entry) => Fetched::Stored(entry),
+                    Progress::Unshared => Fetched::NotShared,
+                    Progress::Failed(failure) => Fetched::Failed(failure),
+                    Progress::Pending => Fetched::Failed(Failure::Lost),
                 }
             }
             Join::Full => Fetched::Full,
@@ -361,14 +381,14 @@ impl Fetcher {
         let is_fresh = Wall::now().since(entry.stored_at) < entry.lifetimes.fresh;
         (is_newer && is_fresh && matches!(entry.content, Content::Response(_))).then_some(entry)
     }
+}
 
-    /// A place among the few requests that may be passed by themselves because the fetch of this key takes too long.
-    ///
-    /// # Errors
-    /// [`Failure::Overloaded`] if none becomes free in time.
-    pub async fn impatient(&self, key: &Canonical) -> Result<Place<'_>, Failure> {
-        self.impatient.place(key, self.settings.wait_timeout).await
-    }
+/// What a request that waits for another's fetch holds in memory, in bytes: about so much, whatever it asks, and its fields as its client sent
+/// them, as the upstream would be, and as they are compared.
+fn weight_of_waiting(fields: &HeaderMap) -> usize {
+    const ANY: usize = 16 << 10;
+    const FIELD: usize = 100;
+    ANY + 3 * fields.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD).sum::<usize>()
 }
 
 /// Whether what was asked for at `asked_at` is newer than what was found, if anything was, and no older than a request that wants something

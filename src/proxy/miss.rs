@@ -152,10 +152,7 @@ impl Proxy {
                 Ok(Some(Answer { response, outcome: fetched_as(false, false) }))
             }
             Fetched::NotShared => self.pass_because(request, PassWhy::Uncacheable, has_fallback).await.map(Some),
-            Fetched::TooSlow => {
-                let _place = self.fetcher.impatient(&key).await?;
-                self.pass_because(request, PassWhy::WaitedTooLong, has_fallback).await.map(Some)
-            }
+            Fetched::TooSlow(_place) => self.pass_because(request, PassWhy::WaitedTooLong, has_fallback).await.map(Some),
             Fetched::Failed(failure) => Err(failure),
             Fetched::Full if has_fallback => Err(Failure::Overloaded),
             Fetched::Full => {

@@ -199,6 +199,8 @@ pub struct Metrics {
     pub connections_closed: IntCounterVec,
     /// `unstored_bytes`: large bodies that are stored no more and that clients still read ([`lent`]).
     pub unstored_bytes: IntGauge,
+    /// `waiting_bytes`: requests that wait for another's fetch.
+    pub waiting_bytes: IntGauge,
     /// `remembered_bytes`: what is remembered of keys and heads beside what is stored.
     pub remembered_bytes: IntGauge,
     /// `fill_bytes`: bodies on their way into the cache.
@@ -313,6 +315,7 @@ impl Metrics {
                 &["why"],
             )?,
             unstored_bytes: gauge("unstored_bytes", "Bytes of large answers that are stored no more and that clients still read.")?,
+            waiting_bytes: gauge("waiting_bytes", "Bytes of requests that wait for another's fetch.")?,
             remembered_bytes: gauge("remembered_bytes", "Bytes of what is remembered of keys and heads beside what is stored.")?,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,

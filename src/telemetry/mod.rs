@@ -6,4 +6,5 @@ pub mod audit_log;
 pub mod log;
 pub mod metrics;
 pub mod samples;
+pub mod seldom;
 pub mod trace;

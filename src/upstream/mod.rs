@@ -11,6 +11,7 @@ pub mod http;
 pub mod locations;
 pub mod request_fields;
 pub mod response_fields;
+pub mod room;
 pub mod selecting;
 pub mod upload;
 

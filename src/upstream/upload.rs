@@ -1,8 +1,7 @@
 //! The body of a request on its way to the upstream: gathered first, so that a slow client takes nothing of the upstream's; and
 //! with deadlines of the upstream's own, which do not run while it is the client that is waited for.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::admission::Work;
+use super::room::{Room, Taken};
 use crate::body::{BoxError, ClientFault, Stream};
 
 /// Bytes are added to a piece of a body until it has this size: many small ones would cost more than they hold.
@@ -30,71 +30,7 @@ const FLOOR: usize = 1 << 10;
 pub struct UploadRoom {
     /// The largest body that is gathered, in bytes.
     buffer: usize,
-    bytes: Arc<Mutex<Room>>,
-}
-
-/// Bytes that are free, and who holds the others.
-struct Room {
-    free: usize,
-    by_address: HashMap<Option<IpAddr>, usize>,
-    used: IntGauge,
-}
-
-/// Bytes of the room that a client of an address holds, until this is dropped.
-struct Taken {
-    room: Arc<Mutex<Room>>,
-    address: Option<IpAddr>,
-    bytes: usize,
-}
-
-impl Taken {
-    fn room(&self) -> MutexGuard<'_, Room> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes more. `false`: there is no room, or not for this address.
-    fn take(&mut self, bytes: usize) -> bool {
-        if bytes == 0 {
-            return true;
-        }
-        let mut room = self.room();
-        let held = room.by_address.get(&self.address).copied().unwrap_or(0).saturating_add(bytes);
-        if held > room.free {
-            return false;
-        }
-        room.free -= bytes;
-        room.by_address.insert(self.address, held);
-        room.used.add(i64::try_from(bytes).unwrap_or(i64::MAX));
-        drop(room);
-        self.bytes += bytes;
-        true
-    }
-}
-
-impl Taken {
-    /// Gives back bytes that are held no longer.
-    fn give_back(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.bytes);
-        if bytes == 0 {
-            return;
-        }
-        self.bytes -= bytes;
-        let mut room = self.room();
-        room.free += bytes;
-        room.used.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
-        if let Entry::Occupied(mut held) = room.by_address.entry(self.address) {
-            *held.get_mut() -= bytes;
-            if *held.get() == 0 {
-                held.remove();
-            }
-        }
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.give_back(self.bytes);
-    }
+    room: Room,
 }
 
 /// The body of a request, as far as it was waited for.
@@ -109,8 +45,7 @@ impl UploadRoom {
     /// Room for bodies of up to `buffer` bytes, and of `memory` bytes together. `used` says how many are used.
     #[must_use]
     pub fn new(buffer: usize, memory: usize, used: IntGauge) -> Self {
-        let room = Room { free: memory, by_address: HashMap::new(), used };
-        Self { buffer, bytes: Arc::new(Mutex::new(room)) }
+        Self { buffer, room: Room::new(memory, used) }
     }
 
     /// Reads a body of a client at `address` until it ends, or is larger than is gathered, or there is no room for more of it.
@@ -122,7 +57,7 @@ impl UploadRoom {
             return Ok(Gathered { body, is_whole: true });
         }
         let left = body.size_hint().exact();
-        let taken = Taken { room: Arc::clone(&self.bytes), address, bytes: 0 };
+        let taken = self.room.of(address);
         let mut came = Came { pieces: VecDeque::new(), trailers: None, rest: None, left, taken };
         // Of one that says that it is too large the beginning is waited for: its client sends.
         let (mut is_whole, most) = match left {
@@ -380,7 +315,7 @@ mod tests {
         assert!(!gathered.is_whole && gathered.body.size_hint().exact() == Some(4));
         assert!(timeout(Duration::from_secs(5), room.gather(None, Pieces([&b"ab"[..]].into(), false).boxed_unsync())).await.is_err());
         drop(gathered);
-        assert!(used.get() == 0 && room.bytes.lock().unwrap().by_address.is_empty());
+        assert!(used.get() == 0 && room.room.is_free());
     }
 
     #[tokio::test]
@@ -404,7 +339,7 @@ mod tests {
             held.push(gathered);
         }
         drop(held);
-        assert!(used.get() == 0 && room.bytes.lock().unwrap().by_address.is_empty());
+        assert!(used.get() == 0 && room.room.is_free());
     }
 
     #[tokio::test(start_paused = true)]
