@@ -3,7 +3,7 @@
 //! a request that the library has read ([`Fields::of_http2`]).
 
 use http::header::COOKIE;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Uri};
 
 use crate::request::refusal::Refusal;
 
@@ -194,11 +194,14 @@ pub fn is_field_byte(byte: u8) -> bool {
     KINDS[usize::from(byte)] & FIELD != 0
 }
 
-/// Why a request target is refused, if it is: a space, or a fragment, which never belongs to a request. A control character has
-/// a refusal of its own.
+/// Why a request target is refused, if it is: a space, or a fragment, which never belongs to a request; or one that the library would refuse
+/// without a word to anybody, for characters that no URL has. A control character has a refusal of its own.
 #[must_use]
 pub fn bad_target(target: &[u8]) -> Option<Refusal> {
-    let bad = target.iter().find(|&&byte| KINDS[usize::from(byte)] & TARGET == 0)?;
+    let Some(bad) = target.iter().find(|&&byte| KINDS[usize::from(byte)] & TARGET == 0) else {
+        let is_odd = |byte: &u8| matches!(byte, b'"' | b'<' | b'>' | b'`' | b'\\' | b'^' | b'{' | b'|' | b'}' | 0x7f..);
+        return (target.iter().any(is_odd) && Uri::try_from(target).is_err()).then_some(Refusal::RequestLine);
+    };
     let control = bad.is_ascii_control() && !target.iter().any(|byte| matches!(byte, b' ' | b'#'));
     Some(if control { Refusal::ControlCharacter } else { Refusal::RequestLine })
 }
@@ -213,6 +216,25 @@ mod tests {
             fields.take(b"Transfer-Encoding", line.as_bytes())?;
         }
         fields.body(false)
+    }
+
+    #[test]
+    fn targets_that_the_library_would_refuse_are_refused_here() {
+        for (target, refused) in [
+            (&b"/items?id=a<"[..], true),
+            (b"/items>", true),
+            (b"/items`", true),
+            (b"/items?a=\"", true),
+            (b"/items?a=\xff", true),
+            (b"http://a/<", true),
+            (b"/items?a={b}|c^d", false),
+            (b"/items?a=\xc3\xa9", false),
+            (b"http://a/?{", false),
+            (b"*", false),
+        ] {
+            let is_read = Uri::try_from(target).is_ok();
+            assert_eq!((bad_target(target), is_read), (refused.then_some(Refusal::RequestLine), !refused), "{}", target.escape_ascii());
+        }
     }
 
     #[test]
