@@ -35,6 +35,7 @@ pub fn timeline(mut section: Section<'_, '_>) -> Timeline {
         probation: count(section.number("probation", 0..=1_000_000), default.probation),
         verify: section.parsed("verify", fraction).unwrap_or(default.verify),
         concurrency: section.number("concurrency", 1..=64).and_then(|number| usize::try_from(number).ok()).unwrap_or(default.concurrency),
+        questions: section.number("questions", 1..=256).and_then(|number| usize::try_from(number).ok()).unwrap_or(default.questions),
     };
     section.finish();
     timeline

@@ -122,7 +122,7 @@ pub(crate) mod tests {
                 "memory redis redis_password redis_timeout namespace max_object compress_above refresh_early handover encryption_key \
                  encryption_key_previous",
             ),
-            ("[timeline]", "", "enabled span settle refresh memory probation verify concurrency"),
+            ("[timeline]", "", "enabled span settle refresh memory probation verify concurrency questions"),
             ("[warm]", "", "targets templates symbols symbols_from timeframes at_start concurrency hottest"),
             (
                 "[limits]",

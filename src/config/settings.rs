@@ -319,6 +319,8 @@ pub struct Timeline {
     pub verify: f64,
     /// Fetches of spans that are over at one time.
     pub concurrency: usize,
+    /// Questions about newest parts at one time.
+    pub questions: usize,
 }
 
 impl Default for Timeline {
@@ -332,6 +334,7 @@ impl Default for Timeline {
             probation: 20,
             verify: 0.001,
             concurrency: 2,
+            questions: 8,
         }
     }
 }

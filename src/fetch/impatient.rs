@@ -36,7 +36,8 @@ pub struct Place<'a> {
 struct Turn<'a> {
     impatient: &'a Impatient,
     key: Bytes,
-    places: Arc<Semaphore>,
+    /// `None`: it is being dropped.
+    places: Option<Arc<Semaphore>>,
     has_place: bool,
 }
 
@@ -55,7 +56,7 @@ impl Impatient {
         let waiting = async {
             // First among its own: those who wait for these keep no place from others.
             let mut one = self.turn(key);
-            one.places.acquire().await.ok()?.forget();
+            one.places.as_ref()?.acquire().await.ok()?.forget();
             one.has_place = true;
             Some(Place { _one: one, _of_all: self.all.acquire().await.ok()? })
         };
@@ -64,7 +65,7 @@ impl Impatient {
 
     fn turn(&self, key: &Canonical) -> Turn<'_> {
         let places = Arc::clone(self.by_key().entry(key.0.clone()).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE))));
-        Turn { impatient: self, key: key.0.clone(), places, has_place: false }
+        Turn { impatient: self, key: key.0.clone(), places: Some(places), has_place: false }
     }
 
     fn by_key(&self) -> MutexGuard<'_, HashMap<Bytes, Arc<Semaphore>>> {
@@ -74,13 +75,14 @@ impl Impatient {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if self.has_place {
-            self.places.add_permits(1);
+        if let (true, Some(places)) = (self.has_place, &self.places) {
+            places.add_permits(1);
         }
-        // The map has one, and this is the last of the others: they are made under this lock.
+        // They are made and dropped under this lock, so that the last one sees that it is.
         let mut by_key = self.impatient.by_key();
+        self.places = None;
         if let Entry::Occupied(known) = by_key.entry(self.key.clone())
-            && Arc::strong_count(known.get()) == 2
+            && Arc::strong_count(known.get()) == 1
         {
             known.remove();
         }

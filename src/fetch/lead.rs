@@ -359,7 +359,9 @@ impl Fetcher {
                 Ok(Err(_trailers)) => continue,
                 Err(error) => {
                     let failure = BrokenBody::failure(&error);
-                    if let Some(left_out) = BROKE_OFF.next() {
+                    if failure != Failure::Overloaded
+                        && let Some(left_out) = BROKE_OFF.next()
+                    {
                         tracing::warn!(route = &*job.party.rule, %error, left_out, "the backend's body broke off; it was not stored");
                     }
                     // An upstream has deadlines too, and waits for those who do not read no longer than these.

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::backlog::Settling;
 use super::body::{RequestBody, ResponseBody};
 use super::connection_limits::Admitted;
 use super::deadlines::{Activity, InFlight, Overdue, watchdog};
@@ -244,20 +245,21 @@ impl Watched<'_> {
             .max_header_list_size(u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(Some(PING_INTERVAL))
             .keep_alive_timeout(PING_TIMEOUT);
-        let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
-        match select(serving.as_mut(), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
+        let serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
+        let mut serving = Settling::new(serving, Arc::clone(&self.activity));
+        match select(Pin::new(&mut serving), pin!(told(&self.activity, self.limits, &mut self.draining))).await {
             Either::Busy(ended) => return Ok(ended?),
             Either::Quiet(Told::Overdue(why)) => {
                 // The client hears that the connection ends (GOAWAY), and which of its requests were seen.
-                serving.as_mut().graceful_shutdown();
+                serving.serving().graceful_shutdown();
                 drop(timeout(GOODBYE, serving).await);
                 return Err(Ended::Overdue(why));
             }
-            Either::Quiet(Told::End) => serving.as_mut().graceful_shutdown(),
+            Either::Quiet(Told::End) => serving.serving().graceful_shutdown(),
         }
         let mut overdue = pin!(overdue(&self.activity, self.limits));
         loop {
-            match timeout(LAST_REQUEST, select(serving.as_mut(), overdue.as_mut())).await {
+            match timeout(LAST_REQUEST, select(Pin::new(&mut serving), overdue.as_mut())).await {
                 Ok(Either::Busy(ended)) => return Ok(ended?),
                 Ok(Either::Quiet(why)) => return Err(Ended::Overdue(why)),
                 // The library waits for the client to confirm that the connection ends.

@@ -161,7 +161,6 @@ impl Activity {
 
     /// The library has written all that it had. How many requests it has answered, if none is being answered.
     pub fn did_flush(&self) -> Option<u64> {
-        self.backlog.clear();
         let answered = self.all_answered();
         if answered.is_some() && self.is_unwritten.load(Ordering::Relaxed) {
             self.is_unwritten.store(false, Ordering::Relaxed);
@@ -249,6 +248,12 @@ impl Activity {
     #[must_use]
     pub fn idle_for(&self) -> Option<Duration> {
         self.idle_since().map(|since| Duration::from_millis(self.now().saturating_sub(since)))
+    }
+
+    /// Whether bytes wait for the client to take them.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked_since.load(Ordering::Relaxed) != 0
     }
 
     /// The client was sent bytes: how many it took, or that it takes none for now.

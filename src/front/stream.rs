@@ -32,6 +32,8 @@ const SMALLEST_PIECE: u64 = 1 << 10;
 const FIRST_PIECE: u64 = 16 << 10;
 const LARGEST_PIECE: u64 = 128 << 10;
 const AT_ONCE: u64 = 20;
+/// Where any rate will do, this is the least that pieces are made for, in bytes a second.
+const SLOWEST: u64 = 64;
 const SLOW: u64 = 1000;
 
 /// When a stream's client was last waited for. Moments are milliseconds after `start`, and at least one.
@@ -118,7 +120,7 @@ impl Stream {
     /// How much longer than the longest silence a piece may take: nothing is seen of a client before it has all but the last of it.
     fn allowance(&self) -> Duration {
         let bytes = self.waiting.load(Ordering::Relaxed).saturating_sub(first_piece(self.min_rate, self.silence));
-        Duration::from_millis((bytes * 1000).checked_div(self.min_rate * 4).unwrap_or(0))
+        Duration::from_millis(bytes * 1000 / (self.min_rate.max(SLOWEST) * 2))
     }
 
     /// Why the client is overdue, if it is: it has taken nothing for too long, or too little.
@@ -280,7 +282,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_whose_window_took_the_beginning_at_once_is_not_overdue() {
-        for (window, rate) in [(64 << 10, 1200), (1 << 20, 1500), (16 << 20, 1500)] {
+        for (window, rate) in [(64 << 10, 900), (1 << 20, 900), (16 << 20, 900)] {
             let (stream, mut all) = (stream(), 0);
             let takes = async {
                 for _ in 0..10_000 {

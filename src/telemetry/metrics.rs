@@ -199,6 +199,8 @@ pub struct Metrics {
     pub connections_closed: IntCounterVec,
     /// `unstored_bytes`: large bodies that are stored no more and that clients still read ([`lent`]).
     pub unstored_bytes: IntGauge,
+    /// `backend_bodies_beside`: answers to changes that found no place, and are on their way all the same.
+    pub bodies_beside: IntGauge,
     /// `waiting_bytes`: requests that wait for another's fetch.
     pub waiting_bytes: IntGauge,
     /// `remembered_bytes`: what is remembered of keys and heads beside what is stored.
@@ -223,6 +225,10 @@ pub struct Metrics {
     pub timeline_bytes: IntGauge,
     /// `timeline_spans`: spans that it holds in memory.
     pub timeline_spans: IntGauge,
+    /// `timeline_questions`: questions about newest parts that are under way.
+    pub timeline_questions: IntGauge,
+    /// `timeline_behind_seconds`: for how long the newest part that has waited longest has been due.
+    pub timeline_behind: IntGauge,
     /// `config_reloads_total{result}`: reloads that were `applied`, found nothing `unchanged`, or were `refused`.
     pub config_reloads: IntCounterVec,
 }
@@ -315,6 +321,7 @@ impl Metrics {
                 &["why"],
             )?,
             unstored_bytes: gauge("unstored_bytes", "Bytes of large answers that are stored no more and that clients still read.")?,
+            bodies_beside: gauge("backend_bodies_beside", "Answers to changes that found no place, and are on their way all the same.")?,
             waiting_bytes: gauge("waiting_bytes", "Bytes of requests that wait for another's fetch.")?,
             remembered_bytes: gauge("remembered_bytes", "Bytes of what is remembered of keys and heads beside what is stored.")?,
             fill_bytes: gauge("fill_bytes", "Bytes of bodies on their way into the cache.")?,
@@ -338,6 +345,11 @@ impl Metrics {
                 &["endpoint"],
             )?,
             timeline_bytes: gauge("timeline_bytes", "Bytes that the timeline holds in memory.")?,
+            timeline_questions: gauge("timeline_questions", "Questions about newest orders that are under way.")?,
+            timeline_behind: gauge(
+                "timeline_behind_seconds",
+                "For how long the newest orders have been due that have waited longest for their question.",
+            )?,
             timeline_spans: gauge("timeline_spans", "Spans that the timeline holds in memory.")?,
             requests,
             declared: making.declared.take(),

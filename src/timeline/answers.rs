@@ -1,24 +1,20 @@
 //! The timeline as the proxy asks it: which requests it answers, from what it computed a moment ago or anew.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use foldhash::fast::RandomState;
 use http::{HeaderMap, StatusCode, header};
-use quick_cache::UnitWeighter;
-use quick_cache::sync::{Cache as QuickCache, DefaultLifecycle};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::compute::{Computed, compute};
 use super::endpoint::{Endpoint, asked};
-use super::engine::{Engine, Newness};
+use super::engine::{Allowed, Engine, Newness};
 use super::fields::Fields;
 use super::kept::{Kept, Weigh};
 use super::needs::Needs;
-use super::series::Series;
+use super::symbol::Symbol;
 use super::tags::tags;
 use super::tail::Tail;
 use super::trust::{State, Trust};
@@ -42,17 +38,15 @@ use crate::telemetry::trace::carry;
 use crate::upstream::AbortOnDrop;
 use crate::upstream::response_fields::OWN_VIA;
 
-/// Symbols of which anything is known.
-const SYMBOLS: usize = 1024;
 /// Spans that are looked for when somebody asks where they are.
 const MOST_LOCATED: usize = 20_000;
 
 /// A response that was computed, for whoever asks the same.
 struct Recent {
     entry: Arc<Entry>,
-    series: Arc<Series>,
-    /// The generation of the newest part that it was made from; `None` if it was not needed.
-    generation: Option<u64>,
+    symbol: Arc<Symbol>,
+    /// The version of the newest part that it was made from; `None` if it was not needed.
+    version: Option<u64>,
 }
 
 impl Weigh for Recent {
@@ -61,13 +55,10 @@ impl Weigh for Recent {
     }
 }
 
-type AllSeries = QuickCache<Arc<str>, Arc<Series>, UnitWeighter, RandomState, DefaultLifecycle<Arc<str>, Arc<Series>>>;
-
 /// A timeline over a source of orders.
 pub struct Answers<S> {
     engine: Arc<Engine<S>>,
     routes: ArcSwap<Vec<Route>>,
-    series: AllSeries,
     /// Responses that were computed a moment ago, plain and as gzip.
     recent: [Kept<Bytes, Recent>; 2],
     trust: [Arc<Trust>; Endpoint::ALL.len()],
@@ -118,7 +109,6 @@ impl<S: Orders> Answers<S> {
         Ok(Self {
             engine,
             routes: ArcSwap::from_pointee(routes),
-            series: QuickCache::with(SYMBOLS, SYMBOLS as u64, UnitWeighter, RandomState::default(), DefaultLifecycle::default()),
             recent: [Kept::new(settings.memory / 16)?, Kept::new(settings.memory / 16)?],
             trust,
             bodies: Arc::new(Semaphore::new(room_for_bodies(settings.memory))),
@@ -137,23 +127,23 @@ impl<S: Orders> Answers<S> {
     }
 
     /// Has an answer compared with the backend's, unless one is being compared.
-    fn verify(&self, series: &Arc<Series>, endpoint: Endpoint, text: &str) {
+    fn verify(&self, symbol: &Arc<Symbol>, endpoint: Endpoint, text: &str) {
         let Some(verifier) = self.verifier.as_ref().filter(|verifier| verifier.take_turn()) else { return };
-        let (verifier, engine, series) = (Arc::clone(verifier), Arc::clone(&self.engine), Arc::clone(series));
+        let (verifier, engine, symbol) = (Arc::clone(verifier), Arc::clone(&self.engine), Arc::clone(symbol));
         let (trust, text) = (Arc::clone(&self.trust[endpoint as usize]), text.to_owned());
-        self.runtime.spawn(async move { verifier.check(&engine, &series, endpoint, &trust, &text).await });
+        self.runtime.spawn(async move { verifier.check(&engine, &symbol, endpoint, &trust, &text).await });
     }
 
     /// Now and then.
-    fn verify_some(&self, series: &Arc<Series>, endpoint: Endpoint, text: &str) {
+    fn verify_some(&self, symbol: &Arc<Symbol>, endpoint: Endpoint, text: &str) {
         if self.verifier.is_some() && fastrand::f64() < self.settings.verify {
-            self.verify(series, endpoint, text);
+            self.verify(symbol, endpoint, text);
         }
     }
 
-    /// Whether what was made from the newest part at some generation is still what would be made now.
-    fn is_current(&self, series: &Series, generation: u64) -> bool {
-        series.generation.load(Ordering::Acquire) == generation && self.engine.has_new_tail(series)
+    /// Whether what was made from a version of the newest part is still what would be made now.
+    fn is_current(&self, symbol: &Symbol, version: u64) -> bool {
+        symbol.version() == version && !symbol.is_evicted() && self.engine.has_new_tail(symbol)
     }
 
     /// Whether a computed response may be served as far as purges and invalidations go.
@@ -162,20 +152,21 @@ impl<S: Orders> Answers<S> {
     }
 
     async fn compute(&self, request: OrdersRequest<'_>) -> Option<Answered> {
-        let (endpoint, symbol) = asked(request.target)?;
+        let (endpoint, name) = asked(request.target)?;
         if self.state(endpoint) != State::On {
             return None;
         }
-        let series = self.series.get(&*symbol)?;
-        let generation = series.generation.load(Ordering::Acquire);
+        let symbol = self.engine.symbol(&name)?;
+        // Before anything of it is read.
+        let version = symbol.version();
         let gzip = accepts_gzip(request.headers);
         let key = Key::new(request.route, request.target, request.canonical.clone());
         let work = Work {
             engine: Arc::clone(&self.engine),
-            series: Arc::clone(&series),
+            symbol: Arc::clone(&symbol),
             endpoint,
             text: request.text.to_owned(),
-            stale_if_error: request.route.policy.stale_if_error,
+            allowed: Allowed { late: request.route.policy.stale_while_revalidate, failing: request.route.policy.stale_if_error },
             headers: request.headers.get_all(header::ORIGIN).iter().map(|origin| (header::ORIGIN, origin.clone())).collect(),
             fields: Arc::clone(&self.fields),
             bodies: Arc::clone(&self.bodies),
@@ -190,16 +181,11 @@ impl<S: Orders> Answers<S> {
             return None;
         }
         if how == How::Known || how == How::Waited {
-            let generation = made_from.map(|_| generation);
-            let recent = Recent { entry: Arc::clone(&entry), series: Arc::clone(&series), generation };
-            let kept = &self.recent[usize::from(gzip)];
-            kept.insert(request.canonical.0.clone(), Arc::new(recent));
-            // Nobody tells a series that was forgotten meanwhile what is new.
-            if !self.series.get(&series.symbol).is_some_and(|known| Arc::ptr_eq(&known, &series)) {
-                kept.remove(&request.canonical.0);
-            }
+            let version = made_from.map(|_| version);
+            let recent = Recent { entry: Arc::clone(&entry), symbol: Arc::clone(&symbol), version };
+            self.recent[usize::from(gzip)].insert(request.canonical.0.clone(), Arc::new(recent));
         }
-        self.verify_some(&series, endpoint, request.text);
+        self.verify_some(&symbol, endpoint, request.text);
         Some(Answered { entry, how })
     }
 }
@@ -207,10 +193,11 @@ impl<S: Orders> Answers<S> {
 /// What computing an answer needs, away from the thread that serves the client.
 struct Work<S> {
     engine: Arc<Engine<S>>,
-    series: Arc<Series>,
+    symbol: Arc<Symbol>,
     endpoint: Endpoint,
     text: String,
-    stale_if_error: std::time::Duration,
+    /// How late the newest part may be.
+    allowed: Allowed,
     /// The request's fields that its response's may depend on.
     headers: HeaderMap,
     fields: Arc<Fields>,
@@ -224,7 +211,7 @@ struct Work<S> {
 
 impl<S: Orders> Work<S> {
     async fn run(self) -> Option<(Arc<Entry>, Option<Arc<Tail>>, How)> {
-        let Computed { status, body, made } = compute(&self.engine, &self.series, self.endpoint, &self.text, self.stale_if_error).await?;
+        let Computed { status, body, made } = compute(&self.engine, &self.symbol, self.endpoint, &self.text, self.allowed).await?;
         if !self.trust.allows(made.ties) {
             return None;
         }
@@ -277,12 +264,12 @@ impl<S: Orders> Timeline for Answers<S> {
     fn recall(&self, request: OrdersRequest<'_>) -> Option<Answered> {
         let recent = self.recent[usize::from(accepts_gzip(request.headers))].get(&request.canonical.0)?;
         let endpoint = Endpoint::of(&request.target.path)?;
-        let current = recent.generation.is_none_or(|generation| self.is_current(&recent.series, generation));
+        let current = recent.version.is_none_or(|version| self.is_current(&recent.symbol, version));
         if !current || self.state(endpoint) != State::On || !self.is_valid(&recent.entry) {
             return None;
         }
-        recent.series.used.store(true, Ordering::Release);
-        self.verify_some(&recent.series, endpoint, request.text);
+        self.engine.want(&recent.symbol);
+        self.verify_some(&recent.symbol, endpoint, request.text);
         Some(Answered { entry: Arc::clone(&recent.entry), how: How::Known })
     }
 
@@ -291,38 +278,34 @@ impl<S: Orders> Timeline for Answers<S> {
     }
 
     fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap) {
-        let Some((endpoint, symbol)) = asked(request.target) else { return };
+        let Some((endpoint, name)) = asked(request.target) else { return };
         self.fields.note(endpoint, request.headers, status, fields);
         let state = self.state(endpoint);
         if status != StatusCode::OK || state == State::Off {
             return;
         }
-        let series = self.series.get(&*symbol).unwrap_or_else(|| {
-            let symbol: Arc<str> = symbol.into();
-            let series = Arc::new(Series::new(Arc::clone(&symbol), tags(&self.routes.load(), &symbol)));
-            self.series.insert(symbol, Arc::clone(&series));
-            series
-        });
-        let known = self.engine.known_tail(&series).is_some();
+        let symbol = self.engine.symbol_or_new(&name, || tags(&self.routes.load(), &name));
+        let known = self.engine.known_tail(&symbol).is_some();
         let trust = &self.trust[endpoint as usize];
         if known && (state != State::On || (endpoint == Endpoint::Orders && trust.lacks_ties())) {
-            self.verify(&series, endpoint, request.text);
+            self.verify(&symbol, endpoint, request.text);
         }
     }
 
     fn follow(&self, routes: &[Route]) {
         self.routes.store(Arc::new(routes.to_vec()));
-        // The tags of a series are made anew from the rules. Its orders stay; answers of a moment ago do not, since they were stored
-        // under the old keys.
-        self.series.clear();
+        // Orders stay; answers of a moment ago do not, since they were stored under the old keys.
+        self.engine.follow(|name| tags(routes, name));
         self.recent.iter().for_each(Kept::clear);
     }
 
     fn update_gauges(&self) {
-        let (bytes, spans, _) = self.engine.size();
+        let size = self.engine.size();
         let recent: u64 = self.recent.iter().map(Kept::bytes).sum();
-        self.metrics.timeline_bytes.set(i64::try_from(bytes + recent).unwrap_or(i64::MAX));
-        self.metrics.timeline_spans.set(i64::try_from(spans).unwrap_or(i64::MAX));
+        self.metrics.timeline_bytes.set(i64::try_from(size.bytes + recent).unwrap_or(i64::MAX));
+        self.metrics.timeline_spans.set(i64::try_from(size.spans).unwrap_or(i64::MAX));
+        self.metrics.timeline_questions.set(i64::try_from(size.questions).unwrap_or(i64::MAX));
+        self.metrics.timeline_behind.set(i64::try_from(size.behind.as_secs()).unwrap_or(i64::MAX));
         for endpoint in Endpoint::ALL {
             let on = i64::from(self.state(endpoint) == State::On);
             self.metrics.timeline_on.with_label_values(&[endpoint.name()]).set(on);
@@ -330,30 +313,32 @@ impl<S: Orders> Timeline for Answers<S> {
     }
 
     fn report(&self) -> Report {
-        let (bytes, spans, newest_parts) = self.engine.size();
+        let size = self.engine.size();
         Report {
             endpoints: Endpoint::ALL.into_iter().map(|endpoint| (endpoint.name(), self.state(endpoint))).collect(),
-            symbols: self.series.len(),
-            newest_parts,
-            spans,
-            bytes: bytes + self.recent.iter().map(Kept::bytes).sum::<u64>(),
+            symbols: size.symbols,
+            newest_parts: size.newest_parts,
+            questions: size.questions,
+            behind_seconds: size.behind.as_secs_f64(),
+            spans: size.spans,
+            bytes: size.bytes + self.recent.iter().map(Kept::bytes).sum::<u64>(),
             capacity: self.settings.memory,
         }
     }
 
     fn locate(&self, needs: &Needs) -> Located {
         let state = self.state(needs.endpoint);
-        let Some(series) = self.series.get(&*needs.symbol) else {
+        let Some(symbol) = self.engine.symbol(&needs.symbol) else {
             return Located { state, known: false, in_memory: 0, before_first: 0, newest: None };
         };
-        let oldest = self.engine.oldest(&series).unwrap_or(i64::MIN);
+        let oldest = self.engine.oldest(&symbol).unwrap_or(i64::MIN);
         let starts = needs.spans.clone().into_iter().flat_map(|spans| spans.step_by(usize::try_from(needs.step).unwrap_or(usize::MAX)));
         let (mut in_memory, mut before_first) = (0, 0);
         for start in starts.take(MOST_LOCATED) {
             before_first += i64::from(start < oldest);
-            in_memory += i64::from(start >= oldest && self.engine.stored(&series, start).is_some());
+            in_memory += i64::from(start >= oldest && self.engine.stored(&symbol, start).is_some());
         }
-        Located { state, known: true, in_memory, before_first, newest: self.engine.age(&series) }
+        Located { state, known: true, in_memory, before_first, newest: self.engine.age(&symbol) }
     }
 }
 

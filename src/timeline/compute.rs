@@ -1,14 +1,13 @@
 //! Computing one answer: the API's own endpoint code, over what a request sees of the timeline.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
 use super::endpoint::Endpoint;
-use super::engine::Engine;
-use super::series::Series;
+use super::engine::{Allowed, Engine};
+use super::symbol::Symbol;
 use super::view::{Made, View};
 use crate::api::answer::{ApiError, refuse};
 use crate::api::orders::Orders;
@@ -26,17 +25,17 @@ pub struct Computed {
     pub made: Made,
 }
 
-/// Computes the answer to a request that was found to be about `series`. `None`: not all of it is known, or backends may answer
+/// Computes the answer to a request that was found to be about `symbol`. `None`: not all of it is known, or backends may answer
 /// it differently.
 pub async fn compute<S: Orders>(
     engine: &Arc<Engine<S>>,
-    series: &Arc<Series>,
+    symbol: &Arc<Symbol>,
     endpoint: Endpoint,
     target: &str,
-    stale_if_error: Duration,
+    allowed: Allowed,
 ) -> Option<Computed> {
     let target = Target::parse(target).ok()?;
-    let view = View::new(Arc::clone(engine), Arc::clone(series), stale_if_error);
+    let view = View::new(Arc::clone(engine), Arc::clone(symbol), allowed);
     let answer = match endpoint {
         Endpoint::Liquidations => liquidations::get(&view, &target).await,
         Endpoint::Orders => liquidation_orders::get(&view, &target).await,

@@ -10,8 +10,9 @@
 //!              │       trust      not before the backend's own answers were the same      ◄── verify
 //!              │       fields     of responses, as the backend has them
 //!              └─ compute ── api's endpoints ── view ── engine ── source: MySQL, the sample, or service (over HTTP)
+//!                                                 │        ├─ symbol, schedule   one entry a symbol, and when it is asked for
 //!                                                 │        ├─ tail     the newest part
-//!                                                 │        └─ kept, shared   spans that are over, in memory and in Redis
+//!                                                 │        └─ fill, kept, shared   spans that are over, in memory and in Redis
 //!                                                 └─ columns, buckets   orders, and sums of them by binary search
 //! ```
 //!
@@ -29,11 +30,13 @@ pub mod compute;
 pub mod endpoint;
 pub mod engine;
 pub mod fields;
+pub mod fill;
 pub mod kept;
 pub mod needs;
-pub mod series;
+pub mod schedule;
 pub mod service;
 pub mod shared;
+pub mod symbol;
 pub mod tags;
 pub mod tail;
 pub mod trust;
@@ -126,6 +129,10 @@ pub struct Report {
     pub symbols: usize,
     /// Newest parts in memory.
     pub newest_parts: usize,
+    /// Questions about newest parts that are under way.
+    pub questions: usize,
+    /// For how long the one that has waited longest has been due, in seconds.
+    pub behind_seconds: f64,
     /// Spans in memory.
     pub spans: usize,
     /// Bytes that all of it takes, answers computed a moment ago included.

@@ -15,9 +15,9 @@ use tokio::time::sleep;
 use super::check::nearly;
 use super::compute::compute;
 use super::endpoint::Endpoint;
-use super::engine::Engine;
-use super::series::Series;
+use super::engine::{Allowed, Engine};
 use super::service::Service;
+use super::symbol::Symbol;
 use super::trust::Trust;
 use crate::api::orders::Orders;
 use crate::request::secrets::without_secrets;
@@ -67,10 +67,10 @@ impl Verifier {
     }
 
     /// Checks an answer to a request like `target`, having taken the turn.
-    pub async fn check<S: Orders>(&self, engine: &Arc<Engine<S>>, series: &Arc<Series>, endpoint: Endpoint, trust: &Trust, target: &str) {
-        let request = similar(engine, series, endpoint, trust, target);
+    pub async fn check<S: Orders>(&self, engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, trust: &Trust, target: &str) {
+        let request = similar(engine, symbol, endpoint, trust, target);
         let found = match &request {
-            Some(request) => self.compare(engine, series, endpoint, request).await,
+            Some(request) => self.compare(engine, symbol, endpoint, request).await,
             None => Found::Nothing,
         };
         let result = match &found {
@@ -105,10 +105,10 @@ impl Verifier {
         self.checking.store(false, Ordering::Release);
     }
 
-    async fn compare<S: Orders>(&self, engine: &Arc<Engine<S>>, series: &Arc<Series>, endpoint: Endpoint, request: &str) -> Found {
+    async fn compare<S: Orders>(&self, engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, request: &str) -> Found {
         let mut at = String::new();
         for _ in 0..TRIES {
-            let before = compute(engine, series, endpoint, request, Duration::ZERO).await;
+            let before = compute(engine, symbol, endpoint, request, Allowed::NOTHING).await;
             let (Some(before), Ok(said)) = (before, self.service.ask(request).await) else { return Found::Nothing };
             if !matches!(said.0, StatusCode::OK | StatusCode::NOT_FOUND) {
                 return Found::Nothing;
@@ -118,7 +118,7 @@ impl Verifier {
                 // An order may have come after the newest part was asked for.
                 Err(_) => {
                     sleep(self.refresh * 2).await;
-                    compute(engine, series, endpoint, request, Duration::ZERO).await
+                    compute(engine, symbol, endpoint, request, Allowed::NOTHING).await
                 }
             };
             let Some(after) = after else { return Found::Nothing };
@@ -132,30 +132,30 @@ impl Verifier {
 }
 
 /// A request like the one that a client asked.
-fn similar<S: Orders>(engine: &Arc<Engine<S>>, series: &Arc<Series>, endpoint: Endpoint, trust: &Trust, target: &str) -> Option<String> {
-    let symbol = &series.symbol;
+fn similar<S: Orders>(engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, trust: &Trust, target: &str) -> Option<String> {
+    let name = &symbol.name;
     if endpoint == Endpoint::Orders
         && trust.lacks_ties()
-        && let Some(time) = engine.known_tail(series).and_then(|tail| tail.columns.tie())
+        && let Some(time) = engine.known_tail(symbol).and_then(|tail| tail.columns.tie())
     {
         // Exactly the orders of one moment: their order shows.
-        return Some(format!("{}?symbol={symbol}&start_timestamp={time}&end_timestamp={time}&page_size=1000", endpoint.path()));
+        return Some(format!("{}?symbol={name}&start_timestamp={time}&end_timestamp={time}&page_size=1000", endpoint.path()));
     }
     let target = Target::parse(target).ok()?;
     let times = [target.text("start_timestamp"), target.text("end_timestamp")].map(|text| text.and_then(|text| timestamp::parse(&text)));
     let [Some(start), Some(end)] = times else {
-        return (endpoint == Endpoint::Orders).then(|| format!("{}?symbol={symbol}&limit={}", endpoint.path(), fastrand::u16(1..=1000)));
+        return (endpoint == Endpoint::Orders).then(|| format!("{}?symbol={name}&limit={}", endpoint.path(), fastrand::u16(1..=1000)));
     };
     let moved = fastrand::i64(0..=MOVED).min(start.max(0));
     let window = format!("start_timestamp={}&end_timestamp={}", start - moved, end.max(start) - moved);
     Some(match endpoint {
         Endpoint::Liquidations => {
             let timeframe = target.text("timeframe").filter(|text| text.bytes().all(|byte| byte.is_ascii_alphanumeric()))?;
-            format!("{}?symbol={symbol}&timeframe={timeframe}&{window}", endpoint.path())
+            format!("{}?symbol={name}&timeframe={timeframe}&{window}", endpoint.path())
         }
         Endpoint::Orders => {
-            let number = |name: &str, default: u16| target.text(name).and_then(|text| text.parse().ok()).unwrap_or(default);
-            format!("{}?symbol={symbol}&{window}&page={}&page_size={}", endpoint.path(), number("page", 1), number("page_size", 100))
+            let number = |parameter: &str, default: u16| target.text(parameter).and_then(|text| text.parse().ok()).unwrap_or(default);
+            format!("{}?symbol={name}&{window}&page={}&page_size={}", endpoint.path(), number("page", 1), number("page_size", 100))
         }
     })
 }

@@ -4,13 +4,13 @@
 //! request goes to the backend as if there were no timeline.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::buckets::buckets;
 use super::columns::Columns;
-use super::engine::{Engine, FEW, MOST_SPANS, Newness};
+use super::engine::{Allowed, Engine, Newness};
+use super::fill::{FEW, MOST_SPANS};
 use super::kept::StoredSpan;
-use super::series::Series;
+use super::symbol::Symbol;
 use super::tail::{MOST_RECENT, Tail};
 use crate::api::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
 use crate::cache::void::Moment;
@@ -21,8 +21,8 @@ const MOST_BUCKETS: usize = 120_000;
 /// What one request sees.
 pub struct View<S> {
     engine: Arc<Engine<S>>,
-    series: Arc<Series>,
-    stale_if_error: Duration,
+    symbol: Arc<Symbol>,
+    allowed: Allowed,
     made: Mutex<Made>,
 }
 
@@ -60,11 +60,11 @@ impl Pieces {
 }
 
 impl<S: Orders> View<S> {
-    /// What a request about this symbol sees; the newest part may be served for `stale_if_error` if the source fails.
+    /// What a request about this symbol sees; the newest part may be as late as is allowed.
     #[must_use]
-    pub const fn new(engine: Arc<Engine<S>>, series: Arc<Series>, stale_if_error: Duration) -> Self {
+    pub const fn new(engine: Arc<Engine<S>>, symbol: Arc<Symbol>, allowed: Allowed) -> Self {
         let made = Made { tail: None, newness: Newness::Fresh, waited: false, asked_at: None, ties: false };
-        Self { engine, series, stale_if_error, made: Mutex::new(made) }
+        Self { engine, symbol, allowed, made: Mutex::new(made) }
     }
 
     /// From what the answer was made.
@@ -79,18 +79,13 @@ impl<S: Orders> View<S> {
 
     /// The newest part as it is known, which says where it begins.
     fn known_tail(&self) -> Result<Arc<Tail>, OrdersError> {
-        self.engine.known_tail(&self.series).ok_or(OrdersError::NotCovered)
+        self.engine.known_tail(&self.symbol).ok_or(OrdersError::NotCovered)
     }
 
     /// The newest part, as new as it can be had.
     async fn tail(&self) -> Result<Arc<Tail>, OrdersError> {
-        let known = self.known_tail()?;
-        let (tail, newness, waited) = self.engine.new_tail(&self.series, known).await.ok_or(OrdersError::NotCovered)?;
-        if let Newness::Late(late) | Newness::Failing(late) = newness
-            && late > self.stale_if_error
-        {
-            return Err(OrdersError::NotCovered);
-        }
+        self.known_tail()?;
+        let (tail, newness, waited) = self.engine.new_tail(&self.symbol, self.allowed).await.ok_or(OrdersError::NotCovered)?;
         self.note(|made| {
             made.note_asked_at(tail.oldest_asked);
             (made.tail, made.newness, made.waited) = (Some(Arc::clone(&tail)), newness, made.waited || waited);
@@ -102,14 +97,14 @@ impl<S: Orders> View<S> {
     fn starts(&self, span: Span, tail_start: i64) -> Result<Vec<i64>, OrdersError> {
         let length = self.engine.span();
         let end = span.end.min(tail_start - 1);
-        let begin = span.start.max(self.engine.oldest(&self.series).unwrap_or(0));
+        let begin = span.start.max(self.engine.oldest(&self.symbol).unwrap_or(0));
         if begin > end {
             return Ok(Vec::new());
         }
         let (first, last) = (begin.div_euclid(length), end.div_euclid(length));
         if last - first >= MOST_SPANS {
             // It is not known yet where the orders begin, or there are too many spans.
-            self.engine.fill_many(&self.series, span, tail_start);
+            self.engine.fill_many(&self.symbol, span, tail_start);
             return Err(OrdersError::NotCovered);
         }
         Ok((first..=last).map(|number| number * length).collect())
@@ -117,18 +112,18 @@ impl<S: Orders> View<S> {
 
     /// The orders of spans that are over; those that are not known are asked for, if they are few.
     async fn spans(&self, starts: &[i64], span: Span, tail_start: i64) -> Result<Vec<Arc<StoredSpan>>, OrdersError> {
-        let missing: Vec<i64> = starts.iter().copied().filter(|&start| self.engine.stored(&self.series, start).is_none()).collect();
+        let missing: Vec<i64> = starts.iter().copied().filter(|&start| self.engine.stored(&self.symbol, start).is_none()).collect();
         if missing.len() > FEW {
-            self.engine.fill_many(&self.series, span, tail_start);
+            self.engine.fill_many(&self.symbol, span, tail_start);
             return Err(OrdersError::NotCovered);
         }
         if !missing.is_empty() {
             self.note(|made| made.waited = true);
-            if !self.engine.fill_few(&self.series, missing).await {
+            if !self.engine.fill_few(&self.symbol, &missing).await {
                 return Err(OrdersError::NotCovered);
             }
         }
-        let found = starts.iter().map(|&start| self.engine.stored(&self.series, start).ok_or(OrdersError::NotCovered));
+        let found = starts.iter().map(|&start| self.engine.stored(&self.symbol, start).ok_or(OrdersError::NotCovered));
         let found = found.collect::<Result<Vec<_>, _>>()?;
         self.note(|made| found.iter().for_each(|span| made.note_asked_at(span.asked_at)));
         Ok(found)
@@ -191,7 +186,7 @@ impl<S: Orders> Orders for View<S> {
         let mut full = tail.is_some_and(|tail| take(&tail.columns));
         // From the newest span to the oldest, as far as the page needs them, a few at a time.
         while let (false, false) = (full, starts.is_empty()) {
-            let next = match starts.iter().rposition(|&start| self.engine.stored(&self.series, start).is_none()) {
+            let next = match starts.iter().rposition(|&start| self.engine.stored(&self.symbol, start).is_none()) {
                 // All that are left are known.
                 None => starts.split_off(0),
                 Some(place) if place + 1 < starts.len() => starts.split_off(place + 1),
@@ -200,7 +195,7 @@ impl<S: Orders> Orders for View<S> {
                     starts.split_off((place + 1).saturating_sub(FEW))
                 }
                 Some(_) => {
-                    self.engine.fill_many(&self.series, span, tail_start);
+                    self.engine.fill_many(&self.symbol, span, tail_start);
                     return Err(OrdersError::NotCovered);
                 }
             };

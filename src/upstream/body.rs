@@ -1,6 +1,7 @@
 //! The body of an upstream's response: with its deadline, and begun before its head goes on.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -12,7 +13,9 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::admission::{Place, Work};
 use super::failure::{BrokenBody, Failure};
+use super::room::Taken;
 use crate::body::BoxError;
+use crate::clock::millis;
 
 /// A body that may be silent only so long between two pieces, and that gives back its place when it ends.
 pub struct DeadlineBody<B> {
@@ -21,24 +24,40 @@ pub struct DeadlineBody<B> {
     timer: Pin<Box<Sleep>>,
     /// Whether the next piece is waited for. While nobody asks for it, the upstream is not to blame.
     is_awaited: bool,
-    place: Option<Place>,
+    place: Option<Held>,
+}
+
+/// What a body holds while it is on its way.
+pub enum Held {
+    /// A place of its phase.
+    Place(Place),
+    /// Room beside all places.
+    Beside(Taken),
 }
 
 /// A body on its way, which may have to give up its place while nobody reads it.
-struct Carried<B>(Mutex<Held<B>>);
+struct Carried<B> {
+    inner: Mutex<Inner<B>>,
+    start: Instant,
+    /// When a piece of it came last, in milliseconds since the start.
+    moved: AtomicU64,
+    /// Whether a reader waits for the next one: then it is the upstream that rests.
+    is_awaited: AtomicBool,
+}
 
-struct Held<B> {
+struct Inner<B> {
     /// `None`: it was given up.
     inner: Option<B>,
-    /// When a piece of it came last.
-    moved: Instant,
     /// Who waits for the next piece.
     reader: Option<Waker>,
 }
 
+/// So much longer a body may rest whose reader waits.
+const UPSTREAM_RESTS: Duration = Duration::from_secs(9);
+
 impl<B> Carried<B> {
-    fn held(&self) -> MutexGuard<'_, Held<B>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, Inner<B>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -48,7 +67,8 @@ impl<B: Send> Work for Carried<B> {
     }
 
     fn rests_since(&self) -> Option<Instant> {
-        Some(self.held().moved)
+        let moved = self.start + Duration::from_millis(self.moved.load(Ordering::Relaxed));
+        Some(if self.is_awaited.load(Ordering::Relaxed) { moved + UPSTREAM_RESTS } else { moved })
     }
 
     fn let_go(&self) {
@@ -65,9 +85,14 @@ impl<B: Send> Work for Carried<B> {
 impl<B: Send + 'static> DeadlineBody<B> {
     /// Passes `inner` on; a silence longer than `silence` ends it with [`BrokenBody`] of [`Failure::Timeout`]. Once its place is another's
     /// it ends with one of [`Failure::Overloaded`].
-    pub fn new(inner: B, silence: Duration, mut place: Option<Place>) -> Self {
-        let carried = Arc::new(Carried(Mutex::new(Held { inner: Some(inner), moved: Instant::now(), reader: None })));
-        if let Some(place) = &mut place {
+    pub fn new(inner: B, silence: Duration, mut place: Option<Held>) -> Self {
+        let carried = Arc::new(Carried {
+            inner: Mutex::new(Inner { inner: Some(inner), reader: None }),
+            start: Instant::now(),
+            moved: AtomicU64::new(0),
+            is_awaited: AtomicBool::new(false),
+        });
+        if let Some(Held::Place(place)) = &mut place {
             let work: Weak<Carried<B>> = Arc::downgrade(&carried);
             place.is_for(work);
         }
@@ -93,8 +118,9 @@ where
         };
         if let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) {
             let is_over = !matches!(frame, Some(Ok(_))) || inner.is_end_stream();
-            held.moved = Instant::now();
             drop(held);
+            this.carried.moved.store(millis(this.carried.start.elapsed()), Ordering::Relaxed);
+            this.carried.is_awaited.store(false, Ordering::Relaxed);
             this.is_awaited = false;
             if is_over {
                 this.place = None;
@@ -105,6 +131,7 @@ where
             held.reader = Some(cx.waker().clone());
         }
         drop(held);
+        this.carried.is_awaited.store(true, Ordering::Relaxed);
         if !this.is_awaited {
             this.is_awaited = true;
             this.timer.as_mut().reset(Instant::now() + this.silence);

@@ -36,8 +36,9 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace;
 use admission::machine::{Bounds, Party, Phase};
 use admission::{Admission, Askers, Place, Work};
-use body::{Begun, DeadlineBody};
+use body::{Begun, DeadlineBody, Held};
 use failure::Failure;
+use room::Room;
 use upload::{Progress, UploadRoom, Watched};
 
 /// The future of a response.
@@ -82,6 +83,8 @@ pub enum BackendError {
     Truncated(BoxError),
     /// Too many requests are on their way already.
     Overloaded,
+    /// Too many bodies are on their way already, and the request was carried out: it must not be repeated as if it was not.
+    Unplaced,
     /// The request could not be sent whole, for what its client did wrong.
     Client(ClientFault),
 }
@@ -95,7 +98,7 @@ impl BackendError {
             Self::Timeout(_) => "timeout",
             Self::Invalid(_) => "invalid",
             Self::Truncated(_) => "truncated",
-            Self::Overloaded => "overloaded",
+            Self::Overloaded | Self::Unplaced => "overloaded",
             Self::Client(_) => "client",
         }
     }
@@ -112,6 +115,9 @@ impl fmt::Display for BackendError {
             Self::Overloaded => {
                 f.write_str("too many requests are on their way to the backend, or wait for it (backend.max_in_flight, backend.queue)")
             }
+            Self::Unplaced => {
+                f.write_str("the backend answered, and too many bodies are on their way from it (backend.max_downloads, max_streams)")
+            }
             Self::Client(fault) => fault.fmt(f),
         }
     }
@@ -121,7 +127,7 @@ impl std::error::Error for BackendError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connect(cause) | Self::Reset(cause) | Self::Invalid(cause) | Self::Truncated(cause) => Some(cause.as_ref()),
-            Self::Timeout(_) | Self::Overloaded | Self::Client(_) => None,
+            Self::Timeout(_) | Self::Overloaded | Self::Unplaced | Self::Client(_) => None,
         }
     }
 }
@@ -135,6 +141,8 @@ impl From<&BackendError> for Failure {
             BackendError::Invalid(_) => Self::Invalid,
             BackendError::Truncated(_) => Self::Truncated,
             BackendError::Overloaded => Self::Overloaded,
+            // What became of the request is not known to its client.
+            BackendError::Unplaced => Self::Lost,
             // For whom nothing is said of the client: nobody who shares an answer sends a body.
             BackendError::Client(_) => Self::Lost,
         }
@@ -156,11 +164,16 @@ pub struct Settings {
     pub upload_memory: usize,
 }
 
+/// Answers that go on beside all places are this part of those that have one.
+const BESIDE: usize = 4;
+
 /// A backend within bounds: a place for each request by its phase ([`admission`]), each with deadlines, all of them counted.
 pub struct Upstream {
     backend: Box<dyn Backend>,
     admission: Arc<Admission>,
     uploads: UploadRoom,
+    /// For answers that found no place, and go on all the same.
+    beside: Room,
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -201,7 +214,8 @@ impl Upstream {
         let Settings { bounds, queue_timeout, timeout, upload_buffer, upload_memory } = settings;
         let admission = Admission::new(bounds, queue_timeout.min(timeout), Arc::clone(&metrics));
         let uploads = UploadRoom::new(upload_buffer, upload_memory, metrics.upload_bytes.clone());
-        Self { backend, admission, uploads, timeout, metrics }
+        let beside = Room::new(bounds.download.div_ceil(BESIDE), metrics.bodies_beside.clone());
+        Self { backend, admission, uploads, beside, timeout, metrics }
     }
 
     /// Sends a request once there is a place for it. The response's body may be silent for `silence` at most.
@@ -313,6 +327,8 @@ impl Upstream {
             place.is_for(work);
         }
         let response = tokio::select! {
+            // What was answered is no more to be given up.
+            biased;
             response = self.backend.call(request, &progress) => response?,
             () = progress.overdue(self.timeout) => return Err(late()),
             () = progress.given_up() => return Err(BackendError::Overloaded),
@@ -326,12 +342,18 @@ impl Upstream {
             None
         } else {
             let phase = if is_endless(&head.headers, length) { Phase::Stream } else { Phase::Download };
-            let place = self.admission.try_admit(phase, askers);
-            // What was carried out must not be repeated as if it was not: such an answer goes on beside the others.
-            if place.is_none() && !may_change {
-                return Err(BackendError::Overloaded);
+            match self.admission.try_admit(phase, askers) {
+                Some(place) => Some(Held::Place(place)),
+                None if !may_change => return Err(BackendError::Overloaded),
+                // What was carried out must not be repeated as if it was not: such an answer goes on beside the others, if there are few.
+                None => {
+                    let mut beside = self.beside.of(askers.address());
+                    if !beside.take(1) {
+                        return Err(BackendError::Unplaced);
+                    }
+                    Some(Held::Beside(beside))
+                }
             }
-            place
         };
         Ok(Response::from_parts(head, DeadlineBody::new(body, silence, place).boxed_unsync()))
     }

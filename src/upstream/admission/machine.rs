@@ -221,6 +221,8 @@ struct Pending {
     since: Duration,
     /// The ticket of the newest of those who ask for the same: its own, or what would have been that of one who joined.
     newest: Ticket,
+    /// When that one came.
+    asked: Duration,
 }
 
 /// All places, and the queue for them.
@@ -304,7 +306,7 @@ impl Machine {
         let pool = &self.pools[phase as usize];
         // Asked first, since it is soon answered.
         let most = || pool.by_address.values().max().copied().unwrap_or(0);
-        if pool.may_take(party) || most() < pool.of_address(party) + 2 {
+        if pool.held < pool.most || most() < pool.of_address(party) + 2 {
             return Vec::new();
         }
         let unfair = holders.filter(|(_, holder)| pool.is_unfair_to(party, holder));
@@ -345,7 +347,7 @@ impl Machine {
         self.queue.take(party);
         let ticket = self.next;
         self.next += 1;
-        self.pending.insert(ticket, Pending { phase, party: party.clone(), since: now, newest: ticket });
+        self.pending.insert(ticket, Pending { phase, party: party.clone(), since: now, newest: ticket, asked: now });
         self.waiting[phase as usize] += 1;
         (Arrival::Pending(ticket), displaced)
     }
@@ -358,7 +360,7 @@ impl Machine {
         let is_full = self.queue.held >= self.queue.most;
         let waiting = self.pending.iter().filter(|(_, pending)| is_full || pending.party.rule == party.rule);
         let counted = waiting.map(|(&ticket, pending)| {
-            let is_old = now.saturating_sub(pending.since) > HOPELESS;
+            let is_old = now.saturating_sub(pending.asked) > HOPELESS;
             (self.queue.of_address(&pending.party), Ticket::MAX - pending.newest, is_old, ticket)
         });
         counted.filter(|&(held, _, is_old, _)| held >= own + 2 || (is_old && held > own)).max().map(|(.., ticket)| ticket)
@@ -376,9 +378,9 @@ impl Machine {
     }
 
     /// Another party asks for what a request that waits is for.
-    pub fn join(&mut self, ticket: Ticket, party: &Party) -> Joined {
+    pub fn join(&mut self, now: Duration, ticket: Ticket, party: &Party) -> Joined {
         let Some(pending) = self.pending.get_mut(&ticket) else { return Joined::Unchanged };
-        (pending.newest, self.next) = (self.next, self.next + 1);
+        (pending.newest, pending.asked, self.next) = (self.next, now, self.next + 1);
         let (phase, charged) = (pending.phase, pending.party.clone());
         if self.pools[phase as usize].may_take(party) {
             self.leave(ticket);
@@ -529,13 +531,13 @@ mod tests {
         let mut machine = Machine::new(bounds(16, 100));
         while machine.arrive(NOW, Phase::Ask, &party(1), false).0 == Arrival::Admitted {}
         let waiting = [(); 3].map(|()| pending(machine.arrive(NOW, Phase::Ask, &party(1), true).0));
-        assert_eq!(machine.join(waiting[0], &party(1)), Joined::Unchanged);
-        assert_eq!(machine.join(waiting[0], &party(2)), Joined::Admitted);
+        assert_eq!(machine.join(NOW, waiting[0], &party(1)), Joined::Unchanged);
+        assert_eq!(machine.join(NOW, waiting[0], &party(2)), Joined::Admitted);
         // All places are taken: it is next as the other's.
-        assert_eq!(machine.join(waiting[2], &party(3)), Joined::Moved);
-        assert_eq!(machine.join(waiting[2], &Party::own("a")), Joined::Unchanged);
+        assert_eq!(machine.join(NOW, waiting[2], &party(3)), Joined::Moved);
+        assert_eq!(machine.join(NOW, waiting[2], &Party::own("a")), Joined::Unchanged);
         assert_eq!(machine.end(NOW, Phase::Ask, &party(1)), [waiting[2]]);
-        assert_eq!(machine.join(waiting[2], &party(4)), Joined::Unchanged, "it has a place");
+        assert_eq!(machine.join(NOW, waiting[2], &party(4)), Joined::Unchanged, "it has a place");
         let parties = [party(1), Party::own("a"), party(9)];
         assert_eq!(machine.least(Phase::Ask, parties.iter()), Some(&parties[2]));
         assert_eq!(machine.least(Phase::Download, parties[..2].iter()), Some(&parties[0]));
@@ -567,7 +569,7 @@ mod tests {
         let mut machine = Machine::new(bounds(1, 100));
         assert_eq!(machine.arrive(NOW, Phase::Ask, &party(1), true).0, Arrival::Admitted);
         let waiting = [2, 3, 4].map(|number| pending(machine.arrive(NOW, Phase::Ask, &party(number), true).0));
-        assert_eq!(machine.join(waiting[0], &party(5)), Joined::Moved);
+        assert_eq!(machine.join(NOW, waiting[0], &party(5)), Joined::Moved);
         assert_eq!(machine.end(OVERLOAD * 2, Phase::Ask, &party(1)), waiting[..1]);
     }
 

@@ -294,7 +294,7 @@ impl Admission {
     pub fn join(self: &Arc<Self>, askers: &Askers, party: &Party) {
         let mut state = self.state();
         let Some(ticket) = askers.add(party, &state.machine) else { return };
-        match state.machine.join(ticket, party) {
+        match state.machine.join(self.start.elapsed(), ticket, party) {
             Joined::Unchanged => {}
             Joined::Moved => {
                 if let Some(waiter) = state.waiting.get_mut(&ticket) {

@@ -183,7 +183,7 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
             9 if !world.pending.is_empty() => {
                 let number = random.usize(..world.pending.len());
                 let Some((&ticket, waiting)) = world.pending.iter_mut().nth(number) else { continue };
-                let joined = machine.join(ticket, &party);
+                let joined = machine.join(now, ticket, &party);
                 tell(format!("{party:?} asks for the same as {ticket}: {joined:?}"));
                 match joined {
                     Joined::Admitted => {

@@ -1,0 +1,313 @@
+#![doc = include_str!("schedule.md")]
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use foldhash::quality::RandomState;
+
+/// The longest pause after failures of one symbol.
+const LONGEST: Duration = Duration::from_secs(60);
+/// This many failures in a row spare the source.
+const FEW: u32 = 3;
+/// How long at first, and at most.
+const SPARED: Duration = Duration::from_secs(1);
+const SPARED_LONGEST: Duration = Duration::from_secs(30);
+
+/// The number of a symbol. None is used twice.
+pub type Number = u64;
+
+/// How a question ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With orders, or the certainty that there are none.
+    Answered,
+    /// The source did not answer.
+    Failed,
+    /// It answered, and that is nothing to compute with.
+    Unfit,
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A question about this symbol begins now. It must be [ended](Schedule::ended).
+    Ask(Number),
+    /// Nothing before this moment, unless something else comes.
+    At(Duration),
+    /// Nothing, unless something comes.
+    Wait,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// It is not asked for before this moment.
+    Resting(Duration),
+    Due(Duration),
+    Asking(Duration),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    state: State,
+    /// Whether somebody has wanted it since its last question began.
+    wanted: bool,
+    failures: u32,
+}
+
+/// When which symbol is asked for. Moments are durations since some fixed one.
+#[derive(Debug)]
+pub struct Schedule {
+    refresh: Duration,
+    /// Questions at one time.
+    most: usize,
+    heads: HashMap<Number, Head, RandomState>,
+    /// Those that are due, by when.
+    due: BTreeSet<(Duration, Number)>,
+    asking: usize,
+    /// Failures in a row, of any symbol.
+    failures: u32,
+    spared_until: Duration,
+}
+
+impl Schedule {
+    /// Nothing is known. A symbol is asked for every `refresh`, and no more than `most` at one time.
+    #[must_use]
+    pub fn new(refresh: Duration, most: usize) -> Self {
+        let (heads, due) = (HashMap::default(), BTreeSet::new());
+        Self { refresh, most, heads, due, asking: 0, failures: 0, spared_until: Duration::ZERO }
+    }
+
+    /// Somebody needs the newest part of a symbol. Whether that is news: it was resting.
+    pub fn want(&mut self, now: Duration, symbol: Number) -> bool {
+        let head = self.heads.entry(symbol).or_insert(Head { state: State::Resting(now), wanted: true, failures: 0 });
+        head.wanted = true;
+        let State::Resting(not_before) = head.state else { return false };
+        let at = not_before.max(now);
+        head.state = State::Due(at);
+        self.due.insert((at, symbol));
+        true
+    }
+
+    /// What is to be done now.
+    pub fn next(&mut self, now: Duration) -> Next {
+        loop {
+            let Some(&(at, symbol)) = self.due.first() else { return Next::Wait };
+            let Some(head) = self.heads.get_mut(&symbol) else {
+                self.due.remove(&(at, symbol));
+                continue;
+            };
+            if at > now {
+                return Next::At(at);
+            }
+            if !head.wanted {
+                head.state = State::Resting(at);
+                self.due.remove(&(at, symbol));
+                continue;
+            }
+            let is_spared = self.failures >= FEW;
+            if self.asking >= if is_spared { 1 } else { self.most } {
+                return Next::Wait;
+            }
+            if is_spared && self.spared_until > now {
+                return Next::At(self.spared_until);
+            }
+            self.due.remove(&(at, symbol));
+            (head.state, head.wanted) = (State::Asking(now), false);
+            self.asking += 1;
+            return Next::Ask(symbol);
+        }
+    }
+
+    /// A question has ended.
+    pub fn ended(&mut self, now: Duration, symbol: Number, ended: Ended) {
+        self.asking = self.asking.saturating_sub(1);
+        match ended {
+            Ended::Answered => self.failures = 0,
+            // It answers.
+            Ended::Unfit => self.failures = 0,
+            Ended::Failed => {
+                self.failures = self.failures.saturating_add(1);
+                self.spared_until = now + doubled(SPARED, self.failures.saturating_sub(FEW)).min(SPARED_LONGEST);
+            }
+        }
+        let Some(head) = self.heads.get_mut(&symbol) else { return };
+        let State::Asking(began) = head.state else { return };
+        let took = now.saturating_sub(began);
+        head.failures = if ended == Ended::Answered { 0 } else { head.failures.saturating_add(1) };
+        let pause = match ended {
+            Ended::Answered => Duration::ZERO,
+            Ended::Failed => doubled(self.refresh, head.failures - 1).min(LONGEST),
+            Ended::Unfit => LONGEST,
+        };
+        let at = (began + self.refresh).max(now + took).max(now + pause);
+        head.state = State::Due(at);
+        self.due.insert((at, symbol));
+    }
+
+    /// A symbol is evicted.
+    pub fn forget(&mut self, symbol: Number) {
+        if let Some(Head { state: State::Due(at), .. }) = self.heads.remove(&symbol) {
+            self.due.remove(&(at, symbol));
+        }
+    }
+
+    /// How many questions are under way.
+    #[must_use]
+    pub const fn asking(&self) -> usize {
+        self.asking
+    }
+
+    /// For how long the one that has waited longest has been due.
+    #[must_use]
+    pub fn behind(&self, now: Duration) -> Duration {
+        let wanted = |&&(at, symbol): &&(Duration, Number)| at <= now && self.heads.get(&symbol).is_some_and(|head| head.wanted);
+        self.due.iter().take_while(|(at, _)| *at <= now).find(wanted).map_or(Duration::ZERO, |&(at, _)| now - at)
+    }
+
+    /// When a symbol is asked for next, if it is to be; in the past: it waits for its turn.
+    #[must_use]
+    pub fn due(&self, symbol: Number) -> Option<Duration> {
+        match self.heads.get(&symbol)?.state {
+            State::Due(at) => Some(at),
+            State::Resting(_) | State::Asking(_) => None,
+        }
+    }
+}
+
+/// Doubled so many times.
+fn doubled(span: Duration, times: u32) -> Duration {
+    span.saturating_mul(1 << times.min(10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const REFRESH: Duration = Duration::from_secs(5);
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_symbol_is_asked_for_once_a_refresh_while_somebody_wants_it() {
+        let mut schedule = Schedule::new(REFRESH, 2);
+        assert_eq!(schedule.next(s(0)), Next::Wait);
+        assert!(schedule.want(s(0), 1) && !schedule.want(s(0), 1));
+        assert_eq!((schedule.next(s(0)), schedule.next(s(0))), (Next::Ask(1), Next::Wait));
+        assert!(!schedule.want(s(0), 1), "it is being asked for");
+        schedule.ended(s(1), 1, Ended::Answered);
+        assert_eq!((schedule.next(s(1)), schedule.next(s(5))), (Next::At(s(5)), Next::Ask(1)));
+        schedule.ended(s(9), 1, Ended::Answered);
+        // It took four seconds, and nobody has wanted it since.
+        assert_eq!((schedule.next(s(9)), schedule.next(s(13))), (Next::At(s(13)), Next::Wait));
+        assert!(schedule.want(s(20), 1));
+        assert_eq!(schedule.next(s(20)), Next::Ask(1));
+    }
+
+    #[test]
+    fn a_symbol_that_fails_pauses_and_a_source_that_fails_is_spared() {
+        let mut schedule = Schedule::new(REFRESH, 8);
+        let fail = |schedule: &mut Schedule, now: u64, symbol, ended| {
+            schedule.want(s(now), symbol);
+            assert_eq!(schedule.next(s(now)), Next::Ask(symbol));
+            schedule.want(s(now), symbol);
+            schedule.ended(s(now), symbol, ended);
+            schedule.due(symbol).unwrap()
+        };
+        assert_eq!(fail(&mut schedule, 0, 1, Ended::Unfit), s(60));
+        assert_eq!(fail(&mut schedule, 0, 2, Ended::Failed), s(5));
+        assert_eq!(fail(&mut schedule, 5, 2, Ended::Failed), s(15));
+        assert_eq!(fail(&mut schedule, 15, 2, Ended::Failed), s(35));
+        // The third in a row: others wait too, one at a time.
+        for symbol in 3..6 {
+            schedule.want(s(15), symbol);
+        }
+        assert_eq!((schedule.next(s(15)), schedule.next(s(16)), schedule.next(s(16))), (Next::At(s(16)), Next::Ask(3), Next::Wait));
+        schedule.ended(s(16), 3, Ended::Failed);
+        assert_eq!((schedule.next(s(16)), schedule.next(s(18))), (Next::At(s(18)), Next::Ask(4)));
+        schedule.ended(s(18), 4, Ended::Answered);
+        assert_eq!(schedule.next(s(18)), Next::Ask(5));
+    }
+
+    /// Drives a schedule through a random run, and checks the page's invariants after each step.
+    fn run(seed: u64) -> Result<(), String> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (most, symbols) = (random.usize(1..5), random.u64(1..30));
+        let mut schedule = Schedule::new(REFRESH, most);
+        let mut now = Duration::ZERO;
+        // Of each symbol: when its question began; or when its last one began and ended, and how.
+        let mut asking: BTreeMap<Number, Duration> = BTreeMap::new();
+        let mut last: BTreeMap<Number, (Duration, Duration, Ended)> = BTreeMap::new();
+        let mut wanted: BTreeSet<Number> = BTreeSet::new();
+        for _ in 0..400 {
+            match random.u32(..10) {
+                0..4 => {
+                    let symbol = random.u64(..symbols);
+                    schedule.want(now, symbol);
+                    wanted.insert(symbol);
+                }
+                4..6 => now += Duration::from_millis(random.u64(..4000)),
+                6..8 => {
+                    let Some((&symbol, &began)) = asking.iter().nth(random.usize(..asking.len().max(1))) else { continue };
+                    let ended = [Ended::Answered, Ended::Answered, Ended::Failed, Ended::Unfit][random.usize(..4)];
+                    asking.remove(&symbol);
+                    schedule.ended(now, symbol, ended);
+                    last.insert(symbol, (began, now, ended));
+                }
+                8 => {
+                    let symbol = random.u64(..symbols);
+                    if !asking.contains_key(&symbol) {
+                        schedule.forget(symbol);
+                        last.remove(&symbol);
+                        wanted.remove(&symbol);
+                    }
+                }
+                _ => {
+                    let waits: Vec<_> =
+                        (0..symbols).filter(|symbol| wanted.contains(symbol)).filter_map(|symbol| schedule.due(symbol)).collect();
+                    let is_first = |due: Option<Duration>| due.is_none_or(|due| waits.iter().all(|other| due <= *other));
+                    let before: BTreeMap<_, _> = (0..symbols).map(|symbol| (symbol, schedule.due(symbol))).collect();
+                    let Next::Ask(symbol) = schedule.next(now) else { continue };
+                    if !wanted.remove(&symbol) {
+                        return Err(format!("nobody wanted {symbol}"));
+                    }
+                    if !is_first(before[&symbol]) {
+                        return Err(format!("{symbol} was asked for before one that was due earlier"));
+                    }
+                    if asking.insert(symbol, now).is_some() {
+                        return Err(format!("two questions about {symbol}"));
+                    }
+                    if let Some(&(began, end, how)) = last.get(&symbol)
+                        && (now < began + REFRESH || now < end + (end - began) || (how == Ended::Unfit && now < end + LONGEST))
+                    {
+                        return Err(format!("{symbol} was asked for again at {now:?} after {began:?} to {end:?}"));
+                    }
+                }
+            }
+            if schedule.asking() != asking.len() || asking.len() > most {
+                return Err(format!("{} of {} are under way, of {most}", schedule.asking(), asking.len()));
+            }
+        }
+        for symbol in asking.into_keys() {
+            schedule.ended(now, symbol, Ended::Answered);
+        }
+        (0..symbols).for_each(|symbol| schedule.forget(symbol));
+        match schedule.asking() == 0 && schedule.heads.is_empty() && schedule.due.is_empty() {
+            true => Ok(()),
+            false => Err(format!("something is left: {schedule:?}")),
+        }
+    }
+
+    #[test]
+    fn no_seed_breaks_an_invariant() {
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let seeds = number("SLUICE_SEED").map_or_else(|| 0..number("SLUICE_SEEDS").unwrap_or(300), |seed| seed..seed + 1);
+        for seed in seeds {
+            if let Err(what) = run(seed) {
+                panic!("SLUICE_SEED={seed}: {what}");
+            }
+        }
+    }
+}
