@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! key      one request             spared from its first failure on
-//! rule     paths of one rule       spared once several of them failed, and none of them was answered in between
+//! rule     URLs of one rule        spared once several of them failed, and none of them was answered in between
 //! backend  all of it               spared once several paths failed, or connections, and nothing was answered in between
 //! ```
 //!
@@ -10,8 +10,8 @@
 //! over, one request may try. Any answer of the upstream, also one to a request that is passed, says that the backend is there: then
 //! nothing is spared any more, keys that failed before included, so that all of them are fresh again soon.
 //!
-//! What is counted of a scope is how many *different* paths failed. One that fails each time, however often it is asked for and with
-//! whatever credentials, variants and queries, says nothing of the others. Nor may it be the trial of its scope again and again: a key that
+//! What is counted of a rule is how many *different* URLs failed, and of the backend, how many paths. One that fails each time, however often it
+//! is asked for and with whatever credentials and variants, says nothing of the others; nor does one path with whatever queries of other rules. Nor may it be the trial of its scope again and again: a key that
 //! is spared for itself is no trial, and one that failed while its scope was spared leaves the next trials to others.
 //!
 //! A revalidation whose answer may not be stored is no failure. Its key is [put off](Failing::put_off): what is stale is served on, and the
@@ -41,7 +41,7 @@ const STALE_BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), longest:
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// Keys whose failures are remembered, in bytes, and the room for how many is made.
 const KEYS: (usize, usize) = (4 << 20, 16_384);
-/// Failing paths that a scope tells apart. More of them are as many. And failing keys that are no trials.
+/// Failing URLs or paths that a scope tells apart. More of them are as many. And failing keys that are no trials.
 const DIFFERENT: usize = 8;
 /// A key that failed while its scope was spared is no trial for so long. If nothing else is asked for, it is one then.
 const NO_TRIAL: Duration = Duration::from_secs(6);
@@ -53,8 +53,14 @@ pub struct Address<'a> {
     pub rule: &'a str,
     /// Its key.
     pub key: &'a Canonical,
-    /// The path that the upstream is asked for.
-    pub path: &'a str,
+    /// The path and query that the upstream is asked for.
+    pub target: &'a str,
+}
+
+impl Address<'_> {
+    fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
 }
 
 /// A rule, or the upstream as a whole.
@@ -66,7 +72,7 @@ struct Scope {
 /// What failed of a scope since the last answer, by digests.
 #[derive(Default)]
 struct Failed {
-    paths: VecDeque<u64>,
+    asked: VecDeque<u64>,
     /// Keys that failed while the scope was spared, and when.
     keys: VecDeque<(u64, Instant)>,
 }
@@ -88,21 +94,21 @@ impl Scope {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request failed. Returns for how long the scope is spared, if it was not before. `counts_alone`: the failure is about more than the
-    /// request.
-    fn failed(&self, address: Address<'_>, counts_alone: bool) -> Option<Duration> {
-        let (path, mut failed) = (digest(address.path.as_bytes()), self.since_the_last_answer());
+    /// A request failed, and is counted as what was `asked`. Returns for how long the scope is spared, if it was not before. `counts_alone`: the
+    /// failure is about more than the request.
+    fn failed(&self, address: Address<'_>, asked: &str, counts_alone: bool) -> Option<Duration> {
+        let (asked, mut failed) = (digest(asked.as_bytes()), self.since_the_last_answer());
         let is_open = self.breaker.is_open();
         if is_open && !counts_alone {
             let key = digest(&address.key.0);
             failed.keys.retain(|(other, _)| *other != key);
             push(&mut failed.keys, (key, Instant::now()));
         }
-        // A trial that fails again extends the while; while nothing is spared, a path counts once.
-        if failed.paths.contains(&path) && !counts_alone && !is_open {
+        // A trial that fails again extends the while; while nothing is spared, each counts once.
+        if failed.asked.contains(&asked) && !counts_alone && !is_open {
             return None;
         }
-        push(&mut failed.paths, path);
+        push(&mut failed.asked, asked);
         drop(failed);
         self.breaker.failed()
     }
@@ -247,7 +253,7 @@ impl Failing {
     }
 
     fn note(&self, address: Address<'_>, failure: Failure, after: Option<Duration>) {
-        let Address { rule, key, path: _ } = address;
+        let Address { rule, key, target } = address;
         let new = || Arc::new(Breaker::new(KEY_BACKOFF));
         self.keys.get_or_insert(&key.0, new).failed_for(after.unwrap_or_default());
         if matches!(failure, Failure::Status(500)) {
@@ -260,8 +266,8 @@ impl Failing {
             Arc::clone(rules.entry(rule.to_owned()).or_insert_with(|| Arc::new(Scope::new())))
         };
         let reason = failure.answer().1;
-        let rule_pause = scope.failed(address, counts_alone);
-        if let Some(pause) = self.upstream.failed(address, counts_alone) {
+        let rule_pause = scope.failed(address, target, counts_alone);
+        if let Some(pause) = self.upstream.failed(address, address.path(), counts_alone) {
             self.show();
             tracing::warn!(reason, ?pause, "the backend fails and is left alone; what is stored is served stale meanwhile");
         } else if let Some(pause) = rule_pause.filter(|_| !self.upstream()) {
@@ -292,7 +298,7 @@ impl Failing {
     }
 }
 
-/// A digest that tells keys and paths apart; two that have one count as one.
+/// A digest that tells keys, URLs and paths apart; two that have one count as one.
 fn digest(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
 }
@@ -312,11 +318,22 @@ mod tests {
     }
 
     fn of<'a>(rule: &'a str, key: &'a Canonical, path: &'a str) -> Address<'a> {
-        Address { rule, key, path }
+        Address { rule, key, target: path }
     }
 
     fn failing() -> Failing {
         Failing::new(Arc::new(Metrics::new().unwrap()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_path_that_hangs_whatever_is_asked_of_it_spares_its_rule_and_not_the_backend() {
+        let failing = failing();
+        for number in 0..10 {
+            failing.failed(of("a", &key(number), &format!("/search?q={number}")), Failure::Timeout);
+        }
+        assert!(failing.key("a", &key(99)) && !failing.key("b", &key(99)) && !failing.upstream());
+        failing.answered("a");
+        assert!(!failing.key("a", &key(99)));
     }
 
     #[tokio::test(start_paused = true)]

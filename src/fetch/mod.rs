@@ -116,7 +116,8 @@ pub struct Job {
 impl Job {
     /// By what its failures are counted.
     fn address(&self) -> Address<'_> {
-        Address { rule: &self.party.rule, key: &self.collapse_key, path: self.request.uri.path() }
+        let target = self.request.uri.path_and_query().map_or("", |target| target.as_str());
+        Address { rule: &self.party.rule, key: &self.collapse_key, target }
     }
 }
 
@@ -360,7 +361,8 @@ impl Fetcher {
                 };
                 match progress {
                     Progress::Shared(fill) => Fetched::Shared { fill, collapsed: true },
-                    Progress::Stored(entry) => Fetched::Stored(entry),
+                    // It was found for the one who began the fetch, who may select another variant, and take what is older.
+                    Progress::Stored(entry) => self.found_for(&job, entry).map_or(Fetched::NotShared, Fetched::Stored),
                     Progress::Unshared => Fetched::NotShared,
                     Progress::Failed(failure) => Fetched::Failed(failure),
                     Progress::Pending => Fetched::Failed(Failure::Lost),
@@ -368,6 +370,12 @@ impl Fetcher {
             }
             Join::Full => Fetched::Full,
         }
+    }
+
+    /// What a request gets where another one found an entry: that entry, if it is its own key's, or what there is of its own.
+    fn found_for(&self, job: &Job, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+        let is_newer = is_newer(entry.asked_at, job.found, job.wants_new.then_some(job.asked_at));
+        if entry.canonical == job.collapse_key.0 && is_newer { Some(entry) } else { self.stored_meanwhile(job) }
     }
 
     /// What a fetch stored that ended after the job's request had looked into the cache and before it could join that fetch.
