@@ -230,7 +230,7 @@ fn timeline(
         Source::Mysql(orders) => build.over(orders, None),
         Source::Sample(orders) => build.over(orders, None),
         Source::Service => {
-            let verifier = Verifier::new(service(), settings.refresh, Arc::clone(metrics));
+            let verifier = Verifier::new(service(), settings, Arc::clone(metrics));
             build.over(service(), Some(Arc::new(verifier)))
         }
     };

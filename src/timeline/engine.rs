@@ -257,20 +257,15 @@ impl<S: Orders> Engine<S> {
         self.cache.voids().is_purged(asked_at, checked, |selection| symbol.is_concerned(selection))
     }
 
-    fn is_new(&self, tail: &Tail) -> bool {
-        tail.asked.elapsed() < self.settings.refresh
-    }
-
-    /// Whether a newest part need not be waited for: it is new, or was so until a moment ago, when a question began.
-    fn need_not_wait(&self, symbol: &Symbol, tail: &Tail) -> bool {
-        let age = tail.asked.elapsed();
-        age < self.settings.refresh || (age < self.settings.refresh * 2 && symbol.failed().is_none() && symbol.asking_since().is_some())
+    /// Whether a newest part is as new as a request of this moment can expect: no older than `refresh`, and the time that a question takes.
+    fn is_new(&self, symbol: &Symbol, tail: &Tail, at: Instant) -> bool {
+        at.saturating_duration_since(tail.asked) < self.settings.refresh + symbol.took().min(LONG_PATIENCE)
     }
 
     /// Whether an answer that needs the newest part can be given without asking anything.
     #[must_use]
     pub fn has_new_tail(&self, symbol: &Symbol) -> bool {
-        self.tail(symbol).is_some_and(|tail| self.need_not_wait(symbol, &tail))
+        self.tail(symbol).is_some_and(|tail| self.is_new(symbol, &tail, Instant::now()))
     }
 
     /// How long ago the newest part in memory was asked for.
@@ -295,7 +290,7 @@ impl<S: Orders> Engine<S> {
             // Before the look at what there is, so that none that ends after it is missed.
             ended.mark_unchanged();
             let tail = self.tail(symbol)?;
-            if self.is_new(&tail) || (!waited && self.need_not_wait(symbol, &tail)) {
+            if self.is_new(symbol, &tail, began) {
                 return Some((tail, Newness::Fresh, waited));
             }
             self.want(symbol);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
@@ -44,6 +45,8 @@ pub struct Symbol {
 struct State {
     tail: Option<Arc<Tail>>,
     asking_since: Option<Instant>,
+    /// How long the last question took that was answered.
+    took: Duration,
     failed: Option<Instant>,
     oldest: Option<(i64, Moment)>,
 }
@@ -114,7 +117,10 @@ impl Symbol {
     /// It has ended.
     pub fn end_question(&self, is_answered: bool) {
         let mut state = self.state();
-        (state.asking_since, state.failed) = (None, (!is_answered).then(Instant::now));
+        if let Some(since) = state.asking_since.take().filter(|_| is_answered) {
+            state.took = since.elapsed();
+        }
+        state.failed = (!is_answered).then(Instant::now);
         drop(state);
         self.questions.send_modify(|ended| *ended += 1);
     }
@@ -123,6 +129,12 @@ impl Symbol {
     #[must_use]
     pub fn asking_since(&self) -> Option<Instant> {
         self.state().asking_since
+    }
+
+    /// How long the last question took that was answered.
+    #[must_use]
+    pub fn took(&self) -> Duration {
+        self.state().took
     }
 
     /// When the last question failed, if none was answered since.
@@ -343,7 +355,7 @@ mod tests {
         let version = one.version();
         symbols.keep_tail(&one, Arc::clone(&one.tail().unwrap())).unwrap();
         assert_eq!(one.version(), version, "nothing is new");
-        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
         make("B");
         let (_, evicted) = make("C");
         assert!(evicted.len() == 1 && Arc::ptr_eq(&evicted[0], &one) && one.is_evicted());
@@ -361,7 +373,7 @@ mod tests {
         let made: Vec<_> = ["A", "B"].map(|name| symbols.get_or_make(name, Vec::new).0).into();
         for symbol in &made {
             assert!(symbols.keep_tail(symbol, tail(100)).unwrap().is_empty());
-            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert_eq!(symbols.bytes(), weight * 2);
         let (third, _) = symbols.get_or_make("C", Vec::new);

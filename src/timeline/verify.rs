@@ -1,7 +1,9 @@
 //! Holding computed answers against the backend's own, in the background: one at a time, over requests like those that clients
 //! ask.
 //!
-//! The requests are not the clients' own: they are moved by some seconds, so that no cache of the backend's answers them.
+//! The requests are not the clients' own: they are moved by some seconds, so that no cache of the backend's answers them. And they ask for no
+//! more than both can know: up to the newest order that was known here before the other was asked. Orders may still come late, so both are asked
+//! again before a difference counts, the last time for what is settled alone.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,23 +12,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::sleep;
 
 use super::check::nearly;
-use super::compute::compute;
+use super::compute::{Computed, compute};
 use super::endpoint::Endpoint;
-use super::engine::{Allowed, Engine};
+use super::engine::{Allowed, Engine, whole_millis};
 use super::service::Service;
 use super::symbol::Symbol;
 use super::trust::Trust;
 use crate::api::orders::Orders;
+use crate::config::Timeline as Settings;
 use crate::request::secrets::without_secrets;
 use crate::request::target::Target;
 use crate::request::timestamp;
 use crate::telemetry::metrics::Metrics;
 
-/// Both are asked again so often before a difference counts: orders may have come in between.
-const TRIES: u32 = 3;
+/// Both are asked again so often before a difference counts: orders may have come late in between.
+const TRIES: u32 = 4;
 /// A request is moved by up to so many milliseconds.
 const MOVED: i64 = 60_000;
 
@@ -47,8 +52,9 @@ enum Found {
 /// Compares computed answers with a service's own.
 pub struct Verifier {
     service: Arc<Service>,
-    /// How long until the newest part is known anew.
+    /// How long until the newest part is known anew, and how late orders come, in milliseconds.
     refresh: Duration,
+    settle: i64,
     checking: AtomicBool,
     told_of_digits: AtomicBool,
     metrics: Arc<Metrics>,
@@ -57,8 +63,9 @@ pub struct Verifier {
 impl Verifier {
     /// Compares with this service's answers.
     #[must_use]
-    pub const fn new(service: Arc<Service>, refresh: Duration, metrics: Arc<Metrics>) -> Self {
-        Self { service, refresh, checking: AtomicBool::new(false), told_of_digits: AtomicBool::new(false), metrics }
+    pub fn new(service: Arc<Service>, settings: &Settings, metrics: Arc<Metrics>) -> Self {
+        let (refresh, settle) = (settings.refresh, whole_millis(settings.settle));
+        Self { service, refresh, settle, checking: AtomicBool::new(false), told_of_digits: AtomicBool::new(false), metrics }
     }
 
     /// Takes the turn to check; false if a check is under way.
@@ -68,9 +75,9 @@ impl Verifier {
 
     /// Checks an answer to a request like `target`, having taken the turn.
     pub async fn check<S: Orders>(&self, engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, trust: &Trust, target: &str) {
-        let request = similar(engine, symbol, endpoint, trust, target);
-        let found = match &request {
-            Some(request) => self.compare(engine, symbol, endpoint, request).await,
+        let (mut request, found) = (String::new(), similar(engine, symbol, endpoint, trust, target));
+        let found = match found {
+            Some(similar) => self.compare(engine, symbol, endpoint, &similar, &mut request).await,
             None => Found::Nothing,
         };
         let result = match &found {
@@ -90,7 +97,6 @@ impl Verifier {
             }
             Found::Different { at } => {
                 if trust.note_different() {
-                    let request = request.unwrap_or_default();
                     let request = &*without_secrets(&request);
                     tracing::warn!(
                         endpoint = endpoint.name(),
@@ -105,59 +111,131 @@ impl Verifier {
         self.checking.store(false, Ordering::Release);
     }
 
-    async fn compare<S: Orders>(&self, engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, request: &str) -> Found {
+    /// Compares the answers to a request, and says which it was.
+    async fn compare<S: Orders>(
+        &self,
+        engine: &Arc<Engine<S>>,
+        symbol: &Arc<Symbol>,
+        endpoint: Endpoint,
+        similar: &Similar,
+        request: &mut String,
+    ) -> Found {
         let mut at = String::new();
-        for _ in 0..TRIES {
+        for attempt in 1..=TRIES {
+            let late = if attempt == TRIES { self.settle } else { 1 };
+            let Some(newest) = engine.known_tail(symbol).and_then(|tail| tail.newest()) else { return Found::Nothing };
+            let until = newest.saturating_sub(late);
+            let Some(target) = similar.target(&symbol.name, endpoint, until) else { return Found::Nothing };
+            *request = target;
             let before = compute(engine, symbol, endpoint, request, Allowed::NOTHING).await;
             let (Some(before), Ok(said)) = (before, self.service.ask(request).await) else { return Found::Nothing };
             if !matches!(said.0, StatusCode::OK | StatusCode::NOT_FOUND) {
                 return Found::Nothing;
             }
-            let after = match difference((before.status, &before.body), (said.0, &said.1)) {
-                Ok(nearly) => return Found::Equal { ties: before.made.ties, nearly },
-                // An order may have come after the newest part was asked for.
-                Err(_) => {
+            let (status, said) = said;
+            let compared = |own: &Computed| match similar {
+                Similar::Latest { .. } if own.status == status && status == StatusCode::OK => same_until(&own.body, &said, until),
+                _ => Some(difference((own.status, &own.body), (status, &said))),
+            };
+            let after = match compared(&before) {
+                Some(Ok(nearly)) => return Found::Equal { ties: before.made.ties, nearly },
+                None => return Found::Nothing,
+                // An order may have come late after the newest part was asked for.
+                Some(Err(_)) => {
                     sleep(self.refresh * 2).await;
                     compute(engine, symbol, endpoint, request, Allowed::NOTHING).await
                 }
             };
             let Some(after) = after else { return Found::Nothing };
-            match difference((after.status, &after.body), (said.0, &said.1)) {
-                Ok(nearly) => return Found::Equal { ties: after.made.ties, nearly },
-                Err(difference) => at = difference,
+            match compared(&after) {
+                Some(Ok(nearly)) => return Found::Equal { ties: after.made.ties, nearly },
+                None => return Found::Nothing,
+                Some(Err(difference)) => at = difference,
             }
         }
         Found::Different { at }
     }
 }
 
-/// A request like the one that a client asked.
-fn similar<S: Orders>(engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, trust: &Trust, target: &str) -> Option<String> {
-    let name = &symbol.name;
+/// A request like the one that a client asked, but for its end.
+enum Similar {
+    /// For exactly the orders of one moment: their order shows.
+    Tie(i64),
+    /// For so many of the newest.
+    Latest { limit: u16 },
+    /// For a window, with what else is asked of it.
+    Window { start: i64, end: i64, rest: String },
+}
+
+fn similar<S: Orders>(engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, trust: &Trust, target: &str) -> Option<Similar> {
     if endpoint == Endpoint::Orders
         && trust.lacks_ties()
         && let Some(time) = engine.known_tail(symbol).and_then(|tail| tail.columns.tie())
     {
-        // Exactly the orders of one moment: their order shows.
-        return Some(format!("{}?symbol={name}&start_timestamp={time}&end_timestamp={time}&page_size=1000", endpoint.path()));
+        return Some(Similar::Tie(time));
     }
     let target = Target::parse(target).ok()?;
     let times = [target.text("start_timestamp"), target.text("end_timestamp")].map(|text| text.and_then(|text| timestamp::parse(&text)));
     let [Some(start), Some(end)] = times else {
-        return (endpoint == Endpoint::Orders).then(|| format!("{}?symbol={name}&limit={}", endpoint.path(), fastrand::u16(1..=1000)));
+        return (endpoint == Endpoint::Orders).then(|| Similar::Latest { limit: fastrand::u16(1..=1000) });
     };
     let moved = fastrand::i64(0..=MOVED).min(start.max(0));
-    let window = format!("start_timestamp={}&end_timestamp={}", start - moved, end.max(start) - moved);
-    Some(match endpoint {
+    let rest = match endpoint {
         Endpoint::Liquidations => {
             let timeframe = target.text("timeframe").filter(|text| text.bytes().all(|byte| byte.is_ascii_alphanumeric()))?;
-            format!("{}?symbol={name}&timeframe={timeframe}&{window}", endpoint.path())
+            format!("timeframe={timeframe}")
         }
         Endpoint::Orders => {
             let number = |parameter: &str, default: u16| target.text(parameter).and_then(|text| text.parse().ok()).unwrap_or(default);
-            format!("{}?symbol={name}&{window}&page={}&page_size={}", endpoint.path(), number("page", 1), number("page_size", 100))
+            format!("page={}&page_size={}", number("page", 1), number("page_size", 100))
         }
-    })
+    };
+    Some(Similar::Window { start: start - moved, end: end.max(start) - moved, rest })
+}
+
+impl Similar {
+    /// The request for what there is up to a moment; `None`: nothing is.
+    fn target(&self, symbol: &str, endpoint: Endpoint, until: i64) -> Option<String> {
+        let path = endpoint.path();
+        Some(match self {
+            Self::Tie(time) => format!("{path}?symbol={symbol}&start_timestamp={time}&end_timestamp={time}&page_size=1000"),
+            Self::Latest { limit } => format!("{path}?symbol={symbol}&limit={limit}"),
+            Self::Window { start, end, rest } => {
+                let end = (*end).min(until);
+                if end < *start {
+                    return None;
+                }
+                format!("{path}?symbol={symbol}&start_timestamp={start}&end_timestamp={end}&{rest}")
+            }
+        })
+    }
+}
+
+/// Whether two lists of the newest orders say the same up to a moment, as far as both reach back. `None`: nothing of one of them is left, or it is
+/// no such list.
+fn same_until(own: &[u8], said: &[u8], until: i64) -> Option<Result<bool, String>> {
+    #[derive(Deserialize)]
+    struct Timed {
+        order_trade_time: i64,
+    }
+    let cut = |list: &'_ [u8]| -> Option<Vec<String>> {
+        let orders: Vec<&RawValue> = serde_json::from_slice(list).ok()?;
+        let mut kept = Vec::new();
+        for order in orders {
+            let Timed { order_trade_time } = serde_json::from_str(order.get()).ok()?;
+            if order_trade_time <= until {
+                kept.push(order.get().to_owned());
+            }
+        }
+        Some(kept)
+    };
+    let (own, said) = (cut(own)?, cut(said)?);
+    let both = own.len().min(said.len());
+    if both == 0 {
+        return None;
+    }
+    let differs = own.iter().zip(&said).position(|(own, said)| own != said);
+    Some(differs.map_or(Ok(false), |place| Err(format!("order {place} of {both} that both list up to {until}"))))
 }
 
 /// Whether two answers say the same; the flag says that they do but for the last digits of sums.
@@ -234,6 +312,24 @@ mod tests {
     fn compared(own: &str, said: &str) -> Option<bool> {
         difference((StatusCode::OK, &Bytes::copy_from_slice(own.as_bytes())), (StatusCode::OK, &Bytes::copy_from_slice(said.as_bytes())))
             .ok()
+    }
+
+    #[test]
+    fn lists_are_compared_as_far_as_both_know() {
+        let list = |times: &[i64]| {
+            let orders: Vec<String> = times.iter().map(|time| format!("{{\"side\":\"buy\",\"order_trade_time\":{time}}}")).collect();
+            format!("[{}]", orders.join(",")).into_bytes()
+        };
+        for (own, said, until, same) in [
+            (&[9, 8, 7, 6][..], &[9, 8, 7, 6][..], 8, Some(true)),
+            (&[9, 8, 7, 6], &[12, 10, 9, 8], 8, Some(true)),
+            (&[9, 8, 7, 6], &[12, 9, 7, 6], 8, Some(false)),
+            (&[9, 8, 7], &[], 8, None),
+            (&[9, 8, 7], &[12, 11, 10], 8, None),
+        ] {
+            assert_eq!(same_until(&list(own), &list(said), until).map(|found| found.is_ok()), same, "{own:?} {said:?}");
+        }
+        assert_eq!(same_until(b"[1]", b"[1]", 8), None);
     }
 
     #[test]

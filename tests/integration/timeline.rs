@@ -313,6 +313,67 @@ async fn truthful_until<F: Future<Output = bool>>(sluice: &Sluice, service: &Ser
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_while_orders_pour_in_find_no_difference() {
+    let service = Arc::new(Service::start(orders(2000, now() - 1000, 6)).await);
+    let sluice = proxy(&service, "", &[("verify = 0.001", "verify = 1.0")]).await;
+    know(&sluice).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let pouring = tokio::spawn({
+        let (service, stop) = (Arc::clone(&service), Arc::clone(&stop));
+        async move {
+            let mut random = fastrand::Rng::with_seed(5);
+            while !stop.load(Ordering::Acquire) {
+                // Every other one is late, though not as late as may be.
+                let late = if random.bool() { random.i64(0..60_000) } else { 0 };
+                service.add(row(&mut random, "BTCUSDT", now() - late));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    let checked = async |result: &str| sluice.metric("timeline_checks_total", &[&format!("result=\"{result}\"")]).await;
+    let (before, least) = (checked("equal").await, number("SLUICE_CHECKS", 30) as f64);
+    let mut random = fastrand::Rng::with_seed(7);
+    until("enough is compared", || {
+        let (start, end) = (now() - random.i64(1..DAY), now() + random.i64(0..10_000));
+        let target = match random.u32(..3) {
+            0 => format!("/api/liquidation-orders?symbol=BTCUSDT&limit={}", random.u32(1..200)),
+            1 => window("BTCUSDT", "1m", start, end),
+            _ => format!("/api/liquidation-orders?symbol=BTCUSDT&start_timestamp={start}&end_timestamp={end}&page=1&page_size=50"),
+        };
+        let sluice = &sluice;
+        async move {
+            assert_eq!(sluice.get(&target).await.status, 200);
+            for endpoint in ["liquidations", "liquidation-orders"] {
+                assert_eq!(state(sluice, endpoint).await, "on", "{endpoint}");
+            }
+            checked("equal").await - before >= least
+        }
+    })
+    .await;
+    assert_eq!(checked("different").await, 0.0);
+    stop.store(true, Ordering::Release);
+    pouring.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_rest_a_slow_source_is_waited_for_and_nothing_old_is_given() {
+    let service = Service::start_slow(orders(2000, now() - 1000, 6), Duration::from_millis(1300)).await;
+    let sluice = proxy(&service, "", &[("stale_while_revalidate = \"15s\"", "stale_while_revalidate = \"1s\"")]).await;
+    let list = "/api/liquidation-orders?symbol=BTCUSDT&limit=5";
+    warm(&sluice, list).await;
+    let age = async || {
+        let located = crate::support::get(sluice.admin, &format!("/explain?target={}", list.replace('&', "%26")), &[]).await.text();
+        located.split("asked for ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok())
+    };
+    // Longer than the rule allows that something is late.
+    until("it has rested", || async { age().await.expect("it is known") > 3000 }).await;
+    let mut random = fastrand::Rng::with_seed(5);
+    service.add(row(&mut random, "BTCUSDT", now()));
+    let (ours, theirs) = tokio::join!(sluice.get(list), direct(&service, list));
+    assert_eq!(ours.text(), theirs.text(), "{:?}", ours.field("cache-status"));
+}
+
 /// Whether a target asks for orders of a span.
 fn is_stream(target: &str) -> bool {
     target.starts_with("/api/liquidation-orders/stream")
