@@ -3,8 +3,8 @@
 //! One writer, any number of readers, each at its own place; none of them waits for another. While the body may still be stored, all of
 //! it is held (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, or finds no room, it
 //! passes by: the fastest reader says how fast it is read, and nothing is let go that this one has not read. What all have passed is let
-//! go, and gives back its part of the budget. Readers that are behind have what the body had of the budget, and a bounded overdraft of it;
-//! one that is further behind is cut off.
+//! go, and gives back its part of the budget. What the fastest reader has not read yet keeps its part, however slowly that one reads. Readers
+//! that are behind have what else the body had of the budget, and a bounded overdraft of it; one that is further behind is cut off.
 //!
 //! What is held of a body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way.
 
@@ -336,6 +336,17 @@ impl State {
         }
     }
 
+    /// Bytes of the budget that it keeps while it passes by: for what the fastest reader has not read. Those would otherwise stay in memory
+    /// and in no account, for as long as that reader likes.
+    fn kept_for_fastest(&self) -> usize {
+        self.charged.min(self.ahead().saturating_sub(WINDOW))
+    }
+
+    /// Bytes of the budget that readers have who are behind the fastest one.
+    fn charged_for_behind(&self) -> usize {
+        self.charged - self.kept_for_fastest()
+    }
+
     /// Bytes that no reader has read.
     fn ahead(&self) -> usize {
         let fastest = self.fastest();
@@ -353,7 +364,7 @@ impl Fill {
     /// Lets go of what is not needed of a body that passes by, and gives back what it had for that.
     fn make_room(&self, state: &mut State) {
         state.let_go_of_passed();
-        let most = WINDOW + state.charged + state.overdrawn;
+        let most = WINDOW + state.charged_for_behind() + state.overdrawn;
         let missing = state.behind().saturating_sub(most);
         if missing > 0 {
             let is_bounded = state.charged + state.overdrawn + missing <= self.max_object;
@@ -363,8 +374,8 @@ impl Fill {
             }
         }
         let charged = state.charged.min(state.held);
-        let overdrawn = state.overdrawn.min(state.behind().saturating_sub(WINDOW + charged));
         self.budget.give_back(std::mem::replace(&mut state.charged, charged) - charged);
+        let overdrawn = state.overdrawn.min(state.behind().saturating_sub(WINDOW + state.charged_for_behind()));
         self.budget.give_back_overdrawn(std::mem::replace(&mut state.overdrawn, overdrawn) - overdrawn);
     }
 }
@@ -374,7 +385,9 @@ impl ForReaders for Fill {
         let mut state = self.state();
         if state.passing.is_some() {
             // Of a download that is under way nobody is cut off who keeps up with it.
-            self.budget.give_back(std::mem::take(&mut state.charged));
+            state.let_go_of_passed();
+            let kept = state.kept_for_fastest();
+            self.budget.give_back(std::mem::replace(&mut state.charged, kept) - kept);
             self.make_room(&mut state);
         } else {
             while state.drop_first() {}
@@ -386,7 +399,12 @@ impl ForReaders for Fill {
     }
 
     fn bytes(&self) -> usize {
-        self.state().charged
+        let state = self.state();
+        if state.passing.is_some() { state.charged_for_behind() } else { state.charged }
+    }
+
+    fn has_any(&self) -> bool {
+        self.state().charged > 0
     }
 }
 
@@ -767,6 +785,44 @@ pub(super) mod tests {
         }
         assert_eq!(writer.complete(), Err(NotHeld::TooLarge));
         assert!(reader.frame().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_fastest_reader_has_not_read_stays_charged_until_it_has() {
+        const LARGE: usize = 20 * WINDOW;
+        let (passing, writer, budget) = start(LARGE, LARGE);
+        let (mut reader, mut slow) = (passing.reader().unwrap(), passing.reader().unwrap());
+        for _ in 0..20 {
+            writer.push(chunk(WINDOW)).await.unwrap();
+        }
+        let writing = tokio::spawn(async move { writer.push(chunk(WINDOW)).await });
+        assert_eq!(passing.end().await, End::Passing);
+        let begin = || Fill::start(Head { length: Some(5 * WINDOW as u64), ..head() }, LARGE, Arc::clone(&budget));
+        let is_accounted = || {
+            let state = passing.state();
+            assert_eq!(state.charged, budget.used());
+            assert!(state.held <= state.charged + state.overdrawn + 3 * WINDOW, "{} {}", state.held, state.charged);
+        };
+        for _ in 0..2 {
+            tokio::time::advance(TIME).await;
+            passing.let_go();
+            assert!(!begin().0.head.stored, "nothing of it can be let go");
+            is_accounted();
+        }
+        // What was read by one of them can be had, although it could not before.
+        for _ in 0..6 {
+            assert!(reader.frame().await.unwrap().is_ok());
+        }
+        tokio::time::advance(TIME).await;
+        assert!(begin().0.head.stored);
+        is_accounted();
+        assert!(slow.frame().await.unwrap().is_ok(), "it has the overdraft");
+        for _ in 0..15 {
+            assert!(reader.frame().await.unwrap().is_ok(), "it was read by nobody yet");
+        }
+        assert!(writing.await.unwrap().is_ok());
+        drop((reader, slow, passing));
+        assert_eq!(budget.used(), 0);
     }
 
     #[tokio::test(start_paused = true)]
