@@ -149,7 +149,9 @@ impl Fill {
             }
         }
         head.stored &= passing.is_none();
-        let state = Mutex::new(State { charged, passing, alone_since: Some(Instant::now()), ..State::default() });
+        // Nobody waits for what is made of a body that is not meant to be stored: once it is whole, it is for its readers alone.
+        let settled = (!head.stored).then_some(None);
+        let state = Mutex::new(State { charged, passing, settled, alone_since: Some(Instant::now()), ..State::default() });
         let (room, ended, left) = (Notify::new(), Notify::new(), Notify::new());
         let fill = Arc::new(Self { head, max_object, budget, state, room, ended, left });
         (Arc::clone(&fill), Writer(fill))
@@ -492,7 +494,7 @@ impl Writer {
         }
     }
 
-    /// The body is whole. Returns its bytes.
+    /// The body is whole. Returns its bytes; none if it was not meant to be stored.
     ///
     /// # Errors
     /// Why it was not held and only passed by.
@@ -502,6 +504,7 @@ impl Writer {
             let state = fill.state();
             match (state.passing, state.chunks.front()) {
                 (Some(why), _) => Err(why),
+                (None, _) if !fill.head.stored => Ok(Bytes::new()),
                 (None, Some(only)) if state.chunks.len() == 1 => Ok(only.clone()),
                 (None, _) => {
                     let mut whole = BytesMut::with_capacity(state.held);
@@ -837,6 +840,19 @@ pub(super) mod tests {
         tokio::time::advance(TIME).await;
         assert!(Fill::start(Head { length: Some(LARGE as u64), ..head() }, LARGE, Arc::clone(&budget)).0.head.stored);
         assert!(reader.frame().await.unwrap().is_ok() && reader.frame().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_shared_and_not_stored_gives_way_once_it_is_whole() {
+        const LARGE: usize = 1 << 20;
+        let budget = Arc::new(Budget::new(LARGE, Arc::new(Metrics::new().unwrap())));
+        let (shared, writer) = Fill::start(Head { stored: false, ..head() }, LARGE, Arc::clone(&budget));
+        let _idle = shared.reader().unwrap();
+        writer.push(chunk(LARGE)).await.unwrap();
+        assert!(writer.complete().unwrap().is_empty() && budget.used() == LARGE);
+        assert!(timeout(TIME, shared.settled()).await.is_ok_and(|entry| entry.is_none()));
+        tokio::time::advance(TIME).await;
+        assert!(Fill::start(Head { length: Some(LARGE as u64), ..head() }, LARGE, Arc::clone(&budget)).0.head.stored);
     }
 
     #[tokio::test(start_paused = true)]
