@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header::AGE;
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
@@ -24,6 +25,7 @@ use super::budget::{Budget, ForReaders};
 use crate::body::{BoxError, Stream};
 use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
+use crate::http::headers::age;
 use crate::upstream::failure::{BrokenBody, Failure};
 use crate::upstream::selecting::Selected;
 
@@ -64,12 +66,17 @@ impl Head {
         self.life.is_some_and(|life| self.came.elapsed() >= life)
     }
 
-    /// This head before a body.
+    /// This head before a body. Who gets it later than it came is told its age (RFC 9111 §5.1), and keeps it no longer than is right.
     #[must_use]
     pub fn response(&self, body: Stream) -> Response<Stream> {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.fields.clone();
+        let mut fields = self.fields.clone();
+        let elapsed = self.came.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            fields.insert(AGE, age(&fields).saturating_add(elapsed).as_secs().into());
+        }
+        *response.headers_mut() = fields;
         response
     }
 }
@@ -709,6 +716,18 @@ pub(super) mod tests {
             drop(reader);
             assert_eq!(useless(fill, is_stored).await, patience);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_late_is_told_the_age_of_the_head() {
+        let mut head = head();
+        let told = |head: &Head| head.response(crate::body::empty()).headers().get(AGE).map(|age| age.to_str().unwrap().to_owned());
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert_eq!(told(&head), None);
+        tokio::time::advance(Duration::from_secs(50)).await;
+        assert_eq!(told(&head).as_deref(), Some("50"));
+        head.fields.insert(AGE, 7.into());
+        assert_eq!(told(&head).as_deref(), Some("57"));
     }
 
     #[tokio::test]
