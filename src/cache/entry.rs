@@ -403,10 +403,11 @@ impl Entry {
     }
 
     /// Whether the upstream was asked for `other` after it was asked for this one, and answered that first. An entry that was read from
-    /// Redis counts as asked for when it was read; so it must also have been stored since this one was asked for.
+    /// Redis counts as asked for when it was read; so it must also have been stored since this one was asked for. Its cost is in whole
+    /// milliseconds, 0 for a quick upstream: the one in which it was asked for counts.
     #[must_use]
     pub fn is_overtaken_by(&self, other: &Self) -> bool {
-        other.asked_at > self.asked_at && self.stored_at.since(other.stored_at) < Duration::from_millis(u64::from(self.cost))
+        other.asked_at > self.asked_at && self.stored_at.since(other.stored_at) <= Duration::from_millis(u64::from(self.cost))
     }
 
     /// The same entry, stale from `now` on, as if it was asked for at `asked_at`. What is in doubt is not served while it is revalidated.

@@ -25,6 +25,8 @@ use super::void_scripts::{Removal, Sweep};
 const STEP: usize = 400;
 /// How long the right to sweep lasts without being renewed, in milliseconds.
 const TURN: u64 = 5000;
+/// How often it is renewed.
+const RENEWAL: Duration = Duration::from_millis(TURN / 4);
 /// Soft voids that are this many voids old are made hard, so that the log does not grow for ever.
 const SOFT_KEPT: u64 = 500;
 /// The pause where another instance sweeps, or Redis is away.
@@ -102,26 +104,12 @@ impl Worker {
         // Of what stays, which a walk that was cut off counts anew; what is removed is counted in Redis.
         let mut counts: BTreeMap<u64, u64> = voids.iter().map(|(seq, _)| (*seq, 0)).collect();
         let judged: Vec<Judged<'_>> = voids.iter().map(|(seq, void)| Judged::new(*seq, void, at)).collect();
-        if !self.take_turn(TURN).await {
+        if self.take_turn(TURN).await != Some(true) {
             return None;
         }
         let mut sweep = self.log.sweep(known).await?;
-        let mut cursor = 0_u64;
-        let mut step = 0_u32;
-        loop {
-            step = step.wrapping_add(1);
-            if step.is_multiple_of(50) && !self.take_turn(TURN).await {
-                return None;
-            }
-            let names;
-            (cursor, names) = self.store.scan(cursor, STEP).await?;
-            self.judge((at, &mut sweep), &judged, &names, &mut counts).await?;
-            if cursor == 0 {
-                break;
-            }
-            // Others' calls come in between.
-            tokio::task::yield_now().await;
-        }
+        let walking = self.walk((at, &mut sweep), &judged, &mut counts);
+        with_turn(|| self.take_turn(TURN), walking).await?;
         let left = judged.iter().filter(|judged| !judged.removes).map(|judged| judged.seq - 1).min();
         let told = self.log.swept(at, sweep, left.unwrap_or(at.seq).min(at.seq), &counts).await;
         // Others need not wait for the turn to end.
@@ -129,11 +117,29 @@ impl Worker {
         told.then_some(())
     }
 
-    /// Takes the right to sweep, or keeps it, for this many milliseconds.
-    async fn take_turn(&self, millis: u64) -> bool {
+    /// Walks through all names.
+    async fn walk(&self, (at, sweep): (Position, &mut Sweep), judged: &[Judged<'_>], counts: &mut BTreeMap<u64, u64>) -> Option<()> {
+        let mut cursor = 0_u64;
+        loop {
+            let names;
+            (cursor, names) = self.store.scan(cursor, STEP).await?;
+            self.judge((at, &mut *sweep), judged, &names, counts).await?;
+            if cursor == 0 {
+                return Some(());
+            }
+            // Others' calls come in between.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Takes the right to sweep, or keeps it, for this many milliseconds. `None`: Redis did not say.
+    async fn take_turn(&self, millis: u64) -> Option<bool> {
         let mut command = redis::cmd("EVAL");
         command.arg(TAKE_TURN).arg(1).arg(&self.name).arg(&self.id).arg(millis);
-        matches!(self.store.link().call(&command).await, Ok(Value::Int(1)))
+        match self.store.link().call(&command).await {
+            Ok(Value::Int(taken)) => Some(taken == 1),
+            _ => None,
+        }
     }
 
     async fn judge(
@@ -184,6 +190,27 @@ impl Worker {
     }
 }
 
+/// Walks while the turn is ours; `None`: another instance has it, or Redis failed. It is renewed by time, however long a step takes: one that
+/// reads large entries may take longer than a turn, and whoever took it then would lose it in the same place. A renewal that Redis does
+/// not answer ends nothing: if another instance takes the turn, the next one says so.
+async fn with_turn<T, R>(renew: impl Fn() -> R, walking: impl Future<Output = Option<T>>) -> Option<T>
+where
+    R: Future<Output = Option<bool>>,
+{
+    let lost = async {
+        loop {
+            sleep(RENEWAL).await;
+            if renew().await == Some(false) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        walked = walking => walked,
+        () = lost => None,
+    }
+}
+
 /// A void with what is looked for in names.
 struct Judged<'a> {
     seq: u64,
@@ -229,6 +256,8 @@ mod tests {
     use crate::cache::key::{Canonical, Key, entry_digest};
     use crate::cache::void::view::VoidId;
     use bytes::Bytes;
+    use std::cell::Cell;
+    use std::future::{pending, ready};
 
     fn at(seq: u64) -> Position {
         Position { epoch: 1, seq, last: VoidId(9) }
@@ -272,6 +301,34 @@ mod tests {
         let void = LoggedVoid { what: Selection::Tag("t".into()), soft: false };
         let judged = Judged::new(1, &void, at(600));
         assert!(judged.concerns_named(&Named::Unreadable) && !judged.concerns_named(&Named::Gone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_is_renewed_in_time_however_long_a_step_takes() {
+        let turn = Duration::from_millis(TURN);
+        let until = Cell::new(Instant::now() + turn);
+        let tries = Cell::new(0);
+        let renew = || {
+            assert!(Instant::now() < until.get(), "another instance takes it");
+            tries.set(tries.get() + 1);
+            // Redis does not answer each time.
+            let is_answered = tries.get() % 3 > 0;
+            if is_answered {
+                until.set(Instant::now() + turn);
+            }
+            ready(is_answered.then_some(true))
+        };
+        let step = async {
+            sleep(turn * 10).await;
+            Some(1)
+        };
+        assert_eq!(with_turn(renew, step).await, Some(1));
+        assert!(tries.get() >= 30 && Instant::now() < until.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_walk_ends_when_another_instance_has_the_turn() {
+        assert_eq!(with_turn(|| ready(Some(false)), pending::<Option<()>>()).await, None);
     }
 
     #[test]

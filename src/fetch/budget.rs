@@ -27,8 +27,11 @@ pub trait ForReaders: Send + Sync {
     /// that passes by, of nothing that its fastest reader has not read.
     fn let_go(&self);
 
-    /// How many bytes of the budget it has still.
+    /// How many bytes of the budget it would give back.
     fn bytes(&self) -> usize;
+
+    /// Whether it has any bytes of the budget still. Those that it would not give back now it may later.
+    fn has_any(&self) -> bool;
 }
 
 /// All fills' bytes together.
@@ -71,6 +74,9 @@ impl Budget {
             };
             if let Some(oldest) = oldest.and_then(|(_, body)| body.upgrade()) {
                 oldest.let_go();
+                if oldest.has_any() {
+                    self.keep_for_readers(Arc::downgrade(&oldest));
+                }
             }
         }
         true
@@ -115,7 +121,7 @@ impl Budget {
     pub fn keep_for_readers(&self, body: Weak<dyn ForReaders>) {
         let mut queue = self.for_readers();
         if queue.len() >= UNTIDY {
-            queue.retain(|(_, body)| body.upgrade().is_some_and(|body| body.bytes() > 0));
+            queue.retain(|(_, body)| body.upgrade().is_some_and(|body| body.has_any()));
         }
         queue.push_back((Instant::now(), body));
     }

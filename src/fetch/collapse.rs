@@ -1,13 +1,15 @@
 //! Collapsed forwarding: for each key one fetch at a time, for all requests that come meanwhile. A request that comes after something was
 //! voided that concerns the key does not join a fetch that began before: that one's answer is void for it. It begins a fetch of its
 //! own, which those after it join; the older one goes on for those that joined it. So does one that comes when the response of the fetch is
-//! stale already.
+//! stale already, unless that fetch has an older one beside it: a body that takes far longer than it is fresh would be asked for again and
+//! again, and make the upstream slower still. Then it joins the newest, and is told its age.
 //!
 //! A request that finds no fetch under its key gets the [`Leader`] and hands it to a task of its own. Every request, that one included,
 //! is then a [`Follower`]. A leader that is dropped without having said how it ended releases its followers with
 //! [`Failure::Lost`]. Followers learn whether the response may be shared before they get any of it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Place;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -21,6 +23,10 @@ use crate::cache::void::Moment;
 use crate::upstream::admission::machine::Party;
 use crate::upstream::admission::{Askers, Work};
 use crate::upstream::failure::Failure;
+
+/// So many fetches of a key there are at a time, as far as it is a response's age that others begin for: one whose response is stale by
+/// now, and one after it.
+const AT_A_TIME: usize = 2;
 
 /// How far a fetch is.
 #[derive(Clone)]
@@ -39,8 +45,17 @@ pub enum Progress {
 
 /// All fetches under way.
 pub struct Collapse {
-    fetches: Mutex<HashMap<Bytes, Arc<Fetch>>>,
+    fetches: Mutex<HashMap<Bytes, Fetches>>,
     max_followers: usize,
+}
+
+/// The fetches of one key that are under way.
+#[derive(Default)]
+struct Fetches {
+    /// The one that is joined.
+    newest: Option<Arc<Fetch>>,
+    /// How many there are.
+    count: usize,
 }
 
 /// One fetch under way.
@@ -85,7 +100,7 @@ impl Collapse {
         Arc::new(Self { fetches: Mutex::default(), max_followers })
     }
 
-    fn fetches(&self) -> MutexGuard<'_, HashMap<Bytes, Arc<Fetch>>> {
+    fn fetches(&self) -> MutexGuard<'_, HashMap<Bytes, Fetches>> {
         self.fetches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -100,10 +115,11 @@ impl Collapse {
         wants_new: bool,
         is_void: impl FnOnce(Moment) -> bool,
     ) -> Join {
-        let mut fetches = self.fetches();
-        if let Some(fetch) = fetches.get(&canonical.0)
+        let mut all = self.fetches();
+        let fetches = all.entry(canonical.0.clone()).or_default();
+        if let Some(fetch) = &fetches.newest
             && !(wants_new && fetch.is_answered())
-            && !fetch.is_over()
+            && !(fetch.is_over() && fetches.count < AT_A_TIME)
             && !is_void(fetch.asked_at)
         {
             // None is added elsewhere.
@@ -116,7 +132,8 @@ impl Collapse {
         let (progress, followers) = (watch::Sender::new(Progress::Pending), AtomicUsize::new(1));
         let askers = Arc::new(Askers::one(party));
         let fetch = Arc::new(Fetch { asked_at, askers, progress, followers, left: Notify::new(), given_up: Notify::new() });
-        fetches.insert(canonical.0.clone(), Arc::clone(&fetch));
+        fetches.newest = Some(Arc::clone(&fetch));
+        fetches.count += 1;
         let led = Led { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
         Join::Lead(Leader(Arc::new(led)), Follower(fetch))
     }
@@ -125,7 +142,7 @@ impl Collapse {
 /// The duty to fetch. While it lives, no second fetch begins under its key.
 pub struct Leader(Arc<Led>);
 
-/// A fetch, and where it is found.
+/// A fetch, and where it is found. It is counted there as long as it lives.
 struct Led {
     collapse: Arc<Collapse>,
     canonical: Bytes,
@@ -144,9 +161,23 @@ impl Led {
         is_alone
     }
 
-    fn remove(&self, fetches: &mut HashMap<Bytes, Arc<Fetch>>) {
-        if fetches.get(&self.canonical).is_some_and(|fetch| Arc::ptr_eq(fetch, &self.fetch)) {
-            fetches.remove(&self.canonical);
+    fn remove(&self, fetches: &mut HashMap<Bytes, Fetches>) {
+        if let Some(fetches) = fetches.get_mut(&self.canonical) {
+            fetches.newest.take_if(|newest| Arc::ptr_eq(newest, &self.fetch));
+        }
+    }
+}
+
+impl Drop for Led {
+    fn drop(&mut self) {
+        let mut fetches = self.collapse.fetches();
+        self.remove(&mut fetches);
+        if let Place::Occupied(mut of_key) = fetches.entry(self.canonical.clone()) {
+            let left = of_key.get().count.saturating_sub(1);
+            of_key.get_mut().count = left;
+            if left == 0 {
+                of_key.remove();
+            }
         }
     }
 }
@@ -399,6 +430,36 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1)).await;
         let (_new, _late) = first(&collapse);
         drop(old);
+        follow(&collapse);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_takes_longer_than_its_life_is_fetched_twice_at_a_time_and_no_more() {
+        let collapse = Collapse::new(10);
+        let budget = Arc::new(Budget::new(1000, Arc::new(Metrics::new().unwrap())));
+        let share = |leader: &Leader| {
+            let (fill, writer) = Fill::start(Head { life: Some(Duration::from_secs(1)), ..head() }, 1000, Arc::clone(&budget));
+            leader.share(Arc::clone(&fill));
+            (fill, writer)
+        };
+        let second = || tokio::time::advance(Duration::from_secs(1));
+        let (one, _waits) = first(&collapse);
+        let _filling = share(&one);
+        second().await;
+        let (two, _waits) = first(&collapse);
+        let (newest, _writer) = share(&two);
+        for _ in 0..20 {
+            second().await;
+            let Progress::Shared(joined) = follow(&collapse).outcome().await else { panic!("it is shared") };
+            assert!(Arc::ptr_eq(&joined, &newest));
+        }
+        // Whichever ends, the other is as stale as before.
+        drop(one);
+        let (three, _waits) = first(&collapse);
+        let _filling = share(&three);
+        drop(two);
+        second().await;
+        let (_four, _waits) = first(&collapse);
         follow(&collapse);
     }
 

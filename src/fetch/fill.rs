@@ -3,8 +3,8 @@
 //! One writer, any number of readers, each at its own place; none of them waits for another. While the body may still be stored, all of
 //! it is held (bounded by `max_object` and by a budget for all fills together). Once it turns out too large to store, or finds no room, it
 //! passes by: the fastest reader says how fast it is read, and nothing is let go that this one has not read. What all have passed is let
-//! go, and gives back its part of the budget. Readers that are behind have what the body had of the budget, and a bounded overdraft of it;
-//! one that is further behind is cut off.
+//! go, and gives back its part of the budget. What the fastest reader has not read yet keeps its part, however slowly that one reads. Readers
+//! that are behind have what else the body had of the budget, and a bounded overdraft of it; one that is further behind is cut off.
 //!
 //! What is held of a body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way.
 
@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header::AGE;
 use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
@@ -24,6 +25,7 @@ use super::budget::{Budget, ForReaders};
 use crate::body::{BoxError, Stream};
 use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
+use crate::http::headers::age;
 use crate::upstream::failure::{BrokenBody, Failure};
 use crate::upstream::selecting::Selected;
 
@@ -64,12 +66,17 @@ impl Head {
         self.life.is_some_and(|life| self.came.elapsed() >= life)
     }
 
-    /// This head before a body.
+    /// This head before a body. Who gets it later than it came is told its age (RFC 9111 §5.1), and keeps it no longer than is right.
     #[must_use]
     pub fn response(&self, body: Stream) -> Response<Stream> {
         let mut response = Response::new(body);
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.fields.clone();
+        let mut fields = self.fields.clone();
+        let elapsed = self.came.elapsed();
+        if elapsed >= Duration::from_secs(1) {
+            fields.insert(AGE, age(&fields).saturating_add(elapsed).as_secs().into());
+        }
+        *response.headers_mut() = fields;
         response
     }
 }
@@ -149,7 +156,9 @@ impl Fill {
             }
         }
         head.stored &= passing.is_none();
-        let state = Mutex::new(State { charged, passing, alone_since: Some(Instant::now()), ..State::default() });
+        // Nobody waits for what is made of a body that is not meant to be stored: once it is whole, it is for its readers alone.
+        let settled = (!head.stored).then_some(None);
+        let state = Mutex::new(State { charged, passing, settled, alone_since: Some(Instant::now()), ..State::default() });
         let (room, ended, left) = (Notify::new(), Notify::new(), Notify::new());
         let fill = Arc::new(Self { head, max_object, budget, state, room, ended, left });
         (Arc::clone(&fill), Writer(fill))
@@ -336,6 +345,17 @@ impl State {
         }
     }
 
+    /// Bytes of the budget that it keeps while it passes by: for what the fastest reader has not read. Those would otherwise stay in memory
+    /// and in no account, for as long as that reader likes.
+    fn kept_for_fastest(&self) -> usize {
+        self.charged.min(self.ahead().saturating_sub(WINDOW))
+    }
+
+    /// Bytes of the budget that readers have who are behind the fastest one.
+    fn charged_for_behind(&self) -> usize {
+        self.charged - self.kept_for_fastest()
+    }
+
     /// Bytes that no reader has read.
     fn ahead(&self) -> usize {
         let fastest = self.fastest();
@@ -353,7 +373,7 @@ impl Fill {
     /// Lets go of what is not needed of a body that passes by, and gives back what it had for that.
     fn make_room(&self, state: &mut State) {
         state.let_go_of_passed();
-        let most = WINDOW + state.charged + state.overdrawn;
+        let most = WINDOW + state.charged_for_behind() + state.overdrawn;
         let missing = state.behind().saturating_sub(most);
         if missing > 0 {
             let is_bounded = state.charged + state.overdrawn + missing <= self.max_object;
@@ -363,8 +383,8 @@ impl Fill {
             }
         }
         let charged = state.charged.min(state.held);
-        let overdrawn = state.overdrawn.min(state.behind().saturating_sub(WINDOW + charged));
         self.budget.give_back(std::mem::replace(&mut state.charged, charged) - charged);
+        let overdrawn = state.overdrawn.min(state.behind().saturating_sub(WINDOW + state.charged_for_behind()));
         self.budget.give_back_overdrawn(std::mem::replace(&mut state.overdrawn, overdrawn) - overdrawn);
     }
 }
@@ -374,7 +394,9 @@ impl ForReaders for Fill {
         let mut state = self.state();
         if state.passing.is_some() {
             // Of a download that is under way nobody is cut off who keeps up with it.
-            self.budget.give_back(std::mem::take(&mut state.charged));
+            state.let_go_of_passed();
+            let kept = state.kept_for_fastest();
+            self.budget.give_back(std::mem::replace(&mut state.charged, kept) - kept);
             self.make_room(&mut state);
         } else {
             while state.drop_first() {}
@@ -386,7 +408,12 @@ impl ForReaders for Fill {
     }
 
     fn bytes(&self) -> usize {
-        self.state().charged
+        let state = self.state();
+        if state.passing.is_some() { state.charged_for_behind() } else { state.charged }
+    }
+
+    fn has_any(&self) -> bool {
+        self.state().charged > 0
     }
 }
 
@@ -474,7 +501,7 @@ impl Writer {
         }
     }
 
-    /// The body is whole. Returns its bytes.
+    /// The body is whole. Returns its bytes; none if it was not meant to be stored.
     ///
     /// # Errors
     /// Why it was not held and only passed by.
@@ -484,6 +511,7 @@ impl Writer {
             let state = fill.state();
             match (state.passing, state.chunks.front()) {
                 (Some(why), _) => Err(why),
+                (None, _) if !fill.head.stored => Ok(Bytes::new()),
                 (None, Some(only)) if state.chunks.len() == 1 => Ok(only.clone()),
                 (None, _) => {
                     let mut whole = BytesMut::with_capacity(state.held);
@@ -690,6 +718,18 @@ pub(super) mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_late_is_told_the_age_of_the_head() {
+        let mut head = head();
+        let told = |head: &Head| head.response(crate::body::empty()).headers().get(AGE).map(|age| age.to_str().unwrap().to_owned());
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert_eq!(told(&head), None);
+        tokio::time::advance(Duration::from_secs(50)).await;
+        assert_eq!(told(&head).as_deref(), Some("50"));
+        head.fields.insert(AGE, 7.into());
+        assert_eq!(told(&head).as_deref(), Some("57"));
+    }
+
     #[tokio::test]
     async fn chunks_larger_than_the_window_reach_a_reader_that_keeps_up() {
         let (fill, writer, _) = start(WINDOW, usize::MAX);
@@ -770,6 +810,44 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_the_fastest_reader_has_not_read_stays_charged_until_it_has() {
+        const LARGE: usize = 20 * WINDOW;
+        let (passing, writer, budget) = start(LARGE, LARGE);
+        let (mut reader, mut slow) = (passing.reader().unwrap(), passing.reader().unwrap());
+        for _ in 0..20 {
+            writer.push(chunk(WINDOW)).await.unwrap();
+        }
+        let writing = tokio::spawn(async move { writer.push(chunk(WINDOW)).await });
+        assert_eq!(passing.end().await, End::Passing);
+        let begin = || Fill::start(Head { length: Some(5 * WINDOW as u64), ..head() }, LARGE, Arc::clone(&budget));
+        let is_accounted = || {
+            let state = passing.state();
+            assert_eq!(state.charged, budget.used());
+            assert!(state.held <= state.charged + state.overdrawn + 3 * WINDOW, "{} {}", state.held, state.charged);
+        };
+        for _ in 0..2 {
+            tokio::time::advance(TIME).await;
+            passing.let_go();
+            assert!(!begin().0.head.stored, "nothing of it can be let go");
+            is_accounted();
+        }
+        // What was read by one of them can be had, although it could not before.
+        for _ in 0..6 {
+            assert!(reader.frame().await.unwrap().is_ok());
+        }
+        tokio::time::advance(TIME).await;
+        assert!(begin().0.head.stored);
+        is_accounted();
+        assert!(slow.frame().await.unwrap().is_ok(), "it has the overdraft");
+        for _ in 0..15 {
+            assert!(reader.frame().await.unwrap().is_ok(), "it was read by nobody yet");
+        }
+        assert!(writing.await.unwrap().is_ok());
+        drop((reader, slow, passing));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_end_of_a_download_waits_for_its_reader_whatever_is_stored_meanwhile() {
         const LARGE: usize = 20 * WINDOW;
         let (passing, writer, budget) = start(WINDOW, LARGE);
@@ -781,6 +859,19 @@ pub(super) mod tests {
         tokio::time::advance(TIME).await;
         assert!(Fill::start(Head { length: Some(LARGE as u64), ..head() }, LARGE, Arc::clone(&budget)).0.head.stored);
         assert!(reader.frame().await.unwrap().is_ok() && reader.frame().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_shared_and_not_stored_gives_way_once_it_is_whole() {
+        const LARGE: usize = 1 << 20;
+        let budget = Arc::new(Budget::new(LARGE, Arc::new(Metrics::new().unwrap())));
+        let (shared, writer) = Fill::start(Head { stored: false, ..head() }, LARGE, Arc::clone(&budget));
+        let _idle = shared.reader().unwrap();
+        writer.push(chunk(LARGE)).await.unwrap();
+        assert!(writer.complete().unwrap().is_empty() && budget.used() == LARGE);
+        assert!(timeout(TIME, shared.settled()).await.is_ok_and(|entry| entry.is_none()));
+        tokio::time::advance(TIME).await;
+        assert!(Fill::start(Head { length: Some(LARGE as u64), ..head() }, LARGE, Arc::clone(&budget)).0.head.stored);
     }
 
     #[tokio::test(start_paused = true)]

@@ -108,9 +108,6 @@ impl Fetcher {
         if stored.is_none() {
             self.end_replaced(&job, status).await;
         }
-        if !fill.head.stored {
-            fill.settle(None);
-        }
         let passing = fill.passing();
         if passing == Some(NotHeld::TooLarge) {
             self.note_too_large(&job, status);
