@@ -74,6 +74,10 @@ impl Fetcher {
             // Until something is stored: whatever keeps that from happening would be asked for again and again.
             self.failing.put_off(&job.collapse_key, retry_after(response.headers()));
         }
+        let (response, may_be_stored) = tokio::select! {
+            contracted = self.as_contracted(&job, response) => contracted,
+            () = leader.given_up() => return leader.fail(Failure::Lost),
+        };
         self.note_whether_shared(&job, &response);
         let status = response.status();
         if is_for_its_credentials(&job, response.headers()) {
@@ -92,7 +96,7 @@ impl Fetcher {
         let lifetimes = match verdict {
             // An error must not take the place of what may be served instead of it.
             Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
-            Verdict::Store(lifetimes) | Verdict::StoreForValidation(lifetimes) => Some(lifetimes),
+            Verdict::Store(lifetimes) | Verdict::StoreForValidation(lifetimes) => Some(lifetimes).filter(|_| may_be_stored),
             Verdict::Share(_) => None,
             Verdict::Private(_) => {
                 self.end_replaced(&job, status).await;
@@ -242,6 +246,11 @@ impl Fetcher {
         } else if response.status().is_success() {
             self.shared.remove(key);
         }
+    }
+
+    /// A response as the contract has it where that matters, and whether it may be stored.
+    pub(super) async fn as_contracted(&self, job: &Job, response: Response<Stream>) -> (Response<Stream>, bool) {
+        if job.is_buckets { self.contracted(response).await } else { (response, true) }
     }
 
     /// What may be done with a response (RFC 9111 §3).

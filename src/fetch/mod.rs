@@ -9,14 +9,16 @@
 //! [`Fetcher::fetch`] is for a client that waits, [`Fetcher::revalidate`] for a stored response that is served stale meanwhile.
 //! Either way the fetch is a task of its own ([`lead`]), so that no client's leaving ends it.
 //!
-//! Knows the cache and the upstream. Knows neither clients nor rules: what it needs of either stands in the [`Job`].
+//! Knows the cache and the upstream, and the shape of buckets ([`contract`]). Knows neither clients nor rules: what it needs of either stands in the [`Job`].
 
 pub mod budget;
 pub mod collapse;
+pub mod contract;
 pub mod failing;
 pub mod fill;
 pub mod freshen;
 pub mod impatient;
+pub mod inflate;
 pub mod lead;
 pub mod marks;
 pub mod other_methods;
@@ -93,6 +95,8 @@ pub struct Job {
     pub policy: FreshnessPolicy,
     /// Whether a response in a language is also for those who prefer that language.
     pub match_language: bool,
+    /// Whether the response should be buckets, which go on as the API's contract has them ([`contract`]).
+    pub is_buckets: bool,
     /// Whether the rest of a response whose beginning is known may be asked for alone.
     pub complete_ranges: bool,
     /// The authority that the client asked for.

@@ -35,10 +35,10 @@ pub fn represents_its_target(status: StatusCode, fields: &HeaderMap, path_and_qu
 
 impl Fetcher {
     /// Stores a response as if it had been fetched, if it may be stored, while whoever asked reads it.
-    #[must_use]
-    pub fn store_passing(self: &Arc<Self>, job: Job, mut response: Response<Stream>) -> Response<Stream> {
+    pub async fn store_passing(self: &Arc<Self>, job: Job, mut response: Response<Stream>) -> Response<Stream> {
         response_fields::clean(response.headers_mut());
-        if is_endless(response.headers(), response.body().size_hint().exact()) {
+        let (response, may_be_stored) = self.as_contracted(&job, response).await;
+        if !may_be_stored || is_endless(response.headers(), response.body().size_hint().exact()) {
             return response;
         }
         let (Vary::Fields(names), Verdict::Store(lifetimes), Coding::Identity | Coding::Gzip) = (
@@ -69,7 +69,7 @@ impl Fetcher {
         let Some(fresh) = self.freshen(&entry, &head).await else { return };
         match verdict(&job.policy, fresh.status(), fresh.headers(), Wall::now()) {
             Verdict::Private(_) => self.cache.end(&entry.key()).await,
-            _ => drop(self.store_passing(job, fresh)),
+            _ => drop(self.store_passing(job, fresh).await),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::config::route::Route;
 use crate::limit::ClientLimits;
 use crate::request::target::Target;
 use crate::timeline::OrdersRequest;
+use crate::timeline::endpoint::Endpoint;
 use crate::upstream::admission::machine::Party;
 use crate::upstream::request_fields::Forwarding;
 use crate::upstream::selecting::Selecting;
@@ -86,6 +87,12 @@ impl<'a> CacheableRequest<'a> {
         'a: 'c,
     {
         OrdersRequest { route: self.route, text: self.text(), target: self.target, headers: &self.parts.headers, canonical }
+    }
+
+    /// Whether its answer should be the contract's buckets: on rules that say that this API stands behind them.
+    #[must_use]
+    pub fn is_for_buckets(&self) -> bool {
+        self.route.timeline && Endpoint::of(&self.target.path) == Some(Endpoint::Liquidations)
     }
 
     /// By what it selects a variant.

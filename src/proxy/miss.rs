@@ -237,7 +237,8 @@ impl Proxy {
 
     async fn send_alone(&self, request: &CacheableRequest<'_>) -> Result<Response<Stream>, Failure> {
         let sent = self.send(Some(request.route), request.parts, body::empty(), request.forwarding, false);
-        request.spent.on(Step::Pass, sent).await.map_err(|error| Failure::from(&error))
+        let response = request.spent.on(Step::Pass, sent).await.map_err(|error| Failure::from(&error))?;
+        Ok(if request.is_for_buckets() { self.fetcher.contracted(response).await.0 } else { response })
     }
 
     /// Has a stored response that is served stale revalidated in the background.
@@ -295,6 +296,7 @@ impl Proxy {
             party: party(Some(request.route), request.forwarding),
             policy: policy_of(request),
             match_language: request.route.match_language,
+            is_buckets: request.is_for_buckets(),
             complete_ranges: request.route.complete_ranges,
             wants_new: request.route.client_directives && RequestDirectives::of(&request.parts.headers).wants_new(),
             requested_host: request_authority(request.parts),

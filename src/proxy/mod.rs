@@ -26,7 +26,6 @@ pub mod effect;
 pub mod errors;
 pub mod exchange;
 pub mod hottest;
-pub mod inflate;
 pub mod lookup;
 pub mod miss;
 pub mod outcome;

@@ -134,7 +134,7 @@ impl Proxy {
             // Only with a freshness lifetime of its own, whatever the rule says (RFC 9110 §9.3.3).
             let mut job = self.job(&request, None);
             (job.policy, job.asked_at) = (job.policy.explicit_only(), asked_at);
-            return self.fetcher.store_passing(job, response);
+            return self.fetcher.store_passing(job, response).await;
         }
         if parts.method == Method::HEAD
             && status == StatusCode::OK

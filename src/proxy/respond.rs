@@ -8,7 +8,6 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::inflate::Inflate;
 use crate::aside;
 use crate::body::lent::Reading;
 use crate::body::{Reply, Stream};
@@ -16,6 +15,7 @@ use crate::cache::entry::{Content, Entry, Form, StoredResponse, vary_by_encoding
 use crate::cache::store::Store;
 use crate::clock::Wall;
 use crate::fetch::fill::Fill;
+use crate::fetch::inflate::Inflate;
 use crate::http::conditional::{not_modified, weaken};
 use crate::http::encoding::{Coding, InflateError, accepts_gzip, gunzip, told_length};
 use crate::http::range;

@@ -32,6 +32,7 @@ use crate::request::fields::REQUEST_ID;
 use crate::request::secrets::without_secrets;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::samples::Samples;
+use crate::timeline::times::Numbering;
 
 /// Fields that name the moment or the way of an answer, or how its bytes are coded and framed.
 const NOT_COMPARED: [HeaderName; 10] = [AGE, CACHE_STATUS, CONTENT_ENCODING, CONTENT_LENGTH, DATE, ETAG, EXPIRES, REQUEST_ID, TRAILER, VIA];
@@ -70,6 +71,7 @@ impl Proxy {
         let parts = asked.parts;
         let canonical = request.canonical.clone();
         let orders = request.for_timeline(&canonical);
+        let are_buckets = request.is_for_buckets();
         let timeline = self.timeline.as_deref().filter(|_| request.route.timeline && !request.authorized);
         let computed = match timeline {
             Some(timeline) => request.spent.on(Step::Timeline, timeline.answer(orders)).await.map(|answered| answered.entry),
@@ -89,6 +91,7 @@ impl Proxy {
         let comparing = Comparing {
             route: request.route.name.clone(),
             target: orders.text.to_owned(),
+            are_buckets,
             samples: Arc::clone(&self.samples),
             metrics: Arc::clone(&self.metrics),
         };
@@ -123,6 +126,7 @@ impl Proxy {
 struct Comparing {
     route: String,
     target: String,
+    are_buckets: bool,
     samples: Arc<Samples>,
     metrics: Arc<Metrics>,
 }
@@ -159,7 +163,8 @@ impl Comparing {
             self.differs(Result::Fields, &format!("in {}{more}", names.join(", ")));
             return response;
         }
-        let position = Position { expected, at: 0, differs: false, passed: 0 };
+        let numbering = self.are_buckets.then(Numbering::default);
+        let position = Position { expected, at: 0, differs: false, passed: 0, numbering };
         let reader = match Coding::of(fields) {
             Coding::Identity => Reading::Plain(position),
             Coding::Gzip => Reading::Gzip(Box::new(MultiGzDecoder::new(position))),
@@ -179,8 +184,8 @@ impl Comparing {
             Reading::Plain(position) => Some(position),
             Reading::Gzip(decoder) => decoder.finish().ok(),
         };
-        match position {
-            Some(Position { differs: true, at, expected, passed }) => {
+        match position.map(Position::ended) {
+            Some(Position { differs: true, at, expected, passed, .. }) => {
                 let more = if whole { "" } else { " or more" };
                 self.differs(Result::Body, &format!("from byte {at} on; {passed} bytes{more} instead of {}", expected.len()));
             }
@@ -212,22 +217,43 @@ struct Position {
     differs: bool,
     /// This many bytes have passed.
     passed: u64,
+    /// Buckets are stored with numbers for timestamps, whatever the upstream's own cache makes of them.
+    numbering: Option<Numbering>,
 }
 
 impl Write for Position {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.passed += bytes.len() as u64;
-        if !self.differs {
-            let rest = self.expected.get(self.at..).unwrap_or_default();
-            let same = bytes.iter().zip(rest).take_while(|(one, other)| one == other).count();
-            self.differs = same < bytes.len();
-            self.at += same;
+        match &mut self.numbering {
+            Some(numbering) => {
+                let numbered = numbering.push(bytes);
+                self.compare(&numbered);
+            }
+            None => self.compare(bytes),
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Position {
+    fn compare(&mut self, bytes: &[u8]) {
+        if !self.differs {
+            let rest = self.expected.get(self.at..).unwrap_or_default();
+            let same = bytes.iter().zip(rest).take_while(|(one, other)| one == other).count();
+            self.differs = same < bytes.len();
+            self.at += same;
+        }
+    }
+
+    /// The same once nothing more comes.
+    fn ended(mut self) -> Self {
+        let held = self.numbering.take().map(|mut numbering| numbering.finish()).unwrap_or_default();
+        self.compare(&held);
+        self
     }
 }
 
@@ -309,7 +335,8 @@ mod tests {
 
     async fn compare(response: Response<Reply>, expected: &StoredResponse) -> String {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let comparing = Comparing { route: "r".into(), target: "/x".into(), samples: Arc::default(), metrics: Arc::clone(&metrics) };
+        let comparing =
+            Comparing { route: "r".into(), target: "/x".into(), are_buckets: true, samples: Arc::default(), metrics: Arc::clone(&metrics) };
         let watched = comparing.watch(response, expected, expected.body.clone());
         drop(watched.into_body().collect().await);
         let of = |label: &&str| metrics.shadow.with_label_values(&["r", label]).get() == 1;
@@ -351,10 +378,10 @@ mod tests {
             let expected: Bytes = (0..len).map(|number| u8::try_from(number % 251).unwrap()).collect();
             let mut found = expected.to_vec();
             found[at] ^= 1;
-            let mut position = Position { expected: expected.clone(), at: 0, differs: false, passed: 0 };
+            let mut position = Position { expected: expected.clone(), at: 0, differs: false, passed: 0, numbering: None };
             found.chunks(piece).for_each(|piece| position.write_all(piece).unwrap());
             prop_assert!(position.differs && position.at == at && position.passed == len as u64);
-            let mut position = Position { expected: expected.clone(), at: 0, differs: false, passed: 0 };
+            let mut position = Position { expected: expected.clone(), at: 0, differs: false, passed: 0, numbering: None };
             expected.chunks(piece).for_each(|piece| position.write_all(piece).unwrap());
             prop_assert!(!position.differs && position.at == len);
         }

@@ -219,6 +219,8 @@ pub struct Metrics {
     pub timeline_checks: IntCounterVec,
     /// `timeline_doubts_total`: what the backend streamed was not what it summed up.
     pub timeline_doubts: IntCounter,
+    /// `timeline_texts_total`: answers in which the backend's own cache had made text of timestamps, and that went on with numbers.
+    pub timeline_texts: IntCounter,
     /// `timeline_on{endpoint}`: 1 while the timeline answers, 0 on probation and after an answer differed.
     pub timeline_on: IntGaugeVec,
     /// `timeline_bytes`: what the timeline holds in memory.
@@ -339,6 +341,10 @@ impl Metrics {
                 &["endpoint", "result"],
             )?,
             timeline_doubts: counter("timeline_doubts_total", "What the backend streamed was not what it summed up.")?,
+            timeline_texts: counter(
+                "timeline_texts_total",
+                "Answers whose timestamps the backend's own cache had made text, given back as numbers.",
+            )?,
             timeline_on: gauges(
                 "timeline_on",
                 "1 while the timeline answers, 0 on probation and after an answer differed.",

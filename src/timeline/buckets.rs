@@ -24,16 +24,16 @@ pub fn buckets<'c>(columns: impl IntoIterator<Item = &'c Columns>, span: Span, w
         sides.iter_mut().for_each(|side| side.skip_to(span.start));
         while let Some(time) = sides.iter().filter_map(Sums::next_time).min().filter(|&time| time <= span.end) {
             let timestamp = (time - span.start) / width * width + span.start;
-            let end = timestamp.saturating_add(width).min(span.end.saturating_add(1));
+            let last = timestamp.saturating_add(width - 1).min(span.end);
             summed.move_to(timestamp);
             for side in &mut sides {
-                if let Some(amount) = side.take_until(end) {
+                if let Some(amount) = side.take_to(last) {
                     summed.add(side.side, amount)?;
                 }
             }
         }
     }
-    summed.move_to(i64::MAX);
+    summed.close();
     Some(summed.buckets)
 }
 
@@ -49,10 +49,14 @@ impl Summed {
     /// Closes the open bucket, unless this is still the same.
     fn move_to(&mut self, timestamp: i64) {
         if timestamp != self.timestamp {
-            let closed = self.open.drain(..);
-            let timestamp = std::mem::replace(&mut self.timestamp, timestamp);
-            self.buckets.extend(closed.map(|(side, amount)| Bucket { timestamp, side, usd: Usd::Exact(amount).nearest() }));
+            self.close();
+            self.timestamp = timestamp;
         }
+    }
+
+    fn close(&mut self) {
+        let (timestamp, closed) = (self.timestamp, self.open.drain(..));
+        self.buckets.extend(closed.map(|(side, amount)| Bucket { timestamp, side, usd: Usd::Exact(amount).nearest() }));
     }
 
     /// Adds an amount to the open bucket; `None` if that cannot be done with certainty.
@@ -117,6 +121,15 @@ mod tests {
                 })
                 .collect();
             prop_assert_eq!(buckets(&pieces, span, width), Some(added(&orders, span, width)));
+        }
+    }
+
+    #[test]
+    fn the_last_moment_that_there_is_has_a_bucket_too() {
+        let all = Builder::columns(&[order(i64::MAX, "buy", Usd::Exact(1)), order(5, "buy", Usd::Exact(1))]).unwrap();
+        for (start, width, expected) in [(0, i64::MAX, vec![0, i64::MAX]), (1, i64::MAX, vec![1]), (0, 10, vec![0, i64::MAX / 10 * 10])] {
+            let buckets = buckets([&all], Span { start, end: i64::MAX }, width).unwrap();
+            assert_eq!(buckets.iter().map(|bucket| bucket.timestamp).collect::<Vec<_>>(), expected, "{start} {width}");
         }
     }
 

@@ -114,10 +114,19 @@ impl Columns {
     /// The orders from one moment up to, and not including, another.
     #[must_use]
     pub fn part(&self, from: i64, to: i64) -> Self {
-        let cut = |times: &[i64]| {
+        self.cut(|times| {
             let first = times.partition_point(|&time| time < from);
             first..times.partition_point(|&time| time < to).max(first)
-        };
+        })
+    }
+
+    /// The orders from a moment on.
+    #[must_use]
+    pub fn since(&self, from: i64) -> Self {
+        self.cut(|times| times.partition_point(|&time| time < from)..times.len())
+    }
+
+    fn cut(&self, cut: impl Fn(&[i64]) -> Range<usize>) -> Self {
         let places = cut(&self.times);
         let sides = self.sides.iter().map(|side| {
             let places = cut(&side.times);
@@ -262,9 +271,10 @@ impl Sums<'_> {
         self.times.get(self.at).copied()
     }
 
-    /// What the orders before a time add up to that were not passed yet, in units of 10⁻¹⁶ USD; `None` if there are none.
-    pub fn take_until(&mut self, time: i64) -> Option<i128> {
-        let (from, to) = (self.at, self.place_of(time));
+    /// What the orders up to a time, and at it, add up to that were not passed yet, in units of 10⁻¹⁶ USD; `None` if there are none.
+    pub fn take_to(&mut self, time: i64) -> Option<i128> {
+        // There is no time after the last one.
+        let (from, to) = (self.at, time.checked_add(1).map_or(self.times.len(), |next| self.place_of(next)));
         self.at = to;
         (to > from).then(|| self.sums[to] - self.sums[from])
     }

@@ -338,7 +338,8 @@ impl<S: Orders> Engine<S> {
         let asking = self.cache.ask();
         let latest = self.source.latest(&symbol.name, MOST_RECENT).await?;
         let (asked, asked_at) = (Instant::now(), Wall::now());
-        let newest = latest.first().and_then(|order| order.order_trade_time);
+        // Those whose time lies in the future say nothing of which orders have come.
+        let newest = latest.iter().filter_map(|order| order.order_trade_time).find(|&time| time <= moment(asked_at));
         let start = first_moment(newest, asked_at, self.span(), self.settle());
         let since = self.read(symbol, Span { start, end: FAR }).await?;
         if self.foreign {
@@ -366,7 +367,7 @@ impl<S: Orders> Engine<S> {
     /// Keeps a newest part, and what of it is over as spans of its own.
     fn keep_tail(self: &Arc<Self>, symbol: &Arc<Symbol>, tail: Tail) -> Result<(), AskError> {
         let span = self.span();
-        let start = first_moment(tail.newest(), tail.asked_at, span, self.settle()).max(tail.start);
+        let start = first_moment(tail.newest_until(moment(tail.asked_at)), tail.asked_at, span, self.settle()).max(tail.start);
         let mut first = tail.start;
         while first < start {
             let columns = tail.columns.part(first, first + span);

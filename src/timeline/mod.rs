@@ -15,6 +15,7 @@
 //!                                                 │        └─ fill, kept, shared   spans that are over, in memory and in Redis
 //!                                                 └─ columns, buckets   orders, and sums of them by binary search
 //! ```
+//! `times` undoes what an existing service's own cache makes of timestamps, here and for what is fetched.
 //!
 //! What is not known, or not for certain, goes to the backend as if there were no timeline.
 //!
@@ -39,6 +40,7 @@ pub mod shared;
 pub mod symbol;
 pub mod tags;
 pub mod tail;
+pub mod times;
 pub mod trust;
 pub mod verify;
 pub mod view;

@@ -14,8 +14,9 @@ use crate::clock::Wall;
 
 /// The most orders that a list of the newest holds.
 pub const MOST_RECENT: usize = 1000;
-/// The last moment that anything is asked for: the end of the year 9999.
-pub const FAR: i64 = 253_402_300_799_999;
+/// The last moment that anything is asked for. Orders may bear any time (microseconds that were taken for milliseconds lie beyond the year
+/// 9999), and backends list them among the newest.
+pub const FAR: i64 = i64::MAX;
 
 /// The newest part.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Tail {
     /// From where on it is asked for anew: what arrives late, does so within `settle`.
     #[must_use]
     pub fn asked_again_from(&self, settle: i64) -> i64 {
-        let known = self.newest().map_or(i64::MIN, |newest| newest.min(moment(self.asked_at)));
+        let known = self.newest_until(moment(self.asked_at)).unwrap_or(i64::MIN);
         known.saturating_sub(settle).max(self.start)
     }
 
@@ -100,7 +101,7 @@ impl Tail {
     /// # Errors
     /// Never, in truth: what is in columns makes columns.
     pub fn from(&self, start: i64) -> Result<Self, Unfit> {
-        let columns = self.columns.part(start, i64::MAX);
+        let columns = self.columns.since(start);
         let room = MOST_RECENT.saturating_sub(columns.len());
         let older = Span { start: i64::MIN, end: start - 1 };
         let before: Vec<Order> = self.columns.orders(older).chain(self.before.orders(older)).take(room).collect();
@@ -115,10 +116,12 @@ impl Tail {
         })
     }
 
-    /// The time of the newest order of all.
+    /// The time of the newest order up to a moment. One whose time lies in the future says nothing of which orders have come.
     #[must_use]
-    pub fn newest(&self) -> Option<i64> {
-        self.columns.newest().or_else(|| self.before.newest())
+    pub fn newest_until(&self, moment: i64) -> Option<i64> {
+        let until = Span { start: i64::MIN, end: moment };
+        let newest = |columns: &Columns| columns.time(columns.within(until).next_back()?);
+        newest(&self.columns).or_else(|| newest(&self.before))
     }
 
     /// The newest orders, newest first; at most [`MOST_RECENT`] of them.
@@ -151,7 +154,8 @@ mod tests {
     async fn the_newest_part_grows_and_gives_up_what_is_over() {
         let wall = Wall::from_millis;
         let tail = Tail::begin(100, &orders(0..105), columns(&orders(100..107)), (Instant::now(), wall(150)), Moment::default()).unwrap();
-        assert_eq!((tail.newest(), tail.columns.len(), tail.before.len()), (Some(106), 7, 100));
+        assert_eq!((tail.newest_until(150), tail.newest_until(105), tail.newest_until(-1)), (Some(106), Some(105), None));
+        assert_eq!((tail.newest_until(99), tail.columns.len(), tail.before.len()), (Some(99), 7, 100));
         assert_eq!(times(&tail.latest(9)), (98..107).rev().collect::<Vec<_>>());
         assert_eq!(tail.asked_again_from(3), 103);
         let same = tail.renewed(103, &columns(&orders(103..107)), Instant::now(), wall(160)).unwrap();
@@ -160,10 +164,22 @@ mod tests {
         late.insert(12, order(107, "sell", Usd::Exact(1)));
         let more = tail.renewed(103, &columns(&late), Instant::now(), wall(170)).unwrap();
         assert!(!tail.misses_some_in(103, &columns(&late)) && tail.misses_some_in(103, &columns(&orders(104..120))));
-        assert_eq!((more.newest(), more.columns.len()), (Some(119), 21));
+        assert_eq!((more.newest_until(i64::MAX), more.columns.len()), (Some(119), 21));
         let later = more.from(110).unwrap();
         assert_eq!((later.columns.len(), later.before.len()), (10, 111));
         assert_eq!(later.latest(500), more.latest(500));
+    }
+
+    #[tokio::test]
+    async fn orders_of_a_far_time_stay_among_the_newest_and_say_nothing_of_what_has_come() {
+        let mut since = orders(100..107);
+        since.splice(0..0, [i64::MAX, 1_735_689_600_000_000].map(|time| order(time, "sell", Usd::Exact(1))));
+        let mut latest = since.clone();
+        latest.extend(orders(95..100));
+        let tail = Tail::begin(100, &latest, columns(&since), (Instant::now(), Wall::from_millis(150)), Moment::default()).unwrap();
+        assert_eq!((tail.latest(3).len(), times(&tail.latest(3))), (3, vec![i64::MAX, 1_735_689_600_000_000, 106]));
+        assert_eq!((tail.newest_until(150), tail.asked_again_from(3)), (Some(106), 103));
+        assert_eq!(tail.from(104).unwrap().latest(9), tail.latest(9));
     }
 
     #[test]

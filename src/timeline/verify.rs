@@ -5,7 +5,6 @@
 //! more than both can know: up to the newest order that was known here before the other was asked. Orders may still come late, so both are asked
 //! again before a difference counts, the last time for what is settled alone.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use super::endpoint::Endpoint;
 use super::engine::{Allowed, Engine, whole_millis};
 use super::service::Service;
 use super::symbol::Symbol;
+use super::times::number_times;
 use super::trust::Trust;
 use crate::api::orders::Orders;
 use crate::config::Timeline as Settings;
@@ -253,32 +253,6 @@ fn difference(own: (StatusCode, &Bytes), said: (StatusCode, &Bytes)) -> Result<b
     let place = own.1.iter().zip(&*text).position(|(one, two)| one != two).unwrap_or_else(|| own.1.len().min(text.len()));
     let (computed, asked) = ((own.0.as_u16(), own.1.len()), (said.0.as_u16(), text.len()));
     Err(format!("byte {place}: computed {} with {} bytes, the backend {} with {}", computed.0, computed.1, asked.0, asked.1))
-}
-
-/// An answer in which timestamps that are text are numbers: the service's cache makes them text (deviation D3).
-fn number_times(body: &[u8]) -> Cow<'_, [u8]> {
-    const TEXT: &[u8] = b"\"timestamp\":\"";
-    let finder = memchr::memmem::Finder::new(TEXT);
-    if finder.find(body).is_none() {
-        return Cow::Borrowed(body);
-    }
-    let (mut out, mut rest) = (Vec::with_capacity(body.len()), body);
-    while let Some(at) = finder.find(rest) {
-        let (before, after) = rest.split_at(at + TEXT.len());
-        match memchr::memchr(b'"', after) {
-            Some(end) if end > 0 && after[..end].iter().all(u8::is_ascii_digit) => {
-                out.extend_from_slice(&before[..before.len() - 1]);
-                out.extend_from_slice(&after[..end]);
-                rest = &after[end + 1..];
-            }
-            _ => {
-                out.extend_from_slice(before);
-                rest = after;
-            }
-        }
-    }
-    out.extend_from_slice(rest);
-    Cow::Owned(out)
 }
 
 /// Whether two lists of buckets differ in the last digits of their sums alone.

@@ -153,7 +153,12 @@ impl<S: Orders> Orders for View<S> {
         if orders.min(places.saturating_mul(2)) > MOST_BUCKETS {
             return Err(OrdersError::NotCovered);
         }
-        buckets(pieces.columns(), span, width).ok_or(OrdersError::NotCovered)
+        let buckets = buckets(pieces.columns(), span, width).ok_or(OrdersError::NotCovered)?;
+        // In the order of time, so that the last one tells of all.
+        if buckets.last().is_some_and(|bucket| !is_written(bucket.timestamp)) {
+            return Err(OrdersError::NotCovered);
+        }
+        Ok(buckets)
     }
 
     async fn latest(&self, _symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {
@@ -214,6 +219,11 @@ impl<S: Orders> Orders for View<S> {
     async fn check(&self) -> Result<(), OrdersError> {
         Err(OrdersError::NotCovered)
     }
+}
+
+/// Whether every backend writes such a time as ISO 8601. Beyond the year 9999 some fail, and others write something else.
+fn is_written(time: i64) -> bool {
+    jiff::Timestamp::from_millisecond(time).is_ok()
 }
 
 /// Whether two neighbours are of one moment.

@@ -284,6 +284,65 @@ async fn late_orders_show_within_a_refresh() {
     }
 }
 
+/// Times that are no milliseconds of now: microseconds, nanoseconds, and what a database makes of a number that is too large.
+const FAR: [i64; 3] = [1_780_000_000_000_000, 1_780_000_000_000_000_000, i64::MAX];
+
+/// What such orders show in, besides all that is asked otherwise.
+fn far_targets() -> Vec<String> {
+    let mut targets: Vec<String> =
+        [1, 2, 3, 4, 50, 1000].map(|limit| format!("/api/liquidation-orders?symbol=BTCUSDT&limit={limit}")).into();
+    for end in [FAR[0], FAR[1], i64::MAX] {
+        targets.push(window("BTCUSDT", "1d", now() - DAY, end));
+        targets.push(format!("/api/liquidation-orders?symbol=BTCUSDT&start_timestamp=0&end_timestamp={end}&page_size=7"));
+    }
+    targets
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_of_a_far_time_stay_in_the_lists_over_the_database() {
+    let database = database(&orders(3000, now() - 1000, 6)).await;
+    let mut random = fastrand::Rng::with_seed(4);
+    insert(&database, &[row(&mut random, "BTCUSDT", FAR[0])]).await;
+    let (sluice, reference) = (database.sluice(&QUICK), database.uncached(&[], &[]));
+    know(&sluice).await;
+    let same = || async {
+        for target in far_targets() {
+            let (ours, theirs) = (sluice.get(&target).await, reference.get(&target).await);
+            assert_eq!((ours.status, ours.text()), (theirs.status, theirs.text()), "{target}");
+        }
+    };
+    same().await;
+    assert!(is_computed(&sluice.get("/api/liquidation-orders?symbol=BTCUSDT&limit=50").await));
+    assert!(is_computed(&sluice.get(&day("1h")).await));
+    // More of them arrive.
+    insert(&database, &FAR[1..].iter().map(|&time| row(&mut random, "BTCUSDT", time)).collect::<Vec<_>>()).await;
+    let newest = || async { sluice.get("/api/liquidation-orders?symbol=BTCUSDT&limit=1").await.text() };
+    until("the farthest is the newest", || async { newest().await.contains(&i64::MAX.to_string()) }).await;
+    // Answers by URL that were stored before they came are none of the timeline's.
+    assert_eq!(sluice.manage("/purge?pattern=*").await.status, 200);
+    know(&sluice).await;
+    same().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_of_a_far_time_stay_in_the_lists_in_front_of_a_service() {
+    let mut rows = orders(3000, now() - 1000, 6);
+    let mut random = fastrand::Rng::with_seed(4);
+    rows.extend(FAR.map(|time| row(&mut random, "BTCUSDT", time)));
+    let service = Service::start(rows).await;
+    let sluice = proxy(&service, "", &[]).await;
+    know(&sluice).await;
+    for target in far_targets() {
+        let (ours, theirs) = (sluice.get(&target).await, direct(&service, &target).await);
+        assert_eq!((ours.status, ours.text()), (theirs.status, theirs.text()), "{target}");
+    }
+    warm(&sluice, "/api/liquidation-orders?symbol=BTCUSDT&limit=50").await;
+    warm(&sluice, &day("1h")).await;
+    assert!(sluice.get("/api/liquidation-orders?symbol=BTCUSDT&limit=50").await.text().contains(&FAR[0].to_string()));
+    assert_eq!(sluice.metric("timeline_doubts_total", &[]).await, 0.0);
+    assert_eq!((state(&sluice, "liquidations").await, state(&sluice, "liquidation-orders").await), ("on".into(), "on".into()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_symbols_never_reach_the_timeline() {
     let service = Service::start(orders(300, now() - 1000, 2)).await;
