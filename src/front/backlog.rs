@@ -4,12 +4,9 @@
 //! a client that opens all windows and reads nothing would have pieces of a hundred answers made and kept. So a stream makes no more while its
 //! connection has much to write.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-
-use super::deadlines::Activity;
 
 /// While more bytes than this are ready, no stream makes more. Less than the kernel takes at one time would cost fast clients more turns.
 const MOST: u64 = 512 << 10;
@@ -67,42 +64,11 @@ impl Backlog {
     }
 }
 
-/// A connection that is served: once it has nothing to do, and is not waiting for its client either, nothing is ready any more.
-pub struct Settling<F> {
-    serving: F,
-    activity: Arc<Activity>,
-}
-
-impl<F> Settling<F> {
-    /// The library's work on a connection.
-    pub const fn new(serving: F, activity: Arc<Activity>) -> Self {
-        Self { serving, activity }
-    }
-}
-
-impl<F> Settling<Pin<&mut F>> {
-    /// The library's work itself.
-    pub fn serving(&mut self) -> Pin<&mut F> {
-        self.serving.as_mut()
-    }
-}
-
-impl<F: Future> Future for Settling<Pin<&mut F>> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let polled = self.serving.as_mut().poll(cx);
-        if polled.is_pending() && !self.activity.is_blocked() {
-            self.activity.backlog.clear();
-        }
-        polled
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::future::poll_fn;
+    use std::sync::Arc;
     use std::time::Duration;
     use tokio::time::timeout;
 

@@ -17,7 +17,6 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::backlog::Settling;
 use super::body::{RequestBody, ResponseBody};
 use super::connection_limits::Admitted;
 use super::deadlines::{Activity, InFlight, Overdue, watchdog};
@@ -25,6 +24,7 @@ use super::frames;
 use super::message::{Fields, MAX_FIELDS, join_cookies};
 use super::outgoing;
 use super::select::{Either, select};
+use super::settling::Settling;
 use super::socket::{Notes, Socket};
 use super::stream::{Stream, Streams};
 use crate::body::lent::{Cut, Reading};

@@ -19,6 +19,7 @@ pub mod message;
 pub mod outgoing;
 pub mod plain;
 pub mod select;
+pub mod settling;
 pub mod socket;
 pub mod sockets;
 pub mod stream;

@@ -257,9 +257,10 @@ impl<S: Orders> Engine<S> {
         self.cache.voids().is_purged(asked_at, checked, |selection| symbol.is_concerned(selection))
     }
 
-    /// Whether a newest part is as new as a request of this moment can expect: no older than `refresh`, and the time that a question takes.
+    /// Whether a newest part is as new as a request of this moment can expect: no older than `refresh`, and the time that a question takes, as
+    /// long as that is no longer.
     fn is_new(&self, symbol: &Symbol, tail: &Tail, at: Instant) -> bool {
-        at.saturating_duration_since(tail.asked) < self.settings.refresh + symbol.took().min(LONG_PATIENCE)
+        at.saturating_duration_since(tail.asked) < self.settings.refresh + symbol.took().min(self.settings.refresh)
     }
 
     /// Whether an answer that needs the newest part can be given without asking anything.

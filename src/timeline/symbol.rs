@@ -370,9 +370,11 @@ mod tests {
     async fn newest_parts_are_bounded_in_bytes() {
         let weight = tail(100).weight();
         let symbols = Symbols::new(10, weight * 2);
-        let made: Vec<_> = ["A", "B"].map(|name| symbols.get_or_make(name, Vec::new).0).into();
-        for symbol in &made {
-            assert!(symbols.keep_tail(symbol, tail(100)).unwrap().is_empty());
+        let mut made = Vec::new();
+        for name in ["A", "B"] {
+            let (symbol, _) = symbols.get_or_make(name, Vec::new);
+            assert!(symbols.keep_tail(&symbol, tail(100)).unwrap().is_empty());
+            made.push(symbol);
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert_eq!(symbols.bytes(), weight * 2);

@@ -21,9 +21,11 @@ use super::endpoint::Endpoint;
 use super::engine::{Allowed, Engine, whole_millis};
 use super::service::Service;
 use super::symbol::Symbol;
+use super::tail::moment;
 use super::times::number_times;
 use super::trust::Trust;
 use crate::api::orders::Orders;
+use crate::clock::Wall;
 use crate::config::Timeline as Settings;
 use crate::request::secrets::without_secrets;
 use crate::request::target::Target;
@@ -123,7 +125,9 @@ impl Verifier {
         let mut at = String::new();
         for attempt in 1..=TRIES {
             let late = if attempt == TRIES { self.settle } else { 1 };
-            let Some(newest) = engine.known_tail(symbol).and_then(|tail| tail.newest()) else { return Found::Nothing };
+            let Some(newest) = engine.known_tail(symbol).and_then(|tail| tail.newest_until(moment(Wall::now()))) else {
+                return Found::Nothing;
+            };
             let until = newest.saturating_sub(late);
             let Some(target) = similar.target(&symbol.name, endpoint, until) else { return Found::Nothing };
             *request = target;
