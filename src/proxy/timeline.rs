@@ -8,6 +8,7 @@ use super::outcome::{Outcome, StaleWhy};
 use super::spent::Step;
 use super::{Proxy, respond};
 use crate::cache::entry::Content;
+use crate::timeline::unanswered::Unanswered;
 use crate::timeline::{Answered, How, Timeline};
 
 impl Proxy {
@@ -15,13 +16,14 @@ impl Proxy {
     pub(super) async fn answer_from_timeline(&self, timeline: &dyn Timeline, request: CacheableRequest<'_>) -> Answer {
         // Whether a response is for those with credentials, only the backend's own says.
         if request.authorized {
+            self.metrics.timeline_unanswered.with_label_values(&[Unanswered::Credentials.name()]).inc();
             return self.answer_from_stored(request).await;
         }
         let canonical = request.canonical.clone();
         let asked = request.for_timeline(&canonical);
         let answered = match timeline.recall(asked) {
             Some(answered) => Some(answered),
-            None => request.spent.on(Step::Timeline, timeline.answer(asked)).await,
+            None => request.spent.on(Step::Timeline, timeline.answer(asked)).await.ok(),
         };
         if let Some(answered) = answered
             && let Some(answer) = self.respond_computed(&request, &answered).await

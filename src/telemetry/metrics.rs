@@ -213,6 +213,8 @@ pub struct Metrics {
     pub mysql_waiting: IntGauge,
     /// `timeline_answers_total{how}`: requests answered from the timeline: `known`, `waited` or `stale`.
     pub timeline_answers: IntCounterVec,
+    /// `timeline_unanswered_total{reason}`: requests that the timeline left to the backend, by why.
+    pub timeline_unanswered: IntCounterVec,
     /// `timeline_fetches_total{of,result}`: fetches from the source, of the `newest` part or of `spans` that are over.
     pub timeline_fetches: IntCounterVec,
     /// `timeline_checks_total{endpoint,result}`: answers that were held against the backend's.
@@ -330,6 +332,7 @@ impl Metrics {
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
             timeline_answers: counters("timeline_answers_total", "Requests answered from the timeline.", &["how"])?,
+            timeline_unanswered: counters("timeline_unanswered_total", "Requests that the timeline left to the backend, by why.", &["reason"])?,
             timeline_fetches: counters(
                 "timeline_fetches_total",
                 "Fetches of the timeline from the source of its orders.",

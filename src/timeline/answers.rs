@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode, header};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::compute::{Computed, compute};
+use super::compute::{self, Computed};
 use super::endpoint::{Endpoint, asked};
 use super::engine::{Allowed, Engine, Newness};
 use super::fields::Fields;
@@ -18,6 +18,7 @@ use super::symbol::Symbol;
 use super::tags::tags;
 use super::tail::Tail;
 use super::trust::{State, Trust};
+use super::unanswered::Unanswered;
 use super::verify::Verifier;
 use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Timeline};
 use crate::api::orders::Orders;
@@ -33,6 +34,7 @@ use crate::config::route::Route;
 use crate::http::conditional::etag_of;
 use crate::http::encoding::{Coding, accepts_gzip, gzip_fast};
 use crate::http::freshness::Lifetimes;
+use crate::request::secrets::without_secrets;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::carry;
 use crate::upstream::AbortOnDrop;
@@ -106,6 +108,9 @@ impl<S: Orders> Answers<S> {
             None => Arc::new(Trust::proven()),
         };
         let trust = [trust(), trust()];
+        for reason in Unanswered::ALL {
+            metrics.timeline_unanswered.with_label_values(&[reason.name()]);
+        }
         Ok(Self {
             engine,
             routes: ArcSwap::from_pointee(routes),
@@ -151,12 +156,22 @@ impl<S: Orders> Answers<S> {
         self.cache.voids().check(entry) == Validity::Valid
     }
 
-    async fn compute(&self, request: OrdersRequest<'_>) -> Option<Answered> {
-        let (endpoint, name) = asked(request.target)?;
-        if self.state(endpoint) != State::On {
-            return None;
+    /// Whether the endpoint is answered.
+    ///
+    /// # Errors
+    /// Why not.
+    fn may_answer(&self, endpoint: Endpoint) -> Result<(), Unanswered> {
+        match self.state(endpoint) {
+            State::On => Ok(()),
+            State::Probation { .. } => Err(Unanswered::Probation),
+            State::Off => Err(Unanswered::Off),
         }
-        let symbol = self.engine.symbol(&name)?;
+    }
+
+    async fn compute(&self, request: OrdersRequest<'_>) -> Result<Answered, Unanswered> {
+        let (endpoint, name) = asked(request.target).ok_or(Unanswered::Shape)?;
+        self.may_answer(endpoint)?;
+        let symbol = self.engine.symbol(&name).ok_or(Unanswered::UnknownSymbol)?;
         // Before anything of it is read.
         let version = symbol.version();
         let gzip = accepts_gzip(request.headers);
@@ -176,9 +191,9 @@ impl<S: Orders> Answers<S> {
             key,
             began: self.cache.ask(),
         };
-        let (entry, made_from, how) = AbortOnDrop(self.runtime.spawn(carry(work.run()))).await.ok()??;
+        let (entry, made_from, how) = AbortOnDrop(self.runtime.spawn(carry(work.run()))).await.unwrap_or(Err(Unanswered::Lost))?;
         if !self.is_valid(&entry) {
-            return None;
+            return Err(Unanswered::Voided);
         }
         if how == How::Known || how == How::Waited {
             let version = made_from.map(|_| version);
@@ -186,7 +201,7 @@ impl<S: Orders> Answers<S> {
             self.recent[usize::from(gzip)].insert(request.canonical.0.clone(), Arc::new(recent));
         }
         self.verify_some(&symbol, endpoint, request.text);
-        Some(Answered { entry, how })
+        Ok(Answered { entry, how })
     }
 }
 
@@ -210,12 +225,13 @@ struct Work<S> {
 }
 
 impl<S: Orders> Work<S> {
-    async fn run(self) -> Option<(Arc<Entry>, Option<Arc<Tail>>, How)> {
-        let Computed { status, body, made } = compute(&self.engine, &self.symbol, self.endpoint, &self.text, self.allowed).await?;
+    async fn run(self) -> Result<(Arc<Entry>, Option<Arc<Tail>>, How), Unanswered> {
+        let Computed { status, body, made } =
+            compute::answer(&self.engine, &self.symbol, self.endpoint, &self.text, self.allowed).await?;
         if !self.trust.allows(made.ties) {
-            return None;
+            return Err(Unanswered::Ties);
         }
-        let mut fields = self.fields.of(self.endpoint, &self.headers, status)?;
+        let mut fields = self.fields.of(self.endpoint, &self.headers, status).ok_or(Unanswered::Fields)?;
         fields.append(header::VIA, OWN_VIA);
         fields.insert(header::ETAG, etag_of(&body));
         if body.len() >= self.varies_from {
@@ -223,7 +239,7 @@ impl<S: Orders> Work<S> {
         }
         let packed = if body.len() >= self.pack_from { gzip_fast(&body) } else { Bytes::new() };
         let (coding, body) = if packed.is_empty() { (Coding::Identity, body) } else { (Coding::Gzip, packed) };
-        let response = StoredResponse::new(status, fields, coding, Coding::Identity, counted(&self.bodies, body)?);
+        let response = StoredResponse::new(status, fields, coding, Coding::Identity, counted(&self.bodies, body).ok_or(Unanswered::NoRoom)?);
         let now = Wall::now();
         // What is made of nothing was asked for when it was begun to be made.
         let asked_at = made.asked_at.unwrap_or(self.began);
@@ -235,7 +251,7 @@ impl<S: Orders> Work<S> {
             Newness::Fresh if made.waited => How::Waited,
             Newness::Fresh => How::Known,
         };
-        Some((Arc::new(entry), made.tail, how))
+        Ok((Arc::new(entry), made.tail, how))
     }
 }
 
@@ -274,7 +290,14 @@ impl<S: Orders> Timeline for Answers<S> {
     }
 
     fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a> {
-        Box::pin(self.compute(request))
+        Box::pin(async move {
+            let answered = self.compute(request).await;
+            if let Err(reason) = &answered {
+                self.metrics.timeline_unanswered.with_label_values(&[reason.name()]).inc();
+                tracing::debug!(request = &*without_secrets(request.text), reason = reason.name(), "the timeline does not answer: {reason}");
+            }
+            answered
+        })
     }
 
     fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap) {
@@ -328,8 +351,10 @@ impl<S: Orders> Timeline for Answers<S> {
 
     fn locate(&self, needs: &Needs) -> Located {
         let state = self.state(needs.endpoint);
+        let off = self.may_answer(needs.endpoint).err();
         let Some(symbol) = self.engine.symbol(&needs.symbol) else {
-            return Located { state, known: false, in_memory: 0, before_first: 0, newest: None };
+            let unanswered = off.or(Some(Unanswered::UnknownSymbol));
+            return Located { state, known: false, in_memory: 0, before_first: 0, newest: None, unanswered };
         };
         let oldest = self.engine.oldest(&symbol).unwrap_or(i64::MIN);
         let starts = needs.spans.clone().into_iter().flat_map(|spans| spans.step_by(usize::try_from(needs.step).unwrap_or(usize::MAX)));
@@ -338,7 +363,9 @@ impl<S: Orders> Timeline for Answers<S> {
             before_first += i64::from(start < oldest);
             in_memory += i64::from(start >= oldest && self.engine.stored(&symbol, start).is_some());
         }
-        Located { state, known: true, in_memory, before_first, newest: self.engine.age(&symbol) }
+        let missing = needs.count() - in_memory - before_first;
+        let unanswered = off.or_else(|| self.engine.foresee(&symbol, missing));
+        Located { state, known: true, in_memory, before_first, newest: self.engine.age(&symbol), unanswered }
     }
 }
 

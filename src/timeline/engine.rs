@@ -19,6 +19,7 @@ use super::schedule::{Ended, Next, Schedule};
 use super::shared::Shared;
 use super::symbol::{Symbol, Symbols};
 use super::tail::{FAR, MOST_RECENT, Tail, first_moment, moment};
+use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, OrdersError, Span};
 use crate::body::BoxError;
 use crate::cache::Cache;
@@ -30,6 +31,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// A request waits so long for a question, if what is known may be served meanwhile, or for spans that are over.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// So many spans are asked for while a request waits. If more are missing, it does not wait.
+pub(super) const FEW: usize = 3;
 /// It waits so long if what is known is too old. Then the backend is asked.
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
 /// A question that takes longer is given up.
@@ -275,37 +278,51 @@ impl<S: Orders> Engine<S> {
         self.tail(symbol).map(|tail| tail.asked.elapsed())
     }
 
+    /// Why a request that lacks so many spans would not be answered at this moment, as far as that is known without asking anything.
+    #[must_use]
+    pub fn foresee(&self, symbol: &Symbol, missing: i64) -> Option<Unanswered> {
+        if self.tail(symbol).is_none() {
+            return Some(if symbol.failed().is_some() { Unanswered::NewestFailing } else { Unanswered::NewestMissing });
+        }
+        let is_paused = missing > 0 && symbol.filling().is_paused();
+        let are_many = usize::try_from(missing).is_ok_and(|missing| missing > FEW);
+        if is_paused { Some(Unanswered::SpansFailing) } else { are_many.then_some(Unanswered::SpansMissing) }
+    }
+
     /// Whether the source contradicted itself so often that nothing of it is used any more.
     #[must_use]
     pub fn is_doubted(&self) -> bool {
         self.doubts.load(Ordering::Acquire) >= DOUBTS
     }
 
-    /// The newest part as new as it can be had, how new that is, and whether it was waited for. `None`: it is older than is allowed, or was
-    /// purged meanwhile.
-    pub async fn new_tail(&self, symbol: &Symbol, allowed: Allowed) -> Option<(Arc<Tail>, Newness, bool)> {
+    /// The newest part as new as it can be had, how new that is, and whether it was waited for.
+    ///
+    /// # Errors
+    /// It is older than is allowed, or was purged meanwhile.
+    pub async fn new_tail(&self, symbol: &Symbol, allowed: Allowed) -> Result<(Arc<Tail>, Newness, bool), Unanswered> {
         let began = Instant::now();
         let mut ended = symbol.questions.subscribe();
         let mut waited = false;
         loop {
             // Before the look at what there is, so that none that ends after it is missed.
             ended.mark_unchanged();
-            let tail = self.tail(symbol)?;
+            let tail = self.tail(symbol).ok_or(Unanswered::NewestMissing)?;
             if self.is_new(symbol, &tail, began) {
-                return Some((tail, Newness::Fresh, waited));
+                return Ok((tail, Newness::Fresh, waited));
             }
             self.want(symbol);
             let late = tail.asked.elapsed().saturating_sub(self.settings.refresh);
             if symbol.failed().is_some() {
                 // It pauses after that: nothing comes soon.
-                return (late <= allowed.failing).then_some((tail, Newness::Failing(late), waited));
+                let allowed = (late <= allowed.failing).then_some((tail, Newness::Failing(late), waited));
+                return allowed.ok_or(Unanswered::NewestFailing);
             }
             let is_allowed = late <= allowed.late;
             // One question that hangs does not hold up every request for as long as it hangs.
             let until = if is_allowed { symbol.asking_since().unwrap_or(began) + PATIENCE } else { began + LONG_PATIENCE };
             waited = true;
             if timeout_at(until, ended.changed()).await.is_err() {
-                return is_allowed.then_some((tail, Newness::Late(late), true));
+                return is_allowed.then_some((tail, Newness::Late(late), true)).ok_or(Unanswered::NewestLate);
             }
         }
     }

@@ -13,11 +13,10 @@ use super::columns::{Columns, Unfit};
 use super::engine::{AskError, Engine, PATIENCE};
 use super::kept::{SpanKey, StoredSpan};
 use super::symbol::{Filling, Symbol};
+use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, Page, Span};
 use crate::cache::entry::Checked;
 
-/// So many spans are asked for while a request waits. If more are missing, it does not wait.
-pub const FEW: usize = 3;
 /// More spans than this make no window.
 pub const MOST_SPANS: i64 = 20_000;
 /// Spans that are asked for at once.
@@ -65,13 +64,19 @@ impl<S: Orders> Engine<S> {
     }
 
     /// Waits for a few spans that are over to be known.
-    pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64]) -> bool {
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64]) -> Result<(), Unanswered> {
         let until = Instant::now() + PATIENCE;
         let mut fills = symbol.fills.subscribe();
         {
             let mut filling = symbol.filling();
-            if filling.is_paused() || filling.urgent.len() > MOST_URGENT {
-                return false;
+            if filling.is_paused() {
+                return Err(Unanswered::SpansFailing);
+            }
+            if filling.urgent.len() > MOST_URGENT {
+                return Err(Unanswered::SpansMissing);
             }
             filling.urgent.extend(starts);
             self.begin_filling(symbol, &mut filling);
@@ -79,23 +84,29 @@ impl<S: Orders> Engine<S> {
         loop {
             fills.mark_unchanged();
             if starts.iter().all(|&start| self.stored(symbol, start).is_some()) {
-                return true;
+                return Ok(());
             }
-            if symbol.filling().is_paused() || timeout_at(until, fills.changed()).await.is_err() {
-                return false;
+            if symbol.filling().is_paused() {
+                return Err(Unanswered::SpansFailing);
+            }
+            if timeout_at(until, fills.changed()).await.is_err() {
+                return Err(Unanswered::SpansMissing);
             }
         }
     }
 
-    /// Has the spans of a window asked for in the background.
-    pub fn fill_many(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span, tail_start: i64) {
+    /// Has the spans of a window asked for in the background, and says why they are not there.
+    pub fn fill_many(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span, tail_start: i64) -> Unanswered {
         let mut filling = symbol.filling();
         let now = Instant::now();
-        if filling.is_paused() || filling.asked.is_some_and(|at| now < at + BETWEEN_FILLS) {
-            return;
+        if filling.is_paused() {
+            return Unanswered::SpansFailing;
         }
-        (filling.asked, filling.window) = (Some(now), Some((span, tail_start)));
-        self.begin_filling(symbol, &mut filling);
+        if filling.asked.is_none_or(|at| now >= at + BETWEEN_FILLS) {
+            (filling.asked, filling.window) = (Some(now), Some((span, tail_start)));
+            self.begin_filling(symbol, &mut filling);
+        }
+        Unanswered::SpansMissing
     }
 
     fn begin_filling(self: &Arc<Self>, symbol: &Arc<Symbol>, filling: &mut Filling) {
@@ -266,7 +277,9 @@ impl Filling {
         None
     }
 
-    fn is_paused(&self) -> bool {
+    /// Whether nothing is asked for, after a failure.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
         self.paused_until.is_some_and(|until| Instant::now() < until)
     }
 

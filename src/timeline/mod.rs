@@ -17,7 +17,7 @@
 //! ```
 //! `times` undoes what an existing service's own cache makes of timestamps, here and for what is fetched.
 //!
-//! What is not known, or not for certain, goes to the backend as if there were no timeline.
+//! What is not known, or not for certain, goes to the backend as if there were no timeline; `unanswered` says why.
 //!
 //! Knows the API and the cache's stores and voids. Knows neither rules nor clients.
 
@@ -42,6 +42,7 @@ pub mod tags;
 pub mod tail;
 pub mod times;
 pub mod trust;
+pub mod unanswered;
 pub mod verify;
 pub mod view;
 
@@ -58,6 +59,7 @@ use crate::config::route::Route;
 use crate::request::target::Target;
 use needs::Needs;
 use trust::State;
+use unanswered::Unanswered;
 
 /// What the timeline is asked.
 #[derive(Clone, Copy)]
@@ -95,15 +97,15 @@ pub enum How {
     Failing(Duration),
 }
 
-/// The future of an answer; `None`: the backend must be asked.
-pub type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Option<Answered>> + Send + 'a>>;
+/// The future of an answer, or of why there is none: then the backend must be asked.
+pub type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Result<Answered, Unanswered>> + Send + 'a>>;
 
 /// A timeline, whatever its source.
 pub trait Timeline: Send + Sync {
     /// The answer that was computed to an equal request a moment ago, if nothing came since. No I/O, little work.
     fn recall(&self, request: OrdersRequest<'_>) -> Option<Answered>;
 
-    /// Computes an answer.
+    /// Computes an answer, or counts why there is none.
     fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a>;
 
     /// Takes note of the backend's own response to a request, which is 200 or 404, with the fields that the client gets.
@@ -156,4 +158,6 @@ pub struct Located {
     pub before_first: i64,
     /// How old the newest part in memory is.
     pub newest: Option<Duration>,
+    /// Why it would not be answered at this moment, as far as that is known without asking anything.
+    pub unanswered: Option<Unanswered>,
 }

@@ -1,17 +1,18 @@
 //! What one request sees of the timeline: orders, as the endpoints of the API read them.
 //!
-//! It answers from what is known, waits for a little of what is not, and says [`OrdersError::NotCovered`] to the rest: then the
-//! request goes to the backend as if there were no timeline.
+//! It answers from what is known, waits for a little of what is not, and says [`OrdersError::NotCovered`] to the rest, noting why
+//! ([`View::unanswered`]): then the request goes to the backend as if there were no timeline.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::buckets::buckets;
 use super::columns::Columns;
-use super::engine::{Allowed, Engine, Newness};
-use super::fill::{FEW, MOST_SPANS};
+use super::engine::{Allowed, Engine, FEW, Newness};
+use super::fill::MOST_SPANS;
 use super::kept::StoredSpan;
 use super::symbol::Symbol;
 use super::tail::{MOST_RECENT, Tail};
+use super::unanswered::Unanswered;
 use crate::api::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
 use crate::cache::void::Moment;
 
@@ -24,6 +25,7 @@ pub struct View<S> {
     symbol: Arc<Symbol>,
     allowed: Allowed,
     made: Mutex<Made>,
+    unanswered: OnceLock<Unanswered>,
 }
 
 /// From what an answer was made.
@@ -64,7 +66,7 @@ impl<S: Orders> View<S> {
     #[must_use]
     pub const fn new(engine: Arc<Engine<S>>, symbol: Arc<Symbol>, allowed: Allowed) -> Self {
         let made = Made { tail: None, newness: Newness::Fresh, waited: false, asked_at: None, ties: false };
-        Self { engine, symbol, allowed, made: Mutex::new(made) }
+        Self { engine, symbol, allowed, made: Mutex::new(made), unanswered: OnceLock::new() }
     }
 
     /// From what the answer was made.
@@ -73,19 +75,32 @@ impl<S: Orders> View<S> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Why it did not answer, if it did not.
+    #[must_use]
+    pub fn unanswered(&self) -> Option<Unanswered> {
+        self.unanswered.get().copied()
+    }
+
+    /// Does not answer, for this reason.
+    fn not(&self, reason: Unanswered) -> OrdersError {
+        self.unanswered.get_or_init(|| reason);
+        OrdersError::NotCovered
+    }
+
     fn note(&self, change: impl FnOnce(&mut Made)) {
         change(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The newest part as it is known, which says where it begins.
     fn known_tail(&self) -> Result<Arc<Tail>, OrdersError> {
-        self.engine.known_tail(&self.symbol).ok_or(OrdersError::NotCovered)
+        let missing = || self.not(if self.symbol.failed().is_some() { Unanswered::NewestFailing } else { Unanswered::NewestMissing });
+        self.engine.known_tail(&self.symbol).ok_or_else(missing)
     }
 
     /// The newest part, as new as it can be had.
     async fn tail(&self) -> Result<Arc<Tail>, OrdersError> {
         self.known_tail()?;
-        let (tail, newness, waited) = self.engine.new_tail(&self.symbol, self.allowed).await.ok_or(OrdersError::NotCovered)?;
+        let (tail, newness, waited) = self.engine.new_tail(&self.symbol, self.allowed).await.map_err(|why| self.not(why))?;
         self.note(|made| {
             made.note_asked_at(tail.oldest_asked);
             (made.tail, made.newness, made.waited) = (Some(Arc::clone(&tail)), newness, made.waited || waited);
@@ -104,8 +119,9 @@ impl<S: Orders> View<S> {
         let (first, last) = (begin.div_euclid(length), end.div_euclid(length));
         if last - first >= MOST_SPANS {
             // It is not known yet where the orders begin, or there are too many spans.
-            self.engine.fill_many(&self.symbol, span, tail_start);
-            return Err(OrdersError::NotCovered);
+            let missing = self.engine.fill_many(&self.symbol, span, tail_start);
+            let is_known = self.engine.oldest(&self.symbol).is_some();
+            return Err(self.not(if is_known { Unanswered::TooManySpans } else { missing }));
         }
         Ok((first..=last).map(|number| number * length).collect())
     }
@@ -114,16 +130,14 @@ impl<S: Orders> View<S> {
     async fn spans(&self, starts: &[i64], span: Span, tail_start: i64) -> Result<Vec<Arc<StoredSpan>>, OrdersError> {
         let missing: Vec<i64> = starts.iter().copied().filter(|&start| self.engine.stored(&self.symbol, start).is_none()).collect();
         if missing.len() > FEW {
-            self.engine.fill_many(&self.symbol, span, tail_start);
-            return Err(OrdersError::NotCovered);
+            return Err(self.not(self.engine.fill_many(&self.symbol, span, tail_start)));
         }
         if !missing.is_empty() {
             self.note(|made| made.waited = true);
-            if !self.engine.fill_few(&self.symbol, &missing).await {
-                return Err(OrdersError::NotCovered);
-            }
+            self.engine.fill_few(&self.symbol, &missing).await.map_err(|why| self.not(why))?;
         }
-        let found = starts.iter().map(|&start| self.engine.stored(&self.symbol, start).ok_or(OrdersError::NotCovered));
+        let stored = |start| self.engine.stored(&self.symbol, start).ok_or_else(|| self.not(Unanswered::SpansMissing));
+        let found = starts.iter().map(|&start| stored(start));
         let found = found.collect::<Result<Vec<_>, _>>()?;
         self.note(|made| found.iter().for_each(|span| made.note_asked_at(span.asked_at)));
         Ok(found)
@@ -151,12 +165,12 @@ impl<S: Orders> Orders for View<S> {
         let orders: usize = pieces.columns().map(|columns| columns.within(span).len()).sum();
         let places = usize::try_from(span.end.saturating_sub(span.start) / width).unwrap_or(usize::MAX).saturating_add(1);
         if orders.min(places.saturating_mul(2)) > MOST_BUCKETS {
-            return Err(OrdersError::NotCovered);
+            return Err(self.not(Unanswered::TooManyBuckets));
         }
-        let buckets = buckets(pieces.columns(), span, width).ok_or(OrdersError::NotCovered)?;
+        let buckets = buckets(pieces.columns(), span, width).ok_or_else(|| self.not(Unanswered::Inexact))?;
         // In the order of time, so that the last one tells of all.
         if buckets.last().is_some_and(|bucket| !is_written(bucket.timestamp)) {
-            return Err(OrdersError::NotCovered);
+            return Err(self.not(Unanswered::FarTimes));
         }
         Ok(buckets)
     }
@@ -174,7 +188,7 @@ impl<S: Orders> Orders for View<S> {
         let tail_start = tail.as_ref().unwrap_or(&known).start;
         let mut starts = self.starts(span, tail_start)?;
         // One order more on either side, to see whether the page's edges cut through orders of one moment.
-        let mut skip = usize::try_from(page.offset).map_err(|_| OrdersError::NotCovered)?;
+        let mut skip = usize::try_from(page.offset).map_err(|_| self.not(Unanswered::Shape))?;
         let edge = usize::from(skip > 0);
         skip -= edge;
         let wanted = page.size + edge + 1;
@@ -199,10 +213,7 @@ impl<S: Orders> Orders for View<S> {
                     asked_for = FEW;
                     starts.split_off((place + 1).saturating_sub(FEW))
                 }
-                Some(_) => {
-                    self.engine.fill_many(&self.symbol, span, tail_start);
-                    return Err(OrdersError::NotCovered);
-                }
+                Some(_) => return Err(self.not(self.engine.fill_many(&self.symbol, span, tail_start))),
             };
             for stored in self.spans(&next, span, tail_start).await?.iter().rev() {
                 full = full || take(&stored.columns);
