@@ -332,7 +332,11 @@ impl Metrics {
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
             timeline_answers: counters("timeline_answers_total", "Requests answered from the timeline.", &["how"])?,
-            timeline_unanswered: counters("timeline_unanswered_total", "Requests that the timeline left to the backend, by why.", &["reason"])?,
+            timeline_unanswered: counters(
+                "timeline_unanswered_total",
+                "Requests that the timeline left to the backend, by why.",
+                &["reason"],
+            )?,
             timeline_fetches: counters(
                 "timeline_fetches_total",
                 "Fetches of the timeline from the source of its orders.",

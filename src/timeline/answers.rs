@@ -226,8 +226,7 @@ struct Work<S> {
 
 impl<S: Orders> Work<S> {
     async fn run(self) -> Result<(Arc<Entry>, Option<Arc<Tail>>, How), Unanswered> {
-        let Computed { status, body, made } =
-            compute::answer(&self.engine, &self.symbol, self.endpoint, &self.text, self.allowed).await?;
+        let Computed { status, body, made } = compute::answer(&self.engine, &self.symbol, self.endpoint, &self.text, self.allowed).await?;
         if !self.trust.allows(made.ties) {
             return Err(Unanswered::Ties);
         }
@@ -239,7 +238,8 @@ impl<S: Orders> Work<S> {
         }
         let packed = if body.len() >= self.pack_from { gzip_fast(&body) } else { Bytes::new() };
         let (coding, body) = if packed.is_empty() { (Coding::Identity, body) } else { (Coding::Gzip, packed) };
-        let response = StoredResponse::new(status, fields, coding, Coding::Identity, counted(&self.bodies, body).ok_or(Unanswered::NoRoom)?);
+        let response =
+            StoredResponse::new(status, fields, coding, Coding::Identity, counted(&self.bodies, body).ok_or(Unanswered::NoRoom)?);
         let now = Wall::now();
         // What is made of nothing was asked for when it was begun to be made.
         let asked_at = made.asked_at.unwrap_or(self.began);
@@ -294,7 +294,11 @@ impl<S: Orders> Timeline for Answers<S> {
             let answered = self.compute(request).await;
             if let Err(reason) = &answered {
                 self.metrics.timeline_unanswered.with_label_values(&[reason.name()]).inc();
-                tracing::debug!(request = &*without_secrets(request.text), reason = reason.name(), "the timeline does not answer: {reason}");
+                tracing::debug!(
+                    request = &*without_secrets(request.text),
+                    reason = reason.name(),
+                    "the timeline does not answer: {reason}"
+                );
             }
             answered
         })
@@ -361,7 +365,7 @@ impl<S: Orders> Timeline for Answers<S> {
         let (mut in_memory, mut before_first) = (0, 0);
         for start in starts.take(MOST_LOCATED) {
             before_first += i64::from(start < oldest);
-            in_memory += i64::from(start >= oldest && self.engine.stored(&symbol, start).is_some());
+            in_memory += i64::from(start >= oldest && self.engine.is_stored(&symbol, start));
         }
         let missing = needs.count() - in_memory - before_first;
         let unanswered = off.or_else(|| self.engine.foresee(&symbol, missing));

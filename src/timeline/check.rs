@@ -30,7 +30,7 @@ pub fn nearly(one: f64, two: f64) -> bool {
 /// # Errors
 /// Where they differ.
 pub fn sums(columns: &[&Columns], span: Span, width: i64, said: &[Bucket]) -> Result<(), Doubt> {
-    let Some(own) = buckets(columns.iter().copied(), span, width) else { return Ok(()) };
+    let Some(own) = buckets(columns.iter().flat_map(|columns| columns.sums()), span, width) else { return Ok(()) };
     for (own, said) in own.iter().zip(said) {
         if (own.timestamp, &own.side) != (said.timestamp, &said.side) || !nearly(own.usd, said.usd) {
             let side = said.side.as_deref().unwrap_or("null");
@@ -81,7 +81,7 @@ mod tests {
         let orders = [order(30, "sell", usd(7)), order(12, "buy", usd(2)), order(5, "buy", usd(1))];
         let (all, cut) = (Builder::columns(&orders).unwrap(), Builder::columns(&orders[1..]).unwrap());
         let span = Span { start: 0, end: 99 };
-        let said = buckets([&all], span, 10).unwrap();
+        let said = buckets(all.sums(), span, 10).unwrap();
         assert_eq!(sums(&[&all], span, 10, &said), Ok(()));
         assert!(sums(&[&cut], span, 10, &said).is_err() && sums(&[&all], span, 10, &said[1..]).is_err());
         let mut changed = said.clone();

@@ -13,12 +13,14 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::builder::Builder;
 use super::check::{self, Doubt};
-use super::columns::{Columns, Unfit};
-use super::kept::{Kept, SpanKey, StoredSpan};
+use super::columns::{BLOCK, Columns, Unfit};
+use super::details::Details;
 use super::schedule::{Ended, Next, Schedule};
 use super::shared::Shared;
+use super::spans::Spans;
+use super::sums::Sums;
 use super::symbol::{Symbol, Symbols};
-use super::tail::{FAR, MOST_RECENT, Tail, first_moment, moment};
+use super::tail::{FAR, MOST_RECENT, Tail, first_moment_by, moment};
 use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, OrdersError, Span};
 use crate::body::BoxError;
@@ -39,6 +41,8 @@ const LONG_PATIENCE: Duration = Duration::from_secs(10);
 const QUESTION: Duration = Duration::from_secs(120);
 /// A source that contradicts itself so often is not used any more: once may be an order that came in between.
 const DOUBTS: u32 = 2;
+/// If more orders than this are to be expected since it was asked for, a newest part begins anew.
+const MOST_AGAIN: usize = 8 * BLOCK;
 /// Symbols of which anything is known.
 const SYMBOLS: usize = 4096;
 
@@ -54,7 +58,9 @@ pub struct Engine<S> {
     begun: Instant,
     /// Told when the schedule may say something else.
     changed: Arc<Notify>,
-    pub(super) spans: Kept<SpanKey, StoredSpan>,
+    /// What is over: what buckets need, and what lists and pages print, which is forgotten first.
+    pub(super) spans: Spans<Sums>,
+    pub(super) details: Spans<Details>,
     pub(super) shared: Option<Shared>,
     pub(super) cache: Arc<Cache>,
     pub(super) fills: Semaphore,
@@ -110,6 +116,7 @@ impl std::fmt::Display for AskError {
         match self {
             Self::Source(error) => write!(f, "{error}"),
             Self::Unfit(Unfit::Disordered) => f.write_str("orders came out of order, or one without a time"),
+            Self::Unfit(Unfit::TooDense) => f.write_str("more orders are of one millisecond than can be computed with"),
             Self::Unfit(Unfit::TooManyKinds) => f.write_str("the texts of its orders differ too much"),
             Self::Doubt(doubt) => write!(f, "{doubt}"),
             Self::TooMany => f.write_str("there are more orders than timeline.memory has room for"),
@@ -166,8 +173,9 @@ impl<S: Orders> Engine<S> {
             schedule: Mutex::new(Schedule::new(settings.refresh, settings.questions)),
             begun: Instant::now(),
             changed: Arc::default(),
-            spans: Kept::new(settings.memory / 8 * 5)?,
-            shared: Shared::new(&cache, settings.span),
+            spans: Spans::new(settings.memory / 2),
+            details: Spans::new(settings.memory / 8),
+            shared: Shared::new(&cache),
             fills: Semaphore::new(settings.concurrency),
             doubts: AtomicU32::new(0),
             settings,
@@ -220,7 +228,8 @@ impl<S: Orders> Engine<S> {
             let schedule = self.schedule();
             (schedule.asking(), schedule.behind(self.now()))
         };
-        Size { symbols, newest_parts, spans: self.spans.count(), bytes: self.spans.bytes() + newest_bytes, questions, behind }
+        let bytes = self.spans.bytes() + self.details.bytes() + newest_bytes;
+        Size { symbols, newest_parts, spans: self.spans.count(), bytes, questions, behind }
     }
 
     /// The length of a span, in milliseconds.
@@ -356,9 +365,7 @@ impl<S: Orders> Engine<S> {
         let asking = self.cache.ask();
         let latest = self.source.latest(&symbol.name, MOST_RECENT).await?;
         let (asked, asked_at) = (Instant::now(), Wall::now());
-        // Those whose time lies in the future say nothing of which orders have come.
-        let newest = latest.iter().filter_map(|order| order.order_trade_time).find(|&time| time <= moment(asked_at));
-        let start = first_moment(newest, asked_at, self.span(), self.settle());
+        let start = first_moment_by(&latest, asked_at, self.span(), self.settle());
         let since = self.read(symbol, Span { start, end: FAR }).await?;
         if self.foreign {
             check::newest(&latest, start, &since).map_err(|doubt| self.doubt(symbol, doubt))?;
@@ -372,30 +379,40 @@ impl<S: Orders> Engine<S> {
     }
 
     /// The newest part once what may have changed of it is known anew.
-    async fn ask_again(&self, symbol: &Symbol, tail: &Tail) -> Result<Tail, AskError> {
+    async fn ask_again(self: &Arc<Self>, symbol: &Arc<Symbol>, tail: &Tail) -> Result<Tail, AskError> {
         let (asked, asked_at) = (Instant::now(), Wall::now());
         let from = tail.asked_again_from(self.settle());
+        let rested = asked_at.since(tail.asked_at);
+        if tail.millis_between().is_some_and(|between| whole_millis(rested) as f64 / between > MOST_AGAIN as f64) {
+            // What came while it rested is better asked for by those who need it.
+            self.keep_settled(symbol, tail, from);
+            return self.ask_first(symbol).await;
+        }
         let newer = self.read(symbol, Span { start: from, end: FAR }).await?;
         if tail.misses_some_in(from, &newer) {
             return self.ask_first(symbol).await;
         }
-        Ok(tail.renewed(from, &newer, asked, asked_at)?)
+        Ok(tail.renewed(from, &newer, asked, asked_at))
     }
 
     /// Keeps a newest part, and what of it is over as spans of its own.
     fn keep_tail(self: &Arc<Self>, symbol: &Arc<Symbol>, tail: Tail) -> Result<(), AskError> {
-        let span = self.span();
-        let start = first_moment(tail.newest_until(moment(tail.asked_at)), tail.asked_at, span, self.settle()).max(tail.start);
-        let mut first = tail.start;
-        while first < start {
-            let columns = tail.columns.part(first, first + span);
-            self.keep_span(symbol, first, StoredSpan { columns, asked_at: tail.oldest_asked, checked: tail.checked.clone() });
-            first += span;
-        }
+        let start = tail.goes_on_from(self.span(), self.settle());
+        self.keep_settled(symbol, &tail, start);
         let tail = Arc::new(if start > tail.start { tail.from(start)? } else { tail });
         let evicted = self.symbols.keep_tail(symbol, tail).ok_or(AskError::TooMany)?;
         self.forget(&evicted);
         Ok(())
+    }
+
+    /// Keeps the orders of a newest part before a moment as what is over, by day.
+    fn keep_settled(self: &Arc<Self>, symbol: &Arc<Symbol>, tail: &Tail, to: i64) {
+        let (mut from, span) = (tail.start, self.span());
+        while from < to {
+            let next = from.div_euclid(span).saturating_add(1).saturating_mul(span).min(to);
+            self.keep_columns(symbol, (from, next), &tail.columns.part(from, next), tail);
+            from = next;
+        }
     }
 
     /// Holds what a foreign source streamed against the sums that it gives itself.
@@ -430,7 +447,7 @@ impl<S: Orders> Engine<S> {
                 return Err(AskError::TooMany);
             }
         }
-        Ok(columns.finish())
+        Ok(columns.finish()?)
     }
 }
 
