@@ -269,7 +269,10 @@ struct Computing(Option<Runtime>);
 
 impl Computing {
     fn start() -> io::Result<Self> {
-        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("timeline").build().map(|runtime| Self(Some(runtime)))
+        // At least two, so that a long computation leaves one to the others.
+        let threads = thread::available_parallelism().map_or(2, usize::from).max(2);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().thread_name("timeline").build()?;
+        Ok(Self(Some(runtime)))
     }
 
     fn handle(&self) -> Handle {

@@ -227,6 +227,12 @@ pub struct Metrics {
     pub timeline_on: IntGaugeVec,
     /// `timeline_bytes`: what the timeline holds in memory.
     pub timeline_bytes: IntGauge,
+    /// `timeline_room_bytes`: what answers take, or may need, that are computed or that clients take.
+    pub timeline_room_bytes: IntGauge,
+    /// `timeline_room_waiting_bytes`: what those want of it who wait for room.
+    pub timeline_room_waiting_bytes: IntGauge,
+    /// `timeline_computing`: answers that are being computed.
+    pub timeline_computing: IntGauge,
     /// `timeline_spans`: spans that it holds in memory.
     pub timeline_spans: IntGauge,
     /// `timeline_questions`: questions about newest parts that are under way.
@@ -332,7 +338,11 @@ impl Metrics {
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
             timeline_answers: counters("timeline_answers_total", "Requests answered from the timeline.", &["how"])?,
-            timeline_unanswered: counters("timeline_unanswered_total", "Requests that the timeline left to the backend, by why.", &["reason"])?,
+            timeline_unanswered: counters(
+                "timeline_unanswered_total",
+                "Requests that the timeline left to the backend, by why.",
+                &["reason"],
+            )?,
             timeline_fetches: counters(
                 "timeline_fetches_total",
                 "Fetches of the timeline from the source of its orders.",
@@ -354,6 +364,12 @@ impl Metrics {
                 &["endpoint"],
             )?,
             timeline_bytes: gauge("timeline_bytes", "Bytes that the timeline holds in memory.")?,
+            timeline_room_bytes: gauge(
+                "timeline_room_bytes",
+                "Bytes of computed answers, and of what those may need that are being made.",
+            )?,
+            timeline_room_waiting_bytes: gauge("timeline_room_waiting_bytes", "Bytes that answers want that wait for room to be made.")?,
+            timeline_computing: gauge("timeline_computing", "Answers that are being computed.")?,
             timeline_questions: gauge("timeline_questions", "Questions about newest orders that are under way.")?,
             timeline_behind: gauge(
                 "timeline_behind_seconds",

@@ -3,7 +3,7 @@
 //! One task carries out the [`schedule`](super::schedule). Each question is a task of its own, and the only one about its symbol: requests wait
 //! for it, and none of them can end it. Spans that are over come as [`fill`](super::fill) says.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use super::builder::Builder;
 use super::check::{self, Doubt};
 use super::columns::{Columns, Unfit};
 use super::kept::{Kept, SpanKey, StoredSpan};
+use super::room::Room;
 use super::schedule::{Ended, Next, Schedule};
 use super::shared::Shared;
 use super::symbol::{Symbol, Symbols};
@@ -35,6 +36,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const FEW: usize = 3;
 /// It waits so long if what is known is too old. Then the backend is asked.
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
+/// A source is slow that takes longer for a question.
+const SLOW: Duration = Duration::from_secs(1);
 /// A question that takes longer is given up.
 const QUESTION: Duration = Duration::from_secs(120);
 /// A source that contradicts itself so often is not used any more: once may be an order that came in between.
@@ -57,8 +60,12 @@ pub struct Engine<S> {
     pub(super) spans: Kept<SpanKey, StoredSpan>,
     pub(super) shared: Option<Shared>,
     pub(super) cache: Arc<Cache>,
+    /// Where answers are computed.
+    pub room: Room,
     pub(super) fills: Semaphore,
     doubts: AtomicU32,
+    /// How long the last question took that was answered, of whichever symbol, in milliseconds.
+    took: AtomicU64,
     pub(super) runtime: Handle,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -168,8 +175,10 @@ impl<S: Orders> Engine<S> {
             changed: Arc::default(),
             spans: Kept::new(settings.memory / 8 * 5)?,
             shared: Shared::new(&cache, settings.span),
+            room: Room::new(settings.memory),
             fills: Semaphore::new(settings.concurrency),
             doubts: AtomicU32::new(0),
+            took: AtomicU64::new(0),
             settings,
             cache,
             runtime,
@@ -262,7 +271,8 @@ impl<S: Orders> Engine<S> {
 
     /// Whether a newest part is as new as a request of this moment can expect: no older than `refresh`, and the time that a question takes, as
     /// long as that is no longer.
-    fn is_new(&self, symbol: &Symbol, tail: &Tail, at: Instant) -> bool {
+    #[must_use]
+    pub fn is_new(&self, symbol: &Symbol, tail: &Tail, at: Instant) -> bool {
         at.saturating_duration_since(tail.asked) < self.settings.refresh + symbol.took().min(self.settings.refresh)
     }
 
@@ -276,6 +286,12 @@ impl<S: Orders> Engine<S> {
     #[must_use]
     pub fn age(&self, symbol: &Symbol) -> Option<Duration> {
         self.tail(symbol).map(|tail| tail.asked.elapsed())
+    }
+
+    /// Whether the source takes longer than a client that asks again in a moment, or fails.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.took.load(Ordering::Relaxed) > millis(SLOW) || self.schedule().is_sparing()
     }
 
     /// Why a request that lacks so many spans would not be answered at this moment, as far as that is known without asking anything.
@@ -329,7 +345,7 @@ impl<S: Orders> Engine<S> {
 
     /// Asks for the newest part of a symbol, and says to all what came of it.
     async fn ask(self: Arc<Self>, symbol: Arc<Symbol>) {
-        let mut question = Question { engine: &self, symbol: &symbol, ended: Ended::Failed };
+        let mut question = Question { engine: &self, symbol: &symbol, began: Instant::now(), ended: Ended::Failed };
         symbol.begin_question();
         let known = self.tail(&symbol);
         let asking = async {
@@ -455,11 +471,15 @@ pub struct Size {
 struct Question<'e, S: Orders> {
     engine: &'e Engine<S>,
     symbol: &'e Symbol,
+    began: Instant,
     ended: Ended,
 }
 
 impl<S: Orders> Drop for Question<'_, S> {
     fn drop(&mut self) {
+        if self.ended == Ended::Answered {
+            self.engine.took.store(millis(self.began.elapsed()), Ordering::Relaxed);
+        }
         self.symbol.end_question(self.ended == Ended::Answered);
         self.engine.schedule().ended(self.engine.now(), self.symbol.number, self.ended);
         self.engine.changed.notify_one();

@@ -9,6 +9,8 @@
 //! proxy ── answers ── endpoint   which requests, about which symbol
 //!              │       trust      not before the backend's own answers were the same      ◄── verify
 //!              │       fields     of responses, as the backend has them
+//!              │       flights    equal requests at one time are computed once
+//!              │       room       memory and cores to compute in
 //!              └─ compute ── api's endpoints ── view ── engine ── source: MySQL, the sample, or service (over HTTP)
 //!                                                 │        ├─ symbol, schedule   one entry a symbol, and when it is asked for
 //!                                                 │        ├─ tail     the newest part
@@ -32,8 +34,10 @@ pub mod endpoint;
 pub mod engine;
 pub mod fields;
 pub mod fill;
+pub mod flights;
 pub mod kept;
 pub mod needs;
+pub mod room;
 pub mod schedule;
 pub mod service;
 pub mod shared;
@@ -45,6 +49,7 @@ pub mod trust;
 pub mod unanswered;
 pub mod verify;
 pub mod view;
+pub mod work;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -52,6 +57,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::cache::entry::Entry;
 use crate::cache::key::Canonical;
@@ -107,6 +113,10 @@ pub trait Timeline: Send + Sync {
 
     /// Computes an answer, or counts why there is none.
     fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a>;
+
+    /// Leave to ask the backend for what there was no [room](Unanswered::NoRoom) to compute, for as long as it is held. `None`: that would be of
+    /// no use, since the backend needs the same memory or is slower than asking again in a moment, or enough are at it.
+    fn leave_to_backend(&self) -> Option<OwnedSemaphorePermit>;
 
     /// Takes note of the backend's own response to a request, which is 200 or 404, with the fields that the client gets.
     fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap);

@@ -151,6 +151,12 @@ impl Schedule {
         }
     }
 
+    /// Whether the source fails and is spared.
+    #[must_use]
+    pub const fn is_sparing(&self) -> bool {
+        self.failures >= FEW
+    }
+
     /// How many questions are under way.
     #[must_use]
     pub const fn asking(&self) -> usize {

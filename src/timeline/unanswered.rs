@@ -111,7 +111,9 @@ impl fmt::Display for Unanswered {
             Self::Quarantined => "the symbol is in quarantine, since an answer differed from the backend's",
             Self::NewestMissing => "the newest orders are not known yet, and are being asked for",
             Self::NewestLate => "the newest orders are older than the rule's stale_while_revalidate allows, and did not come in time",
-            Self::NewestFailing => "the newest orders cannot be read, and what is known of them is older than the rule's stale_if_error allows",
+            Self::NewestFailing => {
+                "the newest orders cannot be read, and what is known of them is older than the rule's stale_if_error allows"
+            }
             Self::SpansMissing => "older orders are not known yet, and are being fetched",
             Self::SpansFailing => "older orders could not be read a moment ago",
             Self::TooManySpans => "the window is too long",

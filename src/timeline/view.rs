@@ -10,6 +10,7 @@ use super::columns::Columns;
 use super::engine::{Allowed, Engine, FEW, Newness};
 use super::fill::MOST_SPANS;
 use super::kept::StoredSpan;
+use super::room::Place;
 use super::symbol::Symbol;
 use super::tail::{MOST_RECENT, Tail};
 use super::unanswered::Unanswered;
@@ -18,6 +19,10 @@ use crate::cache::void::Moment;
 
 /// More buckets than this are not computed: their answer would be larger than what is stored.
 const MOST_BUCKETS: usize = 120_000;
+/// What a bucket takes at most while its answer is made, in bytes: its sum, its text, and that once more as gzip.
+const BUCKET: usize = 256;
+/// The same of an order in a list or a page.
+const ORDER: usize = 1024;
 
 /// What one request sees.
 pub struct View<S> {
@@ -26,6 +31,8 @@ pub struct View<S> {
     allowed: Allowed,
     made: Mutex<Made>,
     unanswered: OnceLock<Unanswered>,
+    /// The room that the answer is made in.
+    place: Mutex<Option<Place>>,
 }
 
 /// From what an answer was made.
@@ -66,7 +73,7 @@ impl<S: Orders> View<S> {
     #[must_use]
     pub const fn new(engine: Arc<Engine<S>>, symbol: Arc<Symbol>, allowed: Allowed) -> Self {
         let made = Made { tail: None, newness: Newness::Fresh, waited: false, asked_at: None, ties: false };
-        Self { engine, symbol, allowed, made: Mutex::new(made), unanswered: OnceLock::new() }
+        Self { engine, symbol, allowed, made: Mutex::new(made), unanswered: OnceLock::new(), place: Mutex::new(None) }
     }
 
     /// From what the answer was made.
@@ -85,6 +92,24 @@ impl<S: Orders> View<S> {
     fn not(&self, reason: Unanswered) -> OrdersError {
         self.unanswered.get_or_init(|| reason);
         OrdersError::NotCovered
+    }
+
+    /// The room that the answer was made in, which its body is to [hold](Place::hold).
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Takes room for an answer of so many bytes at most.
+    async fn reserve(&self, bytes: usize) -> Result<Place, OrdersError> {
+        self.engine.room.reserve(bytes).await.ok_or_else(|| self.not(Unanswered::NoRoom))
+    }
+
+    /// Waits for the turn to make the answer; all that it needs is there.
+    async fn begin(&self, place: Place) -> Result<(), OrdersError> {
+        let place = self.engine.room.turn(place).await.ok_or_else(|| self.not(Unanswered::NoRoom))?;
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        Ok(())
     }
 
     fn note(&self, change: impl FnOnce(&mut Made)) {
@@ -164,9 +189,11 @@ impl<S: Orders> Orders for View<S> {
         let pieces = self.pieces(span).await?;
         let orders: usize = pieces.columns().map(|columns| columns.within(span).len()).sum();
         let places = usize::try_from(span.end.saturating_sub(span.start) / width).unwrap_or(usize::MAX).saturating_add(1);
-        if orders.min(places.saturating_mul(2)) > MOST_BUCKETS {
+        let most = orders.min(places.saturating_mul(2));
+        if most > MOST_BUCKETS {
             return Err(self.not(Unanswered::TooManyBuckets));
         }
+        self.begin(self.reserve(most * BUCKET).await?).await?;
         let buckets = buckets(pieces.columns(), span, width).ok_or_else(|| self.not(Unanswered::Inexact))?;
         // In the order of time, so that the last one tells of all.
         if buckets.last().is_some_and(|bucket| !is_written(bucket.timestamp)) {
@@ -177,7 +204,9 @@ impl<S: Orders> Orders for View<S> {
 
     async fn latest(&self, _symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {
         let tail = self.tail().await?;
-        let orders = tail.latest(limit.saturating_add(1).min(MOST_RECENT));
+        let limit_and_next = limit.saturating_add(1).min(MOST_RECENT);
+        self.begin(self.reserve(limit_and_next * ORDER).await?).await?;
+        let orders = tail.latest(limit_and_next);
         self.note(|made| made.ties = has_ties(&orders));
         Ok(orders.into_iter().take(limit).collect())
     }
@@ -192,6 +221,7 @@ impl<S: Orders> Orders for View<S> {
         let edge = usize::from(skip > 0);
         skip -= edge;
         let wanted = page.size + edge + 1;
+        let place = self.reserve(wanted.saturating_mul(ORDER)).await?;
         let mut found: Vec<Order> = Vec::with_capacity(wanted);
         let mut asked_for = 0;
         let mut take = |columns: &Columns| {
@@ -219,6 +249,7 @@ impl<S: Orders> Orders for View<S> {
                 full = full || take(&stored.columns);
             }
         }
+        self.begin(place).await?;
         self.note(|made| made.ties = has_ties(&found));
         Ok(found.into_iter().skip(edge).take(page.size).collect())
     }
