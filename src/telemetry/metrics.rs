@@ -176,7 +176,8 @@ pub struct Metrics {
     pub evictions: IntCounterVec,
     /// `purged_total`: entries removed by an operator.
     pub purged: IntCounter,
-    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone.
+    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone, or the timeline's source (for `timeline_newest` orders, or for
+    /// `timeline_spans`) is asked by one question at a time.
     pub breaker_open: IntGaugeVec,
     /// `rate_limited_total{route}`: requests refused because of a limit, or because too many were waiting.
     pub rate_limited: IntCounterVec,
@@ -449,7 +450,7 @@ impl Metrics {
             }
         }
         self.store_errors.with_label_values(&["redis", "connect", "failed"]);
-        for of in ["backend", "redis", "mysql"] {
+        for of in ["backend", "redis", "mysql", "timeline_newest", "timeline_spans"] {
             self.breaker_open.with_label_values(&[of]);
         }
     }

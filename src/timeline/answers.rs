@@ -15,6 +15,7 @@ use super::fields::Fields;
 use super::flights::Flights;
 use super::kept::{Kept, Weigh};
 use super::needs::Needs;
+use super::report::SymbolReport;
 use super::symbol::Symbol;
 use super::tags::tags;
 use super::trust::{State, Trust};
@@ -22,7 +23,7 @@ use super::unanswered::Unanswered;
 use super::verify::Verifier;
 use super::view::Made;
 use super::work::{Work, Worked};
-use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Timeline};
+use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Spared, Timeline, WORST};
 use crate::api::orders::Orders;
 use crate::body::BoxError;
 use crate::cache::Cache;
@@ -114,6 +115,7 @@ impl<S: Orders> Answers<S> {
         Ok(Self {
             engine,
             routes: ArcSwap::from_pointee(routes),
+            // An eighth together, for which there is room besides.
             recent: [Kept::new(settings.memory / 16)?, Kept::new(settings.memory / 16)?],
             trust,
             flights: Flights::default(),
@@ -264,6 +266,9 @@ impl<S: Orders> Timeline for Answers<S> {
         Box::pin(async move {
             let answered = self.compute(request).await;
             if let Err(reason) = &answered {
+                if let Some(symbol) = asked(request.target).and_then(|(_, name)| self.engine.symbol(&name)) {
+                    symbol.note_left(*reason);
+                }
                 self.metrics.timeline_unanswered.with_label_values(&[reason.name()]).inc();
                 tracing::debug!(
                     request = &*without_secrets(request.text),
@@ -309,6 +314,9 @@ impl<S: Orders> Timeline for Answers<S> {
         self.metrics.timeline_bytes.set(i64::try_from(size.bytes + recent).unwrap_or(i64::MAX));
         self.metrics.timeline_spans.set(i64::try_from(size.spans).unwrap_or(i64::MAX));
         self.metrics.timeline_questions.set(i64::try_from(size.questions).unwrap_or(i64::MAX));
+        let (newest, past) = self.engine.spared();
+        self.metrics.breaker_open.with_label_values(&["timeline_newest"]).set(i64::from(newest));
+        self.metrics.breaker_open.with_label_values(&["timeline_spans"]).set(i64::from(past));
         let taken = self.engine.room.taken();
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.metrics.timeline_room_bytes.set(count(taken.bytes));
@@ -323,6 +331,9 @@ impl<S: Orders> Timeline for Answers<S> {
 
     fn report(&self) -> Report {
         let size = self.engine.size();
+        let (newest, spans) = self.engine.spared();
+        let taken = self.engine.room.taken();
+        let left = |reason: Unanswered| (reason.name(), self.metrics.timeline_unanswered.with_label_values(&[reason.name()]).get());
         Report {
             endpoints: Endpoint::ALL.into_iter().map(|endpoint| (endpoint.name(), self.state(endpoint))).collect(),
             symbols: size.symbols,
@@ -332,7 +343,17 @@ impl<S: Orders> Timeline for Answers<S> {
             spans: size.spans,
             bytes: size.bytes + self.recent.iter().map(Kept::bytes).sum::<u64>(),
             capacity: self.settings.memory,
+            spared: Spared { newest, spans },
+            left_to_backend: Unanswered::ALL.into_iter().map(left).filter(|(_, count)| *count > 0).collect(),
+            worst: self.engine.worst(WORST),
+            room_bytes: taken.bytes,
+            computing: taken.computing,
         }
+    }
+
+    fn describe(&self, symbol: &str) -> Option<SymbolReport> {
+        let symbol = self.engine.symbol(&symbol.to_ascii_uppercase())?;
+        Some(self.engine.describe(&symbol))
     }
 
     fn locate(&self, needs: &Needs) -> Located {
@@ -340,7 +361,7 @@ impl<S: Orders> Timeline for Answers<S> {
         let off = self.may_answer(needs.endpoint).err();
         let Some(symbol) = self.engine.symbol(&needs.symbol) else {
             let unanswered = off.or(Some(Unanswered::UnknownSymbol));
-            return Located { state, known: false, in_memory: 0, before_first: 0, newest: None, unanswered };
+            return Located { state, known: false, in_memory: 0, before_first: 0, newest: None, unanswered, symbol: None };
         };
         let oldest = self.engine.oldest(&symbol).unwrap_or(i64::MIN);
         let starts = needs.spans.clone().into_iter().flat_map(|spans| spans.step_by(usize::try_from(needs.step).unwrap_or(usize::MAX)));
@@ -351,6 +372,7 @@ impl<S: Orders> Timeline for Answers<S> {
         }
         let missing = needs.count() - in_memory - before_first;
         let unanswered = off.or_else(|| self.engine.foresee(&symbol, missing));
-        Located { state, known: true, in_memory, before_first, newest: self.engine.age(&symbol), unanswered }
+        let (newest, symbol) = (self.engine.age(&symbol), Some(self.engine.describe(&symbol)));
+        Located { state, known: true, in_memory, before_first, newest, unanswered, symbol }
     }
 }

@@ -14,6 +14,7 @@
 //!              └─ compute ── api's endpoints ── view ── engine ── source: MySQL, the sample, or service (over HTTP)
 //!                                                 │        ├─ symbol, schedule   one entry a symbol, and when it is asked for
 //!                                                 │        ├─ tail     the newest part
+//!                                                 │        ├─ turns    to ask for what is over
 //!                                                 │        └─ fill, kept, shared   spans that are over, in memory and in Redis
 //!                                                 └─ columns, buckets   orders, and sums of them by binary search
 //! ```
@@ -36,7 +37,10 @@ pub mod fields;
 pub mod fill;
 pub mod flights;
 pub mod kept;
+#[cfg(test)]
+mod load;
 pub mod needs;
+pub mod report;
 pub mod room;
 pub mod schedule;
 pub mod service;
@@ -46,6 +50,7 @@ pub mod tags;
 pub mod tail;
 pub mod times;
 pub mod trust;
+pub mod turns;
 pub mod unanswered;
 pub mod verify;
 pub mod view;
@@ -64,6 +69,7 @@ use crate::cache::key::Canonical;
 use crate::config::route::Route;
 use crate::request::target::Target;
 use needs::Needs;
+use report::SymbolReport;
 use trust::State;
 use unanswered::Unanswered;
 
@@ -130,6 +136,9 @@ pub trait Timeline: Send + Sync {
     /// How things stand, for operators.
     fn report(&self) -> Report;
 
+    /// How one symbol (in any case) stands, for operators; `None`: nothing is known of it.
+    fn describe(&self, symbol: &str) -> Option<SymbolReport>;
+
     /// Where what a request needs is, for operators.
     fn locate(&self, needs: &Needs) -> Located;
 }
@@ -147,16 +156,38 @@ pub struct Report {
     pub questions: usize,
     /// For how long the one that has waited longest has been due, in seconds.
     pub behind_seconds: f64,
+    /// Whether the source fails or hangs and is asked by one question at a time: for the newest orders, and for older ones.
+    pub spared: Spared,
+    /// Requests that were left to the backend, by why.
+    pub left_to_backend: BTreeMap<&'static str, u64>,
+    /// The symbols that stand worst: in quarantine, failing or late; at most [`WORST`].
+    pub worst: Vec<SymbolReport>,
     /// Spans in memory.
     pub spans: usize,
     /// Bytes that all of it takes, answers computed a moment ago included.
     pub bytes: u64,
     /// Bytes that it may take.
     pub capacity: u64,
+    /// Bytes that computed answers take besides, or may need that are being made.
+    pub room_bytes: usize,
+    /// Answers that are being computed.
+    pub computing: usize,
+}
+
+/// So many symbols are described at most that stand badly.
+pub const WORST: usize = 10;
+
+/// Whether the source is spared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Spared {
+    /// For the newest orders.
+    pub newest: bool,
+    /// For older ones.
+    pub spans: bool,
 }
 
 /// Where what a request needs is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Located {
     /// Whether the endpoint is answered.
     pub state: State,
@@ -170,4 +201,6 @@ pub struct Located {
     pub newest: Option<Duration>,
     /// Why it would not be answered at this moment, as far as that is known without asking anything.
     pub unanswered: Option<Unanswered>,
+    /// How the symbol stands, if it is known.
+    pub symbol: Option<SymbolReport>,
 }

@@ -4,8 +4,8 @@
 //! none waits a little, in a queue that is bounded in bytes as the memory is, and then is told: computing first and throwing away when there is
 //! no room would make work of overload.
 //!
-//! Small answers have a quarter of the memory, and a core, that large ones never take. So they go on while large ones pile up before clients
-//! that are slow to take theirs.
+//! Small answers have memory, and a core, that large ones never take. So they go on while large ones pile up before clients that are slow to take
+//! theirs.
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -21,8 +21,10 @@ use crate::body::lent;
 const SMALL: u32 = 2 << 10;
 /// An answer waits so long for memory, and for its turn.
 const WAIT: Duration = Duration::from_millis(500);
-/// The memory is at least this, in bytes, so that the longest answer has room.
-const LEAST: usize = 16 << 20;
+/// Memory for small answers that are being made and sent, in bytes.
+const FOR_SMALL: usize = 16 << 20;
+/// The same for large ones: what slow clients may keep of them. The longest answer has room in it.
+const FOR_LARGE: usize = lent::MOST;
 
 /// Memory for answers of one class, in permits of a KiB.
 struct Class {
@@ -85,21 +87,19 @@ impl Class {
 }
 
 impl Room {
-    /// Room beside a timeline of `memory` bytes: as much as its answers of a moment ago take at most, and as much again for those that are being
-    /// made and sent. Besides, what slow clients may keep of large ones ([`lent::MOST`]), so that they take no room from the others.
+    /// Room for answers of which `kept` bytes are kept for a moment: these may be of either class, and never take what is for those that are being
+    /// made and sent.
     #[must_use]
-    pub fn new(memory: u64) -> Self {
-        let shared = usize::try_from(memory / 4).unwrap_or(usize::MAX).max(LEAST);
+    pub fn new(kept: u64) -> Self {
+        let kept = usize::try_from(kept).unwrap_or(usize::MAX);
         let cores = available_parallelism().map_or(2, usize::from).max(2);
-        Self::with(shared.saturating_add(lent::MOST), cores)
+        Self::with([FOR_SMALL, FOR_LARGE].map(|bytes| bytes.saturating_add(kept)), cores)
     }
 
-    fn with(bytes: usize, cores: usize) -> Self {
-        let kibibytes = bytes / 1024;
-        let small = kibibytes / 4;
+    fn with([small, large]: [usize; 2], cores: usize) -> Self {
         Self {
-            small: Class::new(small),
-            large: Class::new(kibibytes - small),
+            small: Class::new(small / 1024),
+            large: Class::new(large / 1024),
             turns: Arc::new(Semaphore::new(cores)),
             large_turns: Arc::new(Semaphore::new(cores - 1)),
             cores,
@@ -175,7 +175,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_gives_back_what_it_did_not_need_and_the_rest_with_its_last_part() {
-        let room = Room::with(16 * MIB, 2);
+        let room = Room::with([4 * MIB, 12 * MIB], 2);
         let place = room.turn(room.reserve(3 * MIB).await.unwrap()).await.unwrap();
         assert_eq!(room.taken(), Taken { bytes: 3 * MIB, waiting: 0, computing: 1 });
         let made = place.hold(body(1025)).unwrap();
@@ -195,7 +195,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_finds_no_room_waits_a_little_in_a_bounded_queue() {
-        let room = Room::with(16 * MIB, 2);
+        let room = Room::with([4 * MIB, 12 * MIB], 2);
         let held = room.reserve(8 * MIB).await.unwrap();
         let began = Instant::now();
         assert!(room.reserve(5 * MIB).await.is_none());
@@ -230,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn large_answers_leave_memory_and_a_core_to_small_ones() {
-        let room = Room::with(16 * MIB, 2);
+        let room = Room::with([4 * MIB, 12 * MIB], 2);
         let mut held = Vec::new();
         while let Some(place) = room.reserve(3 * MIB).await {
             held.push(place);

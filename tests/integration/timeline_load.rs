@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use sluice::clock::Wall;
 
-use crate::support::{Answer, Connection, Service, Sluice, scratch, until};
+use tokio::io::BufReader;
+
+use crate::support::{Answer, Connection, MariaDb, Service, Sluice, connect_from, recorded_dir, scratch, until};
 
 const MINUTE: i64 = 60_000;
 const DAY: i64 = 86_400_000;
@@ -26,7 +28,7 @@ fn orders(until: i64) -> Vec<String> {
 }
 
 /// The shipped configuration with these changes.
-fn configured(changes: &[(&str, &str)]) -> String {
+pub fn configured(changes: &[(&str, &str)]) -> String {
     let mut text = include_str!("../../proxy.toml").to_owned();
     for (from, to) in changes {
         assert!(text.contains(from), "{from}");
@@ -93,7 +95,7 @@ async fn large_answers_before_slow_clients_are_bounded_and_small_ones_go_on() {
     assert!(served >= 4 && refused >= 8, "{served} served, {refused} refused");
     // The answers that nobody takes are held, and no more than there is room for.
     let room = sluice.metric("timeline_room_bytes", &[]).await;
-    assert!(room > 20e6 && room <= 80.0 * MIB as f64, "{room}");
+    assert!(room > 20e6 && room <= 96.0 * MIB as f64, "{room}");
     let grown = sluice.process.resident_peak().saturating_sub(before) / MIB;
     assert!(grown < 160, "{grown} MiB");
     for number in 0..200 {
@@ -151,4 +153,45 @@ async fn what_finds_no_room_goes_to_a_service_a_few_at_a_time() {
     assert!(most.load(Ordering::Relaxed) <= 8 + 1, "{} at a time", most.load(Ordering::Relaxed));
     let small = sluice.get(&small(last, 1)).await;
     assert!(small.status == 200 && is_computed(&small));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_downloads_do_not_make_the_newest_orders_late() {
+    let database = MariaDb::empty(&[]).await;
+    database.feed(&recorded_dir().join("schema.sql"));
+    database
+        .run("USE api; INSERT INTO binance_liqs SELECT 'BTCUSDT', 'buy', 'LIMIT', 'IOC', 1, 1, 1, 'FILLED', 1, 1, seq FROM seq_1_to_400000")
+        .await;
+    database.index();
+    let add = async |time: i64| {
+        let values = format!("('ETHUSDT', 'buy', 'LIMIT', 'IOC', 1, 1, 1, 'FILLED', 1, 1, {time})");
+        database.run(&format!("INSERT INTO api.binance_liqs VALUES {values}")).await;
+    };
+    add(now()).await;
+    let sluice = database.sluice(&[("pool_max = 20", "pool_max = 8"), ("refresh = \"5s\"", "refresh = \"200ms\"")]);
+    let list = "/api/liquidation-orders?symbol=ETHUSDT&limit=5";
+    until("the list is computed", || async { is_computed(&sluice.get(list).await) }).await;
+    // They take nothing of what they ask for, and come from ten addresses, so that they get all that downloads may have.
+    let mut downloads = Vec::new();
+    for from in 2..12 {
+        let mut connection = Connection(BufReader::new(connect_from(sluice.address, from).await));
+        let target = "/api/liquidation-orders/stream?symbol=BTCUSDT&start_timestamp=0&end_timestamp=1000000";
+        connection.send(format!("GET {target} HTTP/1.1\r\nHost: api.test\r\n\r\n").as_bytes()).await;
+        downloads.push(connection);
+    }
+    until("as many downloads wait as may", || async { database.running().await.len() >= 4 }).await;
+    let asked = async |result: &str| sluice.metric("timeline_fetches_total", &["of=\"newest\"", &format!("result=\"{result}\"")]).await;
+    let before = asked("answered").await;
+    for _ in 0..3 {
+        let time = now();
+        add(time).await;
+        until("the order shows", || async {
+            let answer = sluice.get(list).await;
+            is_computed(&answer) && answer.text().contains(&time.to_string())
+        })
+        .await;
+    }
+    assert!(asked("answered").await >= before + 3.0);
+    assert_eq!(asked("failed").await, 0.0);
+    assert!(database.running().await.len() >= 4, "the downloads are there still");
 }
