@@ -19,7 +19,7 @@ use sluice::config::Timeline as Settings;
 use sluice::telemetry::metrics::Metrics;
 use sluice::timeline::compute::compute;
 use sluice::timeline::endpoint::Endpoint;
-use sluice::timeline::engine::{Allowed, Engine};
+use sluice::timeline::engine::{Allowed, Engine, Source};
 use sluice::timeline::symbol::Symbol;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -164,7 +164,7 @@ async fn begin(made: Arc<Made>, memory: u64) -> (Arc<Engine<Arc<Made>>>, Arc<Sym
     let store = Arc::new(Memory::new(1 << 20, 1 << 20, Arc::clone(&metrics)).unwrap());
     let cache = Cache::new(store, Arc::default(), None, Handle::current(), Arc::clone(&metrics));
     let settings = Settings { memory, refresh: Duration::from_secs(86_400), ..Settings::default() };
-    let engine = Engine::new(made, false, settings, cache, Handle::current(), metrics).unwrap();
+    let engine = Engine::new(Source { newest: Arc::clone(&made), past: made }, false, settings, cache, Handle::current(), metrics).unwrap();
     let symbol = engine.symbol_or_new("BTCUSDT", Vec::new);
     let begun = Instant::now();
     while engine.known_tail(&symbol).is_none() {

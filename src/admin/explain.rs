@@ -254,7 +254,7 @@ fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Located>, out: &
     }
     let and = if needs.spans.is_some() { " and " } else { "" };
     writeln!(out, "{}", if needs.newest { format!("{and}the newest orders") } else { String::new() })?;
-    let Some(Located { state, known, in_memory, before_first, newest, unanswered }) = locate(needs) else { return Ok(()) };
+    let Some(Located { state, known, in_memory, before_first, newest, unanswered, symbol }) = locate(needs) else { return Ok(()) };
     match state {
         State::On if unanswered.is_none() => writeln!(out, "           answered from it, if all of that is there or can be had quickly")?,
         State::On if known => {}
@@ -275,7 +275,11 @@ fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Located>, out: &
     writeln!(
         out,
         "           in memory: {in_memory} spans; before the first order: {before_first}; elsewhere: {missing}; newest orders: {newest}"
-    )
+    )?;
+    for line in symbol.map(|symbol| symbol.to_string()).unwrap_or_default().lines() {
+        writeln!(out, "           {line}")?;
+    }
+    Ok(())
 }
 
 fn shape(route: &Route) -> String {

@@ -176,7 +176,8 @@ pub struct Metrics {
     pub evictions: IntCounterVec,
     /// `purged_total`: entries removed by an operator.
     pub purged: IntCounter,
-    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone.
+    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone, or the timeline's source (for `timeline_newest` orders, or for
+    /// `timeline_spans`) is asked by one question at a time.
     pub breaker_open: IntGaugeVec,
     /// `rate_limited_total{route}`: requests refused because of a limit, or because too many were waiting.
     pub rate_limited: IntCounterVec,
@@ -227,6 +228,12 @@ pub struct Metrics {
     pub timeline_on: IntGaugeVec,
     /// `timeline_bytes`: what the timeline holds in memory.
     pub timeline_bytes: IntGauge,
+    /// `timeline_room_bytes`: what answers take, or may need, that are computed or that clients take.
+    pub timeline_room_bytes: IntGauge,
+    /// `timeline_room_waiting_bytes`: what those want of it who wait for room.
+    pub timeline_room_waiting_bytes: IntGauge,
+    /// `timeline_computing`: answers that are being computed.
+    pub timeline_computing: IntGauge,
     /// `timeline_spans`: spans that it holds in memory.
     pub timeline_spans: IntGauge,
     /// `timeline_questions`: questions about newest parts that are under way.
@@ -358,6 +365,12 @@ impl Metrics {
                 &["endpoint"],
             )?,
             timeline_bytes: gauge("timeline_bytes", "Bytes that the timeline holds in memory.")?,
+            timeline_room_bytes: gauge(
+                "timeline_room_bytes",
+                "Bytes of computed answers, and of what those may need that are being made.",
+            )?,
+            timeline_room_waiting_bytes: gauge("timeline_room_waiting_bytes", "Bytes that answers want that wait for room to be made.")?,
+            timeline_computing: gauge("timeline_computing", "Answers that are being computed.")?,
             timeline_questions: gauge("timeline_questions", "Questions about newest orders that are under way.")?,
             timeline_behind: gauge(
                 "timeline_behind_seconds",
@@ -437,7 +450,7 @@ impl Metrics {
             }
         }
         self.store_errors.with_label_values(&["redis", "connect", "failed"]);
-        for of in ["backend", "redis", "mysql"] {
+        for of in ["backend", "redis", "mysql", "timeline_newest", "timeline_spans"] {
             self.breaker_open.with_label_values(&[of]);
         }
     }

@@ -4,9 +4,6 @@
 //! [`ORDERS`](super::fill::ORDERS) orders: how much that is, is learnt from the newest orders and from what came. One that brings twice that is broken off.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::timeout;
 
 use super::builder::Builder;
 use super::codec::Part;
@@ -23,8 +20,6 @@ use crate::api::orders::{Order, Orders, Span};
 use crate::cache::entry::Checked;
 use crate::cache::void::Moment;
 
-/// A question that takes longer is given up.
-const LONGEST: Duration = Duration::from_secs(600);
 /// A question covers at least a minute, and at most so many spans.
 const SHORTEST: i64 = 60_000;
 const AT_ONCE: i64 = 31;
@@ -33,7 +28,7 @@ const SMALL: usize = BLOCK / 4;
 
 impl<S: Orders> Engine<S> {
     /// Brings some of the end of `from..to` into memory, and says from where on all of it is there now.
-    pub(super) async fn bring(self: &Arc<Self>, symbol: &Arc<Symbol>, from: i64, to: i64) -> Result<i64, AskError> {
+    pub(super) async fn bring(self: &Arc<Self>, symbol: &Arc<Symbol>, (from, to): (i64, i64), is_urgent: bool) -> Result<i64, AskError> {
         if let Some(begin) = self.bring_from_redis(symbol, from, to).await {
             return Ok(begin);
         }
@@ -52,7 +47,7 @@ impl<S: Orders> Engine<S> {
                 end -= length;
             }
         }
-        self.ask_for(symbol, begin, to).await
+        self.ask_for(symbol, (begin, to), is_urgent).await
     }
 
     /// Brings the part that ends at `to` from Redis, and says where it begins, not before `from`.
@@ -92,18 +87,15 @@ impl<S: Orders> Engine<S> {
         filling.reach = filling.reach.clamp(SHORTEST, longest);
     }
 
-    /// Asks the source for `from..to`, and says from where on it was kept.
-    async fn ask_for(self: &Arc<Self>, symbol: &Arc<Symbol>, from: i64, to: i64) -> Result<i64, AskError> {
-        let _permit = self.fills.acquire().await.map_err(|_| AskError::Spared)?;
-        let asked_at = self.cache.ask();
-        let mut coming =
-            Coming { engine: self, symbol, asked_at, from, to, builder: Builder::default(), parts: Vec::new(), fresh: 0, orders: 0 };
-        let asked = timeout(LONGEST, coming.read()).await.unwrap_or(Err(AskError::Late(LONGEST)));
-        let (orders, begin) = (coming.orders, coming.to);
+    /// Asks the source for `from..to`, once it is its turn, and says from where on it was kept.
+    async fn ask_for(self: &Arc<Self>, symbol: &Arc<Symbol>, (from, to): (i64, i64), is_urgent: bool) -> Result<i64, AskError> {
+        let (builder, parts) = Default::default();
+        let mut coming = Coming { engine: self, symbol, asked_at: self.cache.ask(), from, to, builder, parts, fresh: 0, orders: 0 };
+        let asked = self.in_turn(is_urgent, coming.read()).await;
         self.metrics.timeline_fetches.with_label_values(&["spans", if asked.is_ok() { "answered" } else { "failed" }]).inc();
         asked?;
-        self.learn_reach(symbol, orders, to - begin);
-        Ok(begin)
+        self.learn_reach(symbol, coming.orders, to - coming.to);
+        Ok(coming.to)
     }
 
     /// Keeps all orders of `from..to`, which are over, also in Redis.
@@ -203,7 +195,8 @@ struct Coming<'e, S> {
 
 impl<S: Orders> Coming<'_, S> {
     async fn read(&mut self) -> Result<(), AskError> {
-        let mut batches = self.engine.source.stream(&self.symbol.name, Span { start: self.from, end: self.to - 1 }).await?;
+        self.asked_at = self.engine.cache.ask();
+        let mut batches = self.engine.past.stream(&self.symbol.name, Span { start: self.from, end: self.to - 1 }).await?;
         while let Some(batch) = batches.next().await {
             for order in batch? {
                 self.push(&order)?;

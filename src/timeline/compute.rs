@@ -7,6 +7,7 @@ use http::{Response, StatusCode};
 
 use super::endpoint::Endpoint;
 use super::engine::{Allowed, Engine};
+use super::room::Place;
 use super::symbol::Symbol;
 use super::unanswered::Unanswered;
 use super::view::{Made, View};
@@ -24,9 +25,11 @@ pub struct Computed {
     pub body: Bytes,
     /// From what it was made.
     pub made: Made,
+    /// The room that it was made in; `None`: it was given back.
+    pub place: Option<Place>,
 }
 
-/// The same as [`answer`] for a check, which does not ask why there is none.
+/// The same as [`answer`] for a check, which gives its room back at once and does not ask why there is none.
 pub async fn compute<S: Orders>(
     engine: &Arc<Engine<S>>,
     symbol: &Arc<Symbol>,
@@ -34,7 +37,7 @@ pub async fn compute<S: Orders>(
     target: &str,
     allowed: Allowed,
 ) -> Option<Computed> {
-    answer(engine, symbol, endpoint, target, allowed).await.ok()
+    answer(engine, symbol, endpoint, target, allowed).await.ok().map(|computed| Computed { place: None, ..computed })
 }
 
 /// Computes the answer to a request that was found to be about `symbol`.
@@ -62,5 +65,5 @@ pub async fn answer<S: Orders>(
     };
     let status = answer.status();
     let body = body::read(answer.into_body(), usize::MAX).await.ok_or(Unanswered::Lost)?;
-    Ok(Computed { status, body, made: view.made() })
+    Ok(Computed { status, body, made: view.made(), place: view.place() })
 }

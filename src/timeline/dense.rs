@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::columns::BLOCK;
-use super::engine::{Allowed, Engine};
+use super::engine::{Allowed, Engine, Source};
 use super::symbol::Symbol;
 use super::tail::moment;
 use super::view::View;
@@ -101,7 +101,8 @@ async fn begin(foreign: bool) -> (Arc<Counted>, Arc<Engine<Arc<Counted>>>, Arc<S
     let store = Arc::new(Memory::new(1 << 20, 1 << 20, Arc::clone(&metrics)).unwrap());
     let cache = Cache::new(store, Arc::default(), None, Handle::current(), Arc::clone(&metrics));
     let settings = Settings { refresh: Duration::from_secs(3600), memory: 64 << 20, ..Settings::default() };
-    let engine = Engine::new(Arc::clone(&source), foreign, settings, cache, Handle::current(), metrics).unwrap();
+    let both = Source { newest: Arc::clone(&source), past: Arc::clone(&source) };
+    let engine = Engine::new(both, foreign, settings, cache, Handle::current(), metrics).unwrap();
     let symbol = engine.symbol_or_new("BTCUSDT", Vec::new);
     until(|| engine.known_tail(&symbol).is_some()).await;
     (source, engine, symbol, last)

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::columns::BLOCK;
-use super::engine::{AskError, Engine, PATIENCE};
+use super::engine::{AskError, Engine, PATIENCE, note_change};
 use super::kept::Weigh;
 use super::spans::{Spans, Stretch, gaps};
 use super::symbol::{Filling, Symbol, Want};
@@ -26,6 +26,8 @@ const BETWEEN_FILLS: Duration = Duration::from_secs(60);
 /// The pause after a failure, and after many in a row.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// What takes longer is given up.
+const LONGEST: Duration = Duration::from_secs(600);
 /// As many orders as a question is to bring.
 pub(super) const ORDERS: usize = 8 * BLOCK;
 /// What the sums of an order take, in bytes.
@@ -141,11 +143,18 @@ impl<S: Orders> Engine<S> {
             match filled {
                 Ok(()) => filling.failures = 0,
                 Err(error) => {
-                    filling.failures = filling.failures.saturating_add(1);
-                    let pause = PAUSE.saturating_mul(1 << (filling.failures - 1).min(6)).min(LONGEST_PAUSE);
+                    // That the source is spared is no failure of this symbol's.
+                    filling.failures = filling.failures.saturating_add(u32::from(!matches!(error, AskError::Spared)));
+                    let pause = PAUSE.saturating_mul(1 << filling.failures.saturating_sub(1).min(6)).min(LONGEST_PAUSE);
                     filling.paused_until = Some(Instant::now() + pause);
                     filling.clear();
-                    tracing::info!(symbol = %symbol.name, %error, "older orders could not all be brought into the timeline; requests for them go to the backend");
+                    if is_of_source(&error) {
+                        // A window that is asked for after the pause is looked for again.
+                        filling.asked = None;
+                    }
+                    if !matches!(error, AskError::Spared) {
+                        tracing::info!(symbol = %symbol.name, %error, "older orders could not all be brought into the timeline; requests for them go to the backend");
+                    }
                 }
             }
             drop(filling);
@@ -180,13 +189,21 @@ impl<S: Orders> Engine<S> {
             }
             self.has_room(symbol, to - from, is_urgent)?;
             // From here on backwards, so that it ends also where what came found no room.
-            want.to = self.bring(symbol, from, to).await?;
+            want.to = self.bring(symbol, (from, to), is_urgent).await?;
             symbol.fills.send_modify(|fills| *fills += 1);
             if symbol.is_evicted() {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Asks the source something about the past, once it is its turn.
+    pub(super) async fn in_turn<T>(&self, is_urgent: bool, asking: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
+        let turn = self.turns.take(is_urgent).await.ok_or(AskError::Spared)?;
+        let asked = timeout(LONGEST, asking).await.unwrap_or(Err(AskError::Late(LONGEST)));
+        note_change("older orders", turn.end(asked.as_ref().is_err_and(is_of_source)));
+        asked
     }
 
     /// Whether what would come would stay. More than that would only drive out what was just brought, to be read again.
@@ -201,15 +218,24 @@ impl<S: Orders> Engine<S> {
 
     /// Finds the first moment of the span of a symbol's oldest order.
     async fn find_oldest(&self, symbol: &Symbol, tail_start: i64) -> Result<i64, AskError> {
-        if let Some(oldest) = self.oldest(symbol) {
-            return Ok(oldest);
+        match self.oldest(symbol) {
+            Some(oldest) => Ok(oldest),
+            None => self.in_turn(false, self.ask_for_oldest(symbol, tail_start)).await,
         }
+    }
+
+    async fn ask_for_oldest(&self, symbol: &Symbol, tail_start: i64) -> Result<i64, AskError> {
         let (asked_at, length) = (self.cache.ask(), self.span());
-        let first = if tail_start > 0 { self.source.first(&symbol.name, tail_start, length).await? } else { None };
+        let first = if tail_start > 0 { self.past.first(&symbol.name, tail_start, length).await? } else { None };
         let oldest = first.map_or(tail_start, |time| time.div_euclid(length) * length);
         symbol.note_oldest(oldest, asked_at);
         Ok(oldest)
     }
+}
+
+/// Whether the source did not answer, whatever was asked.
+const fn is_of_source(error: &AskError) -> bool {
+    matches!(error, AskError::Source(_) | AskError::Late(_) | AskError::Spared)
 }
 
 /// What is brought next.

@@ -9,9 +9,12 @@
 //! proxy ── answers ── endpoint   which requests, about which symbol
 //!              │       trust      not before the backend's own answers were the same      ◄── verify
 //!              │       fields     of responses, as the backend has them
+//!              │       flights    equal requests at one time are computed once
+//!              │       room       memory and cores to compute in
 //!              └─ compute ── api's endpoints ── view ── engine ── source: MySQL, the sample, or service (over HTTP)
 //!                                                 │        ├─ symbol, schedule   one entry a symbol, and when it is asked for
 //!                                                 │        ├─ tail     the newest part
+//!                                                 │        ├─ turns    to ask for what is over
 //!                                                 │        ├─ spans    what is over, in memory
 //!                                                 │        └─ fill ── bring ── shared, codec   how that comes: from Redis, or from the source
 //!                                                 └─ buckets, columns ── sums, details   orders in blocks, and sums of them by binary search
@@ -47,9 +50,14 @@ pub mod endpoint;
 pub mod engine;
 pub mod fields;
 pub mod fill;
+pub mod flights;
 pub mod kept;
+#[cfg(test)]
+mod load;
 pub mod memory;
 pub mod needs;
+pub mod report;
+pub mod room;
 pub mod schedule;
 pub mod service;
 pub mod shared;
@@ -60,9 +68,11 @@ pub mod tags;
 pub mod tail;
 pub mod times;
 pub mod trust;
+pub mod turns;
 pub mod unanswered;
 pub mod verify;
 pub mod view;
+pub mod work;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -70,12 +80,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::cache::entry::Entry;
 use crate::cache::key::Canonical;
 use crate::config::route::Route;
 use crate::request::target::Target;
 use needs::Needs;
+use report::SymbolReport;
 use trust::State;
 use unanswered::Unanswered;
 
@@ -126,6 +138,10 @@ pub trait Timeline: Send + Sync {
     /// Computes an answer, or counts why there is none.
     fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a>;
 
+    /// Leave to ask the backend for what there was no [room](Unanswered::NoRoom) to compute, for as long as it is held. `None`: that would be of
+    /// no use, since the backend needs the same memory or is slower than asking again in a moment, or enough are at it.
+    fn leave_to_backend(&self) -> Option<OwnedSemaphorePermit>;
+
     /// Takes note of the backend's own response to a request, which is 200 or 404, with the fields that the client gets.
     fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap);
 
@@ -137,6 +153,9 @@ pub trait Timeline: Send + Sync {
 
     /// How things stand, for operators.
     fn report(&self) -> Report;
+
+    /// How one symbol (in any case) stands, for operators; `None`: nothing is known of it.
+    fn describe(&self, symbol: &str) -> Option<SymbolReport>;
 
     /// Where what a request needs is, for operators.
     fn locate(&self, needs: &Needs) -> Located;
@@ -155,16 +174,38 @@ pub struct Report {
     pub questions: usize,
     /// For how long the one that has waited longest has been due, in seconds.
     pub behind_seconds: f64,
+    /// Whether the source fails or hangs and is asked by one question at a time: for the newest orders, and for older ones.
+    pub spared: Spared,
+    /// Requests that were left to the backend, by why.
+    pub left_to_backend: BTreeMap<&'static str, u64>,
+    /// The symbols that stand worst: in quarantine, failing or late; at most [`WORST`].
+    pub worst: Vec<SymbolReport>,
     /// Spans in memory.
     pub spans: usize,
     /// Bytes that all of it takes, answers computed a moment ago included.
     pub bytes: u64,
     /// Bytes that it may take.
     pub capacity: u64,
+    /// Bytes that computed answers take besides, or may need that are being made.
+    pub room_bytes: usize,
+    /// Answers that are being computed.
+    pub computing: usize,
+}
+
+/// So many symbols are described at most that stand badly.
+pub const WORST: usize = 10;
+
+/// Whether the source is spared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Spared {
+    /// For the newest orders.
+    pub newest: bool,
+    /// For older ones.
+    pub spans: bool,
 }
 
 /// Where what a request needs is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Located {
     /// Whether the endpoint is answered.
     pub state: State,
@@ -178,4 +219,6 @@ pub struct Located {
     pub newest: Option<Duration>,
     /// Why it would not be answered at this moment, as far as that is known without asking anything.
     pub unanswered: Option<Unanswered>,
+    /// How the symbol stands, if it is known.
+    pub symbol: Option<SymbolReport>,
 }

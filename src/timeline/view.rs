@@ -10,6 +10,7 @@ use super::buckets::buckets;
 use super::details::Details;
 use super::engine::{Allowed, Engine, FEW, Newness};
 use super::fill::MOST_SPANS;
+use super::room::Place;
 use super::spans::Stretch;
 use super::sums::Sums;
 use super::symbol::{Symbol, Want};
@@ -20,6 +21,10 @@ use crate::cache::void::Moment;
 
 /// More buckets than this are not computed: their answer would be larger than what is stored.
 const MOST_BUCKETS: usize = 120_000;
+/// What a bucket takes at most while its answer is made, in bytes: its sum, its text, and that once more as gzip.
+const BUCKET: usize = 256;
+/// The same of an order in a list or a page.
+const ORDER: usize = 1024;
 
 /// What one request sees.
 pub struct View<S> {
@@ -28,6 +33,8 @@ pub struct View<S> {
     allowed: Allowed,
     made: Mutex<Made>,
     unanswered: OnceLock<Unanswered>,
+    /// The room that the answer is made in.
+    place: Mutex<Option<Place>>,
 }
 
 /// From what an answer was made.
@@ -56,7 +63,7 @@ impl<S: Orders> View<S> {
     #[must_use]
     pub const fn new(engine: Arc<Engine<S>>, symbol: Arc<Symbol>, allowed: Allowed) -> Self {
         let made = Made { tail: None, newness: Newness::Fresh, waited: false, asked_at: None, ties: false };
-        Self { engine, symbol, allowed, made: Mutex::new(made), unanswered: OnceLock::new() }
+        Self { engine, symbol, allowed, made: Mutex::new(made), unanswered: OnceLock::new(), place: Mutex::new(None) }
     }
 
     /// From what the answer was made.
@@ -75,6 +82,24 @@ impl<S: Orders> View<S> {
     fn not(&self, reason: Unanswered) -> OrdersError {
         self.unanswered.get_or_init(|| reason);
         OrdersError::NotCovered
+    }
+
+    /// The room that the answer was made in, which its body is to [hold](Place::hold).
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Takes room for an answer of so many bytes at most.
+    async fn reserve(&self, bytes: usize) -> Result<Place, OrdersError> {
+        self.engine.room.reserve(bytes).await.ok_or_else(|| self.not(Unanswered::NoRoom))
+    }
+
+    /// Waits for the turn to make the answer; all that it needs is there.
+    async fn begin(&self, place: Place) -> Result<(), OrdersError> {
+        let place = self.engine.room.turn(place).await.ok_or_else(|| self.not(Unanswered::NoRoom))?;
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        Ok(())
     }
 
     fn note(&self, change: impl FnOnce(&mut Made)) {
@@ -235,9 +260,11 @@ impl<S: Orders> Orders for View<S> {
         let sums = || over.iter().map(|stretch| &*stretch.orders).chain(tail.iter().flat_map(|tail| tail.columns.sums()));
         let orders: usize = sums().map(|sums| sums.count(span)).sum();
         let places = usize::try_from(span.end.saturating_sub(span.start) / width).unwrap_or(usize::MAX).saturating_add(1);
-        if orders.min(places.saturating_mul(2)) > MOST_BUCKETS {
+        let most = orders.min(places.saturating_mul(2));
+        if most > MOST_BUCKETS {
             return Err(self.not(Unanswered::TooManyBuckets));
         }
+        self.begin(self.reserve(most * BUCKET).await?).await?;
         let buckets = buckets(sums(), span, width).ok_or_else(|| self.not(Unanswered::Inexact))?;
         // In the order of time, so that the last one tells of all.
         if buckets.last().is_some_and(|bucket| !is_written(bucket.timestamp)) {
@@ -248,7 +275,9 @@ impl<S: Orders> Orders for View<S> {
 
     async fn latest(&self, _symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {
         let tail = self.tail().await?;
-        let orders = tail.latest(limit.saturating_add(1).min(MOST_RECENT));
+        let limit_and_next = limit.saturating_add(1).min(MOST_RECENT);
+        self.begin(self.reserve(limit_and_next * ORDER).await?).await?;
+        let orders = tail.latest(limit_and_next);
         self.note(|made| made.ties = has_ties(&orders));
         Ok(orders.into_iter().take(limit).collect())
     }
@@ -262,6 +291,7 @@ impl<S: Orders> Orders for View<S> {
         let skip = usize::try_from(page.offset).map_err(|_| self.not(Unanswered::Shape))?;
         let edge = usize::from(skip > 0);
         let wanted = page.size + edge + 1;
+        let place = self.reserve(wanted.saturating_mul(ORDER)).await?;
         let mut taken = Taken { skip: skip - edge, wanted, found: Vec::with_capacity(wanted) };
         tail.iter().for_each(|tail| taken.take(tail.columns.within(span), |place| tail.columns.order(place)));
         let mut has_waited = false;
@@ -283,6 +313,7 @@ impl<S: Orders> Orders for View<S> {
             let few = end.saturating_sub(i64::try_from(FEW).unwrap_or(1).saturating_mul(self.engine.span()));
             self.wait_for(&[self.want((begin.max(few), end), false, tail_start)]).await?;
         }
+        self.begin(place).await?;
         let found = taken.found;
         self.note(|made| made.ties = has_ties(&found));
         Ok(found.into_iter().skip(edge).take(page.size).collect())
