@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::amounts::Sums;
 use super::builder::Builder;
 use super::codec::Part;
 use super::columns::{BLOCK, Block, Columns, Unfit, joined};
@@ -13,7 +14,6 @@ use super::engine::{AskError, Engine};
 use super::fill::ORDERS;
 use super::kept::Weigh;
 use super::spans::{Spans, Stretch};
-use super::sums::Sums;
 use super::symbol::Symbol;
 use super::tail::Tail;
 use crate::api::orders::{Order, Orders, Span};

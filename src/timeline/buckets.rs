@@ -3,7 +3,7 @@
 use crate::api::orders::{Bucket, Span, Text};
 use crate::api::usd::Usd;
 
-use super::sums::{Sums, Walk};
+use super::amounts::{Sums, Walk};
 
 /// The buckets of the orders within a span, `width` milliseconds wide (above zero) and counted from its start; by timestamp,
 /// then side. `None` if an amount in the span is not known to all digits, or two sides of a bucket are one to the database.

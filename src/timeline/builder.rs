@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use super::amounts::Maker;
 use super::columns::{BLOCK, Block, Columns, MOST_IN_BLOCK, Unfit};
 use super::details::{Details, Kind, MAX_KINDS, NULL};
 use super::kept::Weigh;
-use super::sums::Maker;
 use crate::api::orders::{Order, Text};
 use crate::api::texts::Texts;
 use crate::api::usd::Usd;

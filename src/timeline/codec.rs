@@ -13,9 +13,9 @@
 
 use std::sync::Arc;
 
+use super::amounts::{Maker, Sums};
 use super::columns::{Block, MOST_IN_BLOCK};
 use super::details::{Details, Kind, MAX_KINDS};
-use super::sums::{Maker, Sums};
 use crate::api::orders::{Span, Text};
 use crate::api::usd::Usd;
 

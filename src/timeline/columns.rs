@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::amounts::{Maker, Sums};
 use super::details::Details;
 use super::kept::Weigh;
-use super::sums::{Maker, Sums};
 use crate::api::orders::{Order, Span};
 
 /// The orders of a full block. Its sums take 192 KiB, in sizes that the allocator hands out exactly; what a block takes besides is 0.2 % of

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::amounts::Sums;
 use super::builder::Builder;
 use super::check::{self, Doubt};
 use super::columns::{BLOCK, Columns, Unfit};
@@ -19,7 +20,6 @@ use super::room::Room;
 use super::schedule::{Ended, Next, Schedule};
 use super::shared::Shared;
 use super::spans::Spans;
-use super::sums::Sums;
 use super::symbol::{Symbol, Symbols};
 use super::tail::{FAR, MOST_RECENT, Tail, first_moment_by, moment};
 use super::turns::{Change, Turns};

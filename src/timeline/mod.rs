@@ -17,7 +17,7 @@
 //!                                                 │        ├─ turns    to ask for what is over
 //!                                                 │        ├─ spans    what is over, in memory
 //!                                                 │        └─ fill ── bring ── shared, codec   how that comes: from Redis, or from the source
-//!                                                 └─ buckets, columns ── sums, details   orders in blocks, and sums of them by binary search
+//!                                                 └─ buckets, columns ── amounts, details   orders in blocks, and sums of them by binary search
 //! ```
 //!
 //! A **block** is some thousand orders that follow one another ([`columns::BLOCK`]), in two halves. **Sums** are what buckets need: twelve bytes an order.
@@ -35,6 +35,7 @@
 //!
 //! Knows the API and the cache's stores and voids. Knows neither rules nor clients.
 
+pub mod amounts;
 pub mod answers;
 pub mod bring;
 pub mod buckets;
@@ -62,7 +63,7 @@ pub mod schedule;
 pub mod service;
 pub mod shared;
 pub mod spans;
-pub mod sums;
+
 pub mod symbol;
 pub mod tags;
 pub mod tail;

@@ -6,13 +6,13 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::amounts::Sums;
 use super::buckets::buckets;
 use super::details::Details;
 use super::engine::{Allowed, Engine, FEW, Newness};
 use super::fill::MOST_SPANS;
 use super::room::Place;
 use super::spans::Stretch;
-use super::sums::Sums;
 use super::symbol::{Symbol, Want};
 use super::tail::{MOST_RECENT, Tail};
 use super::unanswered::Unanswered;
