@@ -54,7 +54,7 @@ impl<S: Orders> Engine<S> {
     async fn bring_from_redis(&self, symbol: &Symbol, from: i64, to: i64) -> Option<i64> {
         let (mut part, asked_at) = self.shared.as_ref()?.get(&symbol.name, &symbol.tags(), to).await?;
         let checked = Checked::default();
-        if self.is_purged(symbol, asked_at, &checked) {
+        if self.is_stretch_void(symbol, asked_at, &checked) {
             return None;
         }
         if part.from < from {

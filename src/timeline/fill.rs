@@ -16,6 +16,7 @@ use super::symbol::{Filling, Symbol, Want};
 use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, Span};
 use crate::cache::entry::Checked;
+use crate::cache::void::Moment;
 
 /// More spans than this make no window.
 pub const MOST_SPANS: i64 = 20_000;
@@ -42,14 +43,19 @@ impl<S: Orders> Engine<S> {
     pub(super) fn known<V: Weigh>(&self, spans: &Spans<V>, symbol: &Symbol, from: i64, to: i64) -> Known<V> {
         let mut stretches = spans.within(&symbol.name, from, to);
         stretches.retain(|stretch| {
-            let is_purged = self.is_purged(symbol, stretch.asked_at, &stretch.checked);
-            if is_purged {
+            let is_void = self.is_stretch_void(symbol, stretch.asked_at, &stretch.checked);
+            if is_void {
                 spans.remove(&symbol.name, stretch);
             }
-            !is_purged
+            !is_void
         });
         let gaps = gaps(&stretches, from, to);
         (stretches, gaps)
+    }
+
+    /// Whether orders of what is over are void, that were asked for at a moment.
+    pub(super) fn is_stretch_void(&self, symbol: &Symbol, asked_at: Moment, checked: &Checked) -> bool {
+        self.is_purged(symbol, asked_at, checked)
     }
 
     /// Whether the sums of a span that is over are in memory.
@@ -79,7 +85,14 @@ impl<S: Orders> Engine<S> {
     /// # Errors
     /// Why it is not.
     pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, wants: &[Want]) -> Result<(), Unanswered> {
-        let until = Instant::now() + PATIENCE;
+        self.fill_until(symbol, wants, Instant::now() + PATIENCE).await
+    }
+
+    /// Waits for what is over to be known, until a moment.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub async fn fill_until(self: &Arc<Self>, symbol: &Arc<Symbol>, wants: &[Want], until: Instant) -> Result<(), Unanswered> {
         let mut fills = symbol.fills.subscribe();
         {
             let mut filling = symbol.filling();
