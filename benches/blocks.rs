@@ -202,7 +202,7 @@ async fn answer(engine: &Arc<Engine<Arc<Made>>>, symbol: &Arc<Symbol>, target: &
 /// After a while, in which the allocator gives back what nobody uses any more.
 async fn tell_memory(engine: &Engine<Arc<Made>>, before: u64, orders: u64) {
     tokio::time::sleep(Duration::from_secs(15)).await;
-    let (size, taken) = (engine.size(), resident() - before);
+    let (size, taken) = (engine.size(), resident().saturating_sub(before));
     println!(
         "  {} stretches; the timeline says {:.1} MiB, the process took {:.1} MiB more ({:+.1} %): {:.2} bytes an order of {orders}",
         size.spans,

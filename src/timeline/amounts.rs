@@ -41,6 +41,8 @@ struct Side {
     side: Text,
     /// It begins where the one before ends.
     end: u32,
+    /// What all of its orders add up to, in 10⁻¹⁶ USD.
+    total: i128,
 }
 
 impl Weigh for Sums {
@@ -83,6 +85,9 @@ impl Sums {
     /// How many orders lie within a span.
     #[must_use]
     pub fn count(&self, span: Span) -> usize {
+        if span.start <= self.base && span.end >= self.newest {
+            return self.len();
+        }
         let Some(offsets) = self.offsets(span) else { return 0 };
         let listed = within(&self.unknown, offsets).len() + within(&self.inexact, offsets).len();
         self.ranges().map(|side| within(&self.times[side], offsets).len()).sum::<usize>() + listed
@@ -130,10 +135,15 @@ impl Sums {
         [&self.unknown, &self.inexact].map(|offsets| offsets.iter().map(|&offset| self.base + i64::from(offset)).collect())
     }
 
+    /// What each side that occurs adds up to, in units of 10⁻¹⁶ USD; in the database's order.
+    pub fn totals(&self) -> impl Iterator<Item = (&Text, i128)> {
+        self.sides.iter().map(|side| (&side.side, side.total))
+    }
+
     /// A walk through each side that occurs, in the database's order.
     pub fn walks(&self) -> impl ExactSizeIterator<Item = Walk<'_>> {
         let mut begin = 0;
-        self.sides.iter().map(move |Side { side, end }| {
+        self.sides.iter().map(move |Side { side, end, .. }| {
             let walk = Walk { sums: self, side, begin, end: *end as usize, at: begin };
             begin = walk.end;
             walk
@@ -293,7 +303,7 @@ impl Maker {
                 offsets.push(offset(time));
                 lows.push(low);
             }
-            sides.push(Side { side, end: u32::try_from(lows.len()).ok()? });
+            sides.push(Side { side, end: u32::try_from(lows.len()).ok()?, total: sum * unit });
         }
         let list = |times: Vec<i64>| times.into_iter().map(offset).collect();
         let (unknown, inexact) = (list(self.unknown), list(self.inexact));

@@ -14,16 +14,23 @@ use super::amounts::{Sums, Walk};
 pub fn buckets<'s>(sums: impl IntoIterator<Item = &'s Sums>, span: Span, width: i64) -> Option<Vec<Bucket>> {
     let mut summed = Summed { buckets: Vec::new(), timestamp: span.start, open: Vec::new() };
     for sums in sums {
-        if sums.extent().is_none_or(|extent| extent.end < span.start || extent.start > span.end) {
-            continue;
-        }
+        let Some(extent) = sums.extent().filter(|extent| extent.end >= span.start && extent.start <= span.end) else { continue };
         if sums.is_inexact_in(span) {
             return None;
+        }
+        let bucket = |time: i64| (time - span.start) / width;
+        if extent.start >= span.start && extent.end <= span.end && bucket(extent.start) == bucket(extent.end) {
+            // All of it is of one bucket: its arrays need not be looked at.
+            summed.move_to(bucket(extent.start) * width + span.start);
+            for (side, amount) in sums.totals() {
+                summed.add(side, amount)?;
+            }
+            continue;
         }
         let mut sides: Vec<Walk<'_>> = sums.walks().collect();
         sides.iter_mut().for_each(|side| side.skip_to(span.start));
         while let Some(time) = sides.iter().filter_map(Walk::next_time).min().filter(|&time| time <= span.end) {
-            let timestamp = (time - span.start) / width * width + span.start;
+            let timestamp = bucket(time) * width + span.start;
             let last = timestamp.saturating_add(width - 1).min(span.end);
             summed.move_to(timestamp);
             for side in &mut sides {

@@ -221,8 +221,8 @@ impl Shared {
         Ok(orders(ask(&mut lease, &rows.page(older, page)).await?))
     }
 
-    async fn first(&self, symbol: &str, before: i64) -> Result<Option<i64>, QueryError> {
-        let mut lease = self.pool.ask(self.query_timeout).await?;
+    async fn first(&self, lane: Lane, symbol: &str, before: i64) -> Result<Option<i64>, QueryError> {
+        let mut lease = self.pool.ask(lane, self.query_timeout).await?;
         let table = self.table(&mut lease).await?;
         let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(None) };
         let mut first: Option<i64> = None;
@@ -295,7 +295,7 @@ impl Orders for Mysql {
     }
 
     async fn first(&self, symbol: &str, before: i64, _grain: i64) -> Result<Option<i64>, OrdersError> {
-        self.shared.settled(|| self.shared.first(symbol, before)).await
+        self.shared.settled(|| self.shared.first(self.lane, symbol, before)).await
     }
 
     async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<QueryError>, OrdersError> {
