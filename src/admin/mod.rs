@@ -21,6 +21,7 @@ pub mod explain;
 mod names;
 pub mod own;
 mod purge;
+pub mod readiness;
 mod reload;
 mod stats;
 
@@ -53,6 +54,7 @@ use crate::timeline::needs::Needs;
 use audit::Actor;
 use explain::{Explainer, Serving};
 use own::Endpoints;
+use readiness::Readiness;
 
 /// Connections that the admin listener takes at one time.
 const CONNECTIONS: usize = 64;
@@ -177,19 +179,11 @@ impl AdminState {
 
     /// Ready while the backend or the cache can answer.
     fn readyz(&self) -> Response<Reply> {
-        if !self.proxy.fetcher.failing().upstream() {
-            return text_page(200, "ready\n");
+        match Readiness::of(&self.proxy) {
+            Readiness::Ready => text_page(200, "ready\n"),
+            Readiness::FromStored => text_page(200, "ready: the backend fails, what is stored is served\n"),
+            Readiness::No(reasons) => text_page(503, reasons),
         }
-        let tiers = self.proxy.cache.store().report();
-        let holds = |tier: &crate::cache::store::Tier| tier.up && tier.entries != Some(0);
-        if tiers.iter().any(holds) {
-            return text_page(200, "ready: the backend fails, what is stored is served\n");
-        }
-        let mut reasons = String::from("not ready: the backend fails and is being left alone\n");
-        for tier in tiers {
-            reasons.push_str(&format!("not ready: the {} tier {}\n", tier.tier, if tier.up { "is empty" } else { "cannot be reached" }));
-        }
-        text_page(503, reasons)
     }
 
     fn explain(&self, target: &Target<'_>, headers: &HeaderMap, peer: IpAddr) -> Response<Reply> {

@@ -80,7 +80,8 @@ impl Fetcher {
         };
         self.note_whether_shared(&job, &response);
         let status = response.status();
-        if is_for_its_credentials(&job, response.headers()) {
+        if let Some(why) = for_its_credentials(&job, response.headers()) {
+            self.unstored.note(&job.collapse_key, why, status.as_u16());
             // Of what others have, and of what they will be answered, it says nothing.
             if let Some(key) = job.credentials_key.as_ref().filter(|_| takes_back(status)) {
                 self.uncacheable.note(key, Why::Credentials);
@@ -88,11 +89,15 @@ impl Fetcher {
             return self.deliver_privately(&job, leader, private, response);
         }
         let Vary::Fields(names) = Vary::of(response.headers()) else {
+            self.unstored.note(&job.collapse_key, Unstorable::VaryAny, status.as_u16());
             self.end_replaced(&job, status).await;
             self.note_private(&job, status);
             return self.deliver_privately(&job, leader, private, response);
         };
         let verdict = self.judge(&job.policy, job.requested_host.as_ref(), &response);
+        if let Verdict::Private(why) | Verdict::Share(why) = verdict {
+            self.unstored.note(&job.collapse_key, why, status.as_u16());
+        }
         let lifetimes = match verdict {
             // An error must not take the place of what may be served instead of it.
             Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
@@ -307,6 +312,7 @@ impl Fetcher {
 
     /// The same where a response was too large to be stored.
     fn note_too_large(&self, job: &Job, status: StatusCode) {
+        self.unstored.note(&job.collapse_key, Unstorable::TooLarge, status.as_u16());
         if !status.is_server_error() {
             self.uncacheable.note(&job.collapse_key, Why::TooLarge);
         }
@@ -396,14 +402,20 @@ impl Fetcher {
     }
 }
 
-/// Whether a response is for the credentials of its request alone: it does not say that others may have it (RFC 9111 §3.5), or says
-/// that they may not.
-fn is_for_its_credentials(job: &Job, fields: &HeaderMap) -> bool {
+/// Why a response is for the credentials of its request alone: it does not say that others may have it (RFC 9111 §3.5), or says
+/// that they may not. `None`: it is not.
+fn for_its_credentials(job: &Job, fields: &HeaderMap) -> Option<Unstorable> {
     if !job.policy.authorized {
-        return false;
+        return None;
     }
     let control = CacheControl::of(fields);
-    !control.shares_authorized() || control.private || (control.no_store && !control.must_understand)
+    if control.no_store && !control.must_understand {
+        return Some(Unstorable::NoStore);
+    }
+    if control.private {
+        return Some(Unstorable::Private);
+    }
+    (!control.shares_authorized()).then_some(Unstorable::Authorized)
 }
 
 /// For how long the upstream is not to be asked again, as far as that is obeyed.

@@ -86,6 +86,7 @@ impl Fetcher {
         fill.settle(Some(Arc::clone(&stored)));
         drop(body);
         self.uncacheable.remove(&job.collapse_key);
+        self.unstored.remove(&job.collapse_key);
         match lifetimes.fresh.is_zero() {
             // The next request would have it revalidated at once, and the one after that, without end.
             true => self.failing.stored_stale(&job.collapse_key, job.began.elapsed()),

@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
@@ -56,9 +58,14 @@ macro_rules! log_line {
 }
 
 impl Line {
-    /// Writes the line once a body has been sent: now if it is all there, else when it ends.
+    /// Writes the line once the body of a response has been sent: now if it is all there, else when it ends.
     #[must_use]
-    pub fn write_with(self, body: Reply) -> Reply {
+    pub fn write_with(self, response: Response<Reply>) -> Response<Reply> {
+        let announced = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        response.map(|body| self.write_with_body(body, announced))
+    }
+
+    fn write_with_body(self, body: Reply, announced: Option<u64>) -> Reply {
         match body {
             Reply::Full(bytes) => {
                 self.write(bytes.as_ref().map_or(0, Bytes::len) as u64, true);
@@ -67,7 +74,8 @@ impl Line {
             Reply::Stream(inner) => {
                 // A body that is not sent is all there.
                 let whole = self.method == "HEAD" || inner.is_end_stream();
-                Reply::Stream(CountedBody { inner, bytes: 0, whole, line: self }.boxed_unsync())
+                let length = inner.size_hint().exact().or(announced);
+                Reply::Stream(CountedBody { inner, bytes: 0, length, whole, line: self }.boxed_unsync())
             }
         }
     }
@@ -102,6 +110,8 @@ fn milliseconds(span: Duration) -> f64 {
 struct CountedBody {
     inner: Stream,
     bytes: u64,
+    /// How long it is, so far as that is known: the library does not ask for the end of one whose length it has announced.
+    length: Option<u64>,
     whole: bool,
     line: Line,
 }
@@ -115,8 +125,7 @@ impl Body for CountedBody {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-                // The library does not ask for more where it knows that nothing is left.
-                self.whole = self.inner.is_end_stream() || self.inner.size_hint().exact() == Some(0);
+                self.whole |= self.inner.is_end_stream() || self.length == Some(self.bytes);
             }
             Poll::Ready(None) => self.whole = true,
             _ => {}

@@ -266,6 +266,7 @@ impl Proxy {
         answer: Answer,
     ) -> Response<Reply> {
         let Answer { mut response, outcome } = answer;
+        let outcome = outcome.with_status(response.status());
         let headers = response.headers_mut();
         relocate(headers, &self.authorities, parts, client, self.public.as_ref());
         headers.insert(CACHE_STATUS, outcome.cache_status());

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use http::header::ORIGIN;
 use http::{HeaderMap, HeaderName, Method};
 
-use super::own::Endpoint;
 use crate::cache::key::{Canonical, Key};
 use crate::cache::void::{Effect, Voids};
 use crate::clock::Wall;
+use crate::config::own::{Endpoint, OwnPaths};
 use crate::config::rate_limit::RateLimit;
 use crate::config::route::{PathPattern, RequestFields, Rollout, Route, beside, may_serve};
 use crate::config::template::escape;
@@ -34,7 +34,7 @@ pub struct Explainer {
     namespace: String,
     head_as_get: bool,
     backend: String,
-    native: bool,
+    own: OwnPaths,
     timeline: Timeline,
 }
 
@@ -71,7 +71,7 @@ impl Explainer {
             namespace: config.cache.namespace.clone(),
             head_as_get: config.backend.head_as_get,
             backend,
-            native: config.backend.is_native(),
+            own: config.own_paths(),
             timeline: config.timeline.clone(),
         }
     }
@@ -100,8 +100,8 @@ impl Explainer {
             without_secrets(&target.path),
             if target.doubtful { "   (doubtful: forwarded verbatim, never cached)" } else { "" }
         )?;
-        if Endpoint::of(&target.path, self.native).is_some() {
-            writeln!(out, "answer     Sluice's own: it is neither cached nor passed on")?;
+        if Endpoint::of(&target.path, self.own).is_some() {
+            writeln!(out, "answer     Sluice's own (own.endpoints): it is neither cached nor passed on")?;
             return Ok(true);
         }
         let route = if target.doubtful { None } else { choose(serving.routes, &target, out)? };
