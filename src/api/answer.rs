@@ -86,7 +86,9 @@ pub fn refuse(error: ApiError) -> Response<Stream> {
             }
             let status = match error {
                 OrdersError::TooSlow(_) => StatusCode::GATEWAY_TIMEOUT,
-                OrdersError::Unreachable(_) | OrdersError::Unavailable(_) | OrdersError::Busy | OrdersError::NotCovered => StatusCode::SERVICE_UNAVAILABLE,
+                OrdersError::Unreachable(_) | OrdersError::Unavailable(_) | OrdersError::Busy | OrdersError::NotCovered => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
             };
             let mut response = detail(status, sentence(&error));
             if matches!(error, OrdersError::Busy) {

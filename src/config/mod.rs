@@ -101,7 +101,11 @@ pub(crate) mod tests {
     fn every_misspelt_key_gets_the_nearest_one_named() {
         let route = "name='r'\npath='/'\n";
         for (section, other_keys, keys) in [
-            ("", "", "listen public_url trusted_proxies limits admin log telemetry backend own sample mysql cache timeline route warm limit"),
+            (
+                "",
+                "",
+                "listen public_url trusted_proxies limits admin log telemetry backend own sample mysql cache timeline route warm limit",
+            ),
             ("[admin]", "", "listen hosts token tokens watch"),
             ("[[admin.tokens]]", "", "name token may"),
             ("[log]", "", "format level access slow redact"),
@@ -202,7 +206,11 @@ pub(crate) mod tests {
         for (text, own, warned) in [
             (format!("{BACKEND}{rules}"), OwnPaths::None, &[][..]),
             (format!("own.endpoints=false\n{BACKEND}{rules}"), OwnPaths::None, &[]),
-            (format!("own.endpoints=true\n{BACKEND}{rules}"), OwnPaths::Management, &["t:4:1: warning: 'h' can never match: Sluice answers /health itself"]),
+            (
+                format!("own.endpoints=true\n{BACKEND}{rules}"),
+                OwnPaths::Management,
+                &["t:4:1: warning: 'h' can never match: Sluice answers /health itself"],
+            ),
             (format!("[backend]\nkind='sample'\n{rules}"), OwnPaths::Whole, &["t:3:1: warning: 'h' can", "t:9:1: warning: 'd' can"]),
             (format!("own.endpoints=false\n[backend]\nkind='sample'\n{rules}"), OwnPaths::None, &[]),
         ] {

@@ -159,7 +159,11 @@ impl Outcome {
     pub const fn is_error(&self) -> bool {
         matches!(
             self,
-            Self::Refused(_) | Self::Failed(_) | Self::FailedWith(..) | Self::ClientLeft(_) | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::WhileFailing)
+            Self::Refused(_)
+                | Self::Failed(_)
+                | Self::FailedWith(..)
+                | Self::ClientLeft(_)
+                | Self::Stale(_, StaleWhy::Error(_) | StaleWhy::WhileFailing)
         )
     }
 
@@ -333,7 +337,9 @@ mod tests {
             }
         }
         // What is not the upstream's own answer keeps its word.
-        for outcome in [Outcome::Local, Outcome::Refused(Refusal::Overloaded), Outcome::Hit(Duration::ZERO), Outcome::Failed(Failure::Connect)] {
+        for outcome in
+            [Outcome::Local, Outcome::Refused(Refusal::Overloaded), Outcome::Hit(Duration::ZERO), Outcome::Failed(Failure::Connect)]
+        {
             assert_eq!(of(outcome, 503), outcome);
         }
     }

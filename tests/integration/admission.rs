@@ -24,7 +24,8 @@ fn answer(asked: &Asked) -> Vec<Step> {
 }
 
 fn sluice(backend: &Backend, lines: &str) -> Sluice {
-    let text = format!("own.endpoints=true\n[backend]\nurl='http://{}'\n{lines}\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let text =
+        format!("own.endpoints=true\n[backend]\nurl='http://{}'\n{lines}\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
     Sluice::with(&text, &[])
 }
 

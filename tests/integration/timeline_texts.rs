@@ -240,7 +240,7 @@ async fn what_is_revalidated_or_passed_has_numbers_and_a_rule_in_shadow_answers_
     })
     .await;
     is_contracted(&sluice.get(&target).await, 9);
-    for status in ["sluice; fwd=uri-miss", "sluice; fwd=bypass; detail=uncacheable"] {
+    for status in ["sluice; fwd=uri-miss; detail=uncacheable-set-cookie", "sluice; fwd=bypass; detail=uncacheable-set-cookie"] {
         let private = sluice.get(&window("COOKIE")).await;
         is_contracted(&private, 9);
         assert_eq!((private.cache_status(), private.field("set-cookie")), (status, Some("a=b")));

@@ -8,9 +8,9 @@ use http::{HeaderValue, Request, Response};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::super::readiness::serves_stored;
 use super::recent::Recent;
 use super::schema::{Component, Components, HealthReport};
+use crate::admin::readiness::serves_stored;
 use crate::body::{self, Reply};
 use crate::clock::Wall;
 use crate::proxy::{Proxy, errors};

@@ -42,7 +42,9 @@ impl Sluice {
 
     /// In front of `backend` with these rules, and Sluice's own endpoints before them.
     pub async fn ruled(backend: SocketAddr, redis: &str, rules: &str) -> Self {
-        let text = format!("own.endpoints=true\n[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{backend}'\ntimeout='5s'\n[cache]\nredis='{redis}'\n{rules}");
+        let text = format!(
+            "own.endpoints=true\n[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{backend}'\ntimeout='5s'\n[cache]\nredis='{redis}'\n{rules}"
+        );
         Self::with(&text, &[])
     }
 
