@@ -97,8 +97,12 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     }
     warn_of_shadows(&routes, reader);
     let places: Vec<usize> = routes.iter().map(|(_, at)| *at).collect();
-    let routes = routes.into_iter().map(|(route, _)| route).collect();
+    let routes: Vec<Route> = routes.into_iter().map(|(route, _)| route).collect();
     let backend = backend?;
+    // Files from before [own] had these endpoints without a word.
+    if own_endpoints.is_none() && !backend.is_native() && routes.iter().any(|route| route.timeline) {
+        reader.warn(0, "[own] is left out, so that /health and /api/cache/* are the backend's own; say endpoints = true or false there");
+    }
     let config = Config {
         listen,
         public_url,

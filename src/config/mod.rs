@@ -205,6 +205,20 @@ pub(crate) mod tests {
         let rules = "[[route]]\nname='h'\npath='/health'\n[[route]]\nname='below'\npath='/health/*'\n[[route]]\nname='d'\npath='/docs'\n";
         for (text, own, warned) in [
             (format!("{BACKEND}{rules}"), OwnPaths::None, &[][..]),
+            (
+                format!(
+                    "{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntags=['symbol:{symbol}']\ntimeline=true\n"
+                ),
+                OwnPaths::None,
+                &["t:1:1: warning: [own] is left out"],
+            ),
+            (
+                format!(
+                    "own.endpoints=false\n{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntags=['symbol:{symbol}']\ntimeline=true\n"
+                ),
+                OwnPaths::None,
+                &[],
+            ),
             (format!("own.endpoints=false\n{BACKEND}{rules}"), OwnPaths::None, &[]),
             (
                 format!("own.endpoints=true\n{BACKEND}{rules}"),

@@ -168,11 +168,11 @@ async fn why_a_url_is_not_a_hit_is_said_in_one_sentence() {
     sluice.manage("/purge?pattern=a:A").await;
     let said = explain("/a/plain?symbol=A").await;
     assert_eq!(said.matches("voided     by pattern a:A").count(), 1, "{said}");
-    assert!(said.contains("answer     not a hit: pattern a:A voided what was stored at 20"), "{said}");
+    assert!(said.contains("answer     not a hit: the purge of pattern a:A voided what was stored at 20"), "{said}");
     sluice.get("/a/plain?symbol=A").await;
     assert!(!explain("/a/plain?symbol=A").await.contains("voided"));
     sluice.manage("/purge?pattern=a:A&soft=true").await;
-    assert!(explain("/a/plain?symbol=A").await.contains("what is stored was voided by pattern a:A at 20"));
+    assert!(explain("/a/plain?symbol=A").await.contains("what is stored was voided by the purge of pattern a:A at 20"));
     for (target, why, change) in [
         ("/a/private", "says private", "change it at the backend"),
         ("/a/cookie", "sets a cookie (Set-Cookie)", "set_cookie = \"store\""),

@@ -68,10 +68,9 @@ fn write_parameters(route: &Route, target: &Target<'_>, out: &mut String) -> std
             Kept::All | Kept::Listed => {}
             Kept::Not => writeln!(out, "ignored    {name} (not in the rule's query)")?,
             Kept::Like(like) => writeln!(out, "kept       {name} (not in the rule's query, but some programs take it for {like})")?,
-            Kept::Odd => writeln!(
-                out,
-                "kept       {name} (not in the rule's query, but of more than letters, digits and -_.~:,/ programs may make another parameter)"
-            )?,
+            Kept::Odd => {
+                writeln!(out, "kept       {name} (not in the rule's query, but its characters may mean another parameter to some program)")?
+            }
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::cache::entry::{Content, Entry};
-use crate::cache::void::{Effect, Purge, Voids};
+use crate::cache::void::{Effect, Purge, Selection, Voids};
 use crate::clock::Wall;
 use crate::config::route::Route;
 use crate::config::units::show;
@@ -122,7 +122,7 @@ impl<'a> Told<'a> {
         match (why, found) {
             (FetchWhy::Request, _) => "the client's Cache-Control wants something newer (client_directives = \"ignore\" ignores that)".to_owned(),
             (_, Ok(entry)) => match self.voids.first() {
-                Some(purge) => format!("what is stored was voided by {} at {}", purge.what, purge.since.text()),
+                Some(purge) => format!("what is stored was voided by {} at {}", by(purge), purge.since.text()),
                 None if entry.lifetimes.fresh.is_zero() => {
                     "what is stored is used only after the backend says that it still holds (the backend's headers or ttl = \"0s\" make it so)"
                         .to_owned()
@@ -139,10 +139,19 @@ impl<'a> Told<'a> {
                 (Some(last), None) => {
                     format!("the last answer ({}, {} ago) was not kept, since {}", last.status, ago(*now, last.at), reason(last, self.route))
                 }
-                (_, Some(purge)) => format!("{} voided what was stored at {}, and nothing was asked for since", purge.what, purge.since.text()),
-                (None, None) => "nothing is stored, and it is not known that an answer could not be".to_owned(),
+                (_, Some(purge)) => format!("{} voided what was stored at {}, and nothing was asked for since", by(purge), purge.since.text()),
+                (None, None) => "nothing is stored: it was not asked for yet, or what was stored is over or made room for others".to_owned(),
             },
         }
+    }
+}
+
+/// Who voided something.
+fn by(purge: &Purge) -> String {
+    match &purge.what {
+        Selection::Target(_) => "a change that a client made".to_owned(),
+        Selection::Entry(_) => "the backend, which took it back,".to_owned(),
+        what => format!("the purge of {what}"),
     }
 }
 
