@@ -206,15 +206,13 @@ pub(crate) mod tests {
         for (text, own, warned) in [
             (format!("{BACKEND}{rules}"), OwnPaths::None, &[][..]),
             (
-                format!(
-                    "{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntags=['symbol:{symbol}']\ntimeline=true\n"
-                ),
+                format!("{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntimeline=true\n"),
                 OwnPaths::None,
                 &["t:1:1: warning: [own] is left out"],
             ),
             (
                 format!(
-                    "own.endpoints=false\n{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntags=['symbol:{symbol}']\ntimeline=true\n"
+                    "own.endpoints=false\n{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntimeline=true\n"
                 ),
                 OwnPaths::None,
                 &[],

@@ -33,6 +33,8 @@ use crate::upstream::response_fields;
 
 /// A backend that breaks off may do so as often as a client asks.
 static BROKE_OFF: Seldom = Seldom::new();
+/// And so may one that misunderstands validators.
+static UNASKED_304: Seldom = Seldom::new();
 
 /// More fields than this are not told to an upstream that names them in `Vary`.
 const MOST_NAMED: usize = 16;
@@ -148,8 +150,10 @@ impl Fetcher {
             came = Instant::now();
             validated = self.validated(job, response).await;
         }
-        if validated.is_none() {
-            tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
+        if validated.is_none()
+            && let Some(left_out) = UNASKED_304.next()
+        {
+            tracing::warn!(route = &*job.party.rule, left_out, "the backend answered 304 to what was not asked; it counts as a failure");
         }
         Ok((validated.ok_or(Failure::Invalid)?, came))
     }
