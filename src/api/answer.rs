@@ -76,7 +76,7 @@ pub fn refuse(error: ApiError) -> Response<Stream> {
         ApiError::NotFound(sentence) => detail(StatusCode::NOT_FOUND, sentence),
         ApiError::Orders(error) => {
             match &error {
-                // Whoever keeps the connections has told that once.
+                // The pool of connections has told that once.
                 OrdersError::Unreachable(_) => {}
                 error => {
                     if let Some(left_out) = NOT_ANSWERED.next() {

@@ -1,4 +1,4 @@
-//! Why the last response of a key was not stored: for `Cache-Status`, and for whoever asks why a URL was not a hit. Nothing is decided by
+//! Why the last response of a key was not stored: for `Cache-Status`, and for an operator who asks why a URL was not a hit. Nothing is decided by
 //! it.
 
 use super::remembered::{Heap, Remembered, remembered};

@@ -59,7 +59,7 @@ pub struct Serving<'a> {
     pub locate: &'a dyn Fn(&Needs) -> Option<Located>,
 }
 
-/// Who asks, in an explanation: the address that `X-Forwarded-For` names, whoever says so, or else `peer`.
+/// Who asks, in an explanation: the address that `X-Forwarded-For` names, whether a trusted proxy says so or not, or else `peer`.
 #[must_use]
 pub fn client(headers: &HeaderMap, peer: IpAddr) -> IpAddr {
     headers.get(FORWARDED_FOR).and_then(|value| value.to_str().ok()?.trim().parse().ok()).unwrap_or(peer)

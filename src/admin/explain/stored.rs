@@ -14,7 +14,7 @@ use crate::proxy::decide::Decision;
 use crate::proxy::foresee::Foreseen;
 use crate::proxy::outcome::FetchWhy;
 
-/// So many of the purges that matter are shown.
+/// At most this many of the purges that matter are shown.
 const MOST_VOIDS: usize = 5;
 
 /// What is known of a request by a program that serves, written as lines and as the last sentence.
