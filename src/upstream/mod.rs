@@ -10,6 +10,7 @@ pub mod failure;
 pub mod http;
 pub mod locations;
 pub mod request_fields;
+pub mod resolve;
 pub mod response_fields;
 pub mod room;
 pub mod selecting;
