@@ -38,8 +38,8 @@ pub struct Beginning {
     bytes: Bytes,
     /// The length of the whole.
     length: u64,
-    /// Its strong validator.
-    tag: HeaderValue,
+    /// Its strong validator, if it has one.
+    tag: Option<HeaderValue>,
     fresh_until: Wall,
     /// When it was asked for: what was voided since is not used.
     asked_at: Moment,
@@ -70,17 +70,18 @@ impl Beginning {
         // Judged as the whole would be: by what the upstream says of it, never by the rule's own `ttl`.
         let Verdict::Store(lifetimes) = verdict(&policy.explicit_only(), StatusCode::OK, fields, now) else { return None };
         let fits = bytes.len() as u64 == last + 1 && last + 1 < length && Vary::of(fields) == Vary::Fields(Vec::new());
-        // Without one, nothing says which rest belongs to it.
-        let tag = strong_validator(fields).filter(|_| fits)?;
-        Some(Self { bytes: bytes.clone(), length, tag, fresh_until: now + lifetimes.fresh, asked_at })
+        fits.then(|| Self { bytes: bytes.clone(), length, tag: strong_validator(fields), fresh_until: now + lifetimes.fresh, asked_at })
     }
 
-    /// Makes a request one for the rest alone.
+    /// Makes a request one for the rest alone. Without a strong validator nothing says which rest belongs to it: the request is worth its
+    /// price only because many upstreams answer it with the whole.
     pub fn ask_for_rest(&self, request: &mut HeaderMap) {
         if let Ok(range) = HeaderValue::from_str(&format!("bytes={}-", self.bytes.len())) {
             request.insert(RANGE, range);
         }
-        request.insert(IF_RANGE, self.tag.clone());
+        if let Some(tag) = &self.tag {
+            request.insert(IF_RANGE, tag.clone());
+        }
     }
 
     /// The length of the whole, in bytes.
@@ -93,7 +94,8 @@ impl Beginning {
     #[must_use]
     pub fn is_continued_by(&self, fields: &HeaderMap, length: Option<u64>) -> bool {
         let (known, last) = (self.bytes.len() as u64, self.length - 1);
-        strong_validator(fields).as_ref() == Some(&self.tag)
+        self.tag.is_some()
+            && strong_validator(fields) == self.tag
             && span(fields) == Some((known, last, self.length))
             && length.is_none_or(|length| length == self.length - known)
     }
@@ -142,7 +144,7 @@ impl Body for Joined {
 
 impl Heap for Arc<Beginning> {
     fn heap(&self) -> usize {
-        allocated(size_of::<Beginning>() + 16) + allocated(self.bytes.len()) + allocated(self.tag.len())
+        allocated(size_of::<Beginning>() + 16) + allocated(self.bytes.len()) + self.tag.as_ref().map_or(0, |tag| allocated(tag.len()))
     }
 }
 
@@ -236,8 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_beginning_of_a_response_with_a_strong_validator_is_remembered() {
-        assert!(beginning("bytes 0-4/10", "\"a\"", b"01234").is_some());
+    fn only_the_beginning_of_a_response_is_remembered() {
+        for tag in ["\"a\"", "W/\"a\"", ""] {
+            assert!(beginning("bytes 0-4/10", tag, b"01234").is_some());
+        }
         for (range, tag, bytes) in [
             ("bytes 4-9/10", "\"a\"", &b"012345"[..]),
             ("bytes 0-4/10", "\"a\"", b"0123"),
@@ -246,8 +250,6 @@ mod tests {
             ("bytes 0-4/4", "\"a\"", b"01234"),
             ("bytes +0-4/10", "\"a\"", b"01234"),
             ("lines 0-4/10", "\"a\"", b"01234"),
-            ("bytes 0-4/10", "", b"01234"),
-            ("bytes 0-4/10", "W/\"a\"", b"01234"),
         ] {
             assert!(beginning(range, tag, bytes).is_none(), "{range} {tag}");
         }
@@ -267,6 +269,9 @@ mod tests {
             ("bytes 5-9/10", "\"a\"", Some(4)),
         ] {
             assert!(!continued(range, tag, length), "{range} {tag} {length:?}");
+        }
+        for tag in ["", "W/\"a\""] {
+            assert!(!beginning("bytes 0-4/10", tag, b"01234").unwrap().is_continued_by(&fields("bytes 5-9/10", tag), Some(5)), "{tag}");
         }
     }
 
