@@ -321,6 +321,18 @@ impl Machine {
         self.pending.len()
     }
 
+    /// How many requests of a party's address wait.
+    #[must_use]
+    pub fn queued_of(&self, party: &Party) -> usize {
+        self.queue.of_address(party)
+    }
+
+    /// How many parties wait for a place of a phase.
+    #[must_use]
+    pub fn parties_waiting(&self, phase: Phase) -> usize {
+        self.lines[phase as usize].len()
+    }
+
     /// Whether nothing is held and nobody waits.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {

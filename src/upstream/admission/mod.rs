@@ -16,10 +16,11 @@ use tokio::time::{Instant, timeout_at};
 use crate::telemetry::metrics::Metrics;
 use machine::{Arrival, Bounds, Joined, Machine, Party, Phase, Ticket};
 
-/// How often a request that waits looks whether another is to give its place up by now: less often where many wait, so that all of them
-/// together take little time.
+/// How often a request that waits looks whether another is to give its place up by now: less often where many of its address wait, or many
+/// parties, so that all of them together take little time.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-const FEW_WAIT: usize = 64;
+const FEW_OF_ADDRESS: usize = 4;
+const FEW_PARTIES: usize = 256;
 
 /// A body that has not moved for so long, or a fetch of use to nobody that has taken so long, may lose its place to who finds none.
 const AT_REST: Duration = Duration::from_secs(1);
@@ -193,6 +194,13 @@ impl State {
         }
     }
 
+    /// How long a request waits until it looks again.
+    fn pause(&self, phase: Phase, ticket: Ticket) -> Duration {
+        let of_address = self.waiting.get(&ticket).map_or(0, |waiter| self.machine.queued_of(&waiter.party));
+        let times = 1 + of_address / FEW_OF_ADDRESS + self.machine.parties_waiting(phase) / FEW_PARTIES;
+        LOOK_AGAIN.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
+    }
+
     /// Gives up the first of these that can be, though somebody waits for it if `is_taken_away`. Its place is nobody's then.
     fn give_up(&mut self, phase: Phase, in_order: impl IntoIterator<Item = u64>, is_taken_away: bool) -> Option<(Party, Arc<dyn Work>)> {
         let places = &self.places[phase as usize];
@@ -339,7 +347,7 @@ impl Admission {
         let last = Instant::now() + self.patience * 2;
         let mut until = Instant::now() + self.patience;
         while Instant::now() < until {
-            let pause = LOOK_AGAIN * u32::try_from(1 + self.state().waiting.len() / FEW_WAIT).unwrap_or(u32::MAX);
+            let pause = self.state().pause(phase, waiting.ticket);
             if let Ok(given) = timeout_at(until.min(Instant::now() + pause), &mut receiver).await {
                 return given.ok();
             }
