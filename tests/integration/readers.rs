@@ -74,7 +74,10 @@ async fn bodies_that_come_slowly_for_nobody_keep_nothing_out_of_the_cache() {
     })
     .await;
     let cache = "[cache]\nmemory='8MiB'\nmax_object='1MiB'\nredis=''";
-    let sluice = Sluice::with(&format!("[backend]\nurl='http://{}'\n{cache}\n{}", backend.address, one_rule("ttl='1h'")), &[]);
+    let sluice = Sluice::with(
+        &format!("[backend]\ntimeout='10m'\nbody_timeout='10m'\nurl='http://{}'\n{cache}\n{}", backend.address, one_rule("ttl='1h'")),
+        &[],
+    );
     for number in 0..3 {
         drop(at_the_head(&sluice, &format!("/slow/{number}")).await);
     }
