@@ -18,6 +18,7 @@ use crate::admin::own::health::Health;
 use crate::admin::own::recent::Recent;
 use crate::admin::{self, AdminState};
 use crate::api::mysql::Mysql;
+use crate::api::mysql::pool::Lane;
 use crate::api::orders::Orders;
 use crate::api::sample::Sample;
 use crate::api::{AUTHORITY, Api};
@@ -51,7 +52,7 @@ use crate::request::short_way::ShortWay;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Tracer;
 use crate::timeline::answers::Answers;
-use crate::timeline::engine::Engine;
+use crate::timeline::engine::{self, Engine};
 use crate::timeline::service::Service;
 use crate::timeline::verify::Verifier;
 use crate::timeline::{self, Timeline};
@@ -227,11 +228,13 @@ fn timeline(
     let service = || Arc::new(Service::new(Arc::clone(upstream), config.backend.timeout));
     let build = TimelineBuilder { config, cache, metrics, computing };
     let built = match source {
-        Source::Mysql(orders) => build.over(orders, None),
-        Source::Sample(orders) => build.over(orders, None),
+        Source::Mysql(orders) => {
+            build.over(engine::Source { newest: orders.in_lane(Lane::Newest), past: orders.in_lane(Lane::Past) }, None)
+        }
+        Source::Sample(orders) => build.over(engine::Source { newest: Arc::clone(&orders), past: orders }, None),
         Source::Service => {
             let verifier = Verifier::new(service(), settings, Arc::clone(metrics));
-            build.over(service(), Some(Arc::new(verifier)))
+            build.over(engine::Source { newest: service(), past: service() }, Some(Arc::new(verifier)))
         }
     };
     built.map(Some).map_err(while_doing("making the timeline"))
@@ -246,7 +249,7 @@ struct TimelineBuilder<'a> {
 
 impl TimelineBuilder<'_> {
     /// A timeline over a source of orders, which is held against its own word if there is a verifier.
-    fn over<S: Orders>(self, source: S, verifier: Option<Arc<Verifier>>) -> Result<Arc<dyn Timeline>, BoxError> {
+    fn over<S: Orders>(self, source: engine::Source<S>, verifier: Option<Arc<Verifier>>) -> Result<Arc<dyn Timeline>, BoxError> {
         let Self { config, cache, metrics, computing } = self;
         let settings = config.timeline.clone();
         let engine = Engine::new(source, verifier.is_some(), settings.clone(), Arc::clone(cache), computing.clone(), Arc::clone(metrics))?;
@@ -269,7 +272,10 @@ struct Computing(Option<Runtime>);
 
 impl Computing {
     fn start() -> io::Result<Self> {
-        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("timeline").build().map(|runtime| Self(Some(runtime)))
+        // At least two, so that a long computation leaves one to the others.
+        let threads = thread::available_parallelism().map_or(2, usize::from).max(2);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().thread_name("timeline").build()?;
+        Ok(Self(Some(runtime)))
     }
 
     fn handle(&self) -> Handle {

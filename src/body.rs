@@ -33,14 +33,21 @@ pub fn full(bytes: Bytes) -> Stream {
 
 /// Reads a whole body of at most `limit` bytes; `None` if it is longer or breaks off.
 pub async fn read(mut stream: Stream, limit: usize) -> Option<Bytes> {
-    let mut whole = BytesMut::new();
+    // What comes in one piece is not copied.
+    let (mut first, mut whole) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = stream.frame().await {
-        whole.extend_from_slice(frame.ok()?.data_ref().map_or(&[], |data| data));
-        if whole.len() > limit {
+        let Ok(data) = frame.ok()?.into_data() else { continue };
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+        } else {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+            whole.extend_from_slice(&data);
+        }
+        if first.len() + whole.len() > limit {
             return None;
         }
     }
-    Some(whole.freeze())
+    Some(if whole.is_empty() { first } else { whole.freeze() })
 }
 
 /// What a client did wrong in the body of its request: the error of such a body.

@@ -6,7 +6,7 @@
 //! | `GET /livez`                                  | everyone                           |
 //! | `GET /readyz`                                 | everyone                           |
 //! | `GET /metrics`                                | everyone                           |
-//! | `GET /stats`                                  | everyone                           |
+//! | `GET /stats[?symbol=…]`                       | everyone                           |
 //! | `GET /explain?target=…[&header=…]`            | everyone                           |
 //! | `POST /purge?pattern=\|symbol=\|tag=[&soft=]` | holders of the admin token         |
 //! | `GET /purge?number=I`                         | everyone                           |
@@ -133,7 +133,7 @@ impl AdminState {
             "/livez" => text_page(200, "ok\n"),
             "/readyz" => self.readyz(),
             "/metrics" => self.metrics(),
-            "/stats" => errors::json(200, stats::page(&self.proxy)),
+            "/stats" => self.stats(&target),
             "/explain" => self.explain(&target, &request.headers, peer).await,
             _ => self.manage(&target, &request.headers, peer).await.unwrap_or_else(errors::refused),
         }
@@ -175,6 +175,15 @@ impl AdminState {
         }
         self.proxy.update_gauges();
         page(200, "text/plain; version=0.0.4", self.proxy.metrics.render())
+    }
+
+    /// How all stands, or one symbol of the timeline.
+    fn stats(&self, target: &Target<'_>) -> Response<Reply> {
+        let Some(symbol) = target.text("symbol") else { return errors::json(200, stats::page(&self.proxy)) };
+        match self.proxy.timeline.as_ref().and_then(|timeline| timeline.describe(&symbol)) {
+            Some(report) => errors::json(200, serde_json::to_string_pretty(&report).unwrap_or_default()),
+            None => errors::json(404, r#"{"detail":"The timeline knows nothing of this symbol"}"#),
+        }
     }
 
     /// Ready while the backend or the cache can answer.

@@ -55,7 +55,8 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<
     if buckets.is_empty() {
         return Err(ApiError::NotFound(NOTHING));
     }
-    let mut out = String::with_capacity(buckets.len() * 120);
+    // Enough for each, so that it does not grow to twice as much.
+    let mut out = String::with_capacity(buckets.len() * 144);
     for bucket in &buckets {
         out.push_str(if out.is_empty() { "[{\"timestamp\":" } else { ",{\"timestamp\":" });
         out.push_str(itoa::Buffer::new().format(bucket.timestamp));
@@ -68,6 +69,7 @@ pub async fn get<O: Orders>(orders: &O, target: &Target<'_>) -> Result<Response<
         out.push('}');
     }
     out.push(']');
+    out.shrink_to_fit();
     Ok(json(out))
 }
 

@@ -176,7 +176,8 @@ pub struct Metrics {
     pub evictions: IntCounterVec,
     /// `purged_total`: entries removed by an operator.
     pub purged: IntCounter,
-    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone.
+    /// `breaker_open{of}`: 1 while `backend`, `redis` or `mysql` is left alone, or the timeline's source (for `timeline_newest` orders, or for
+    /// `timeline_spans`) is asked by one question at a time.
     pub breaker_open: IntGaugeVec,
     /// `rate_limited_total{route}`: requests refused because of a limit, or because too many were waiting.
     pub rate_limited: IntCounterVec,
@@ -213,6 +214,8 @@ pub struct Metrics {
     pub mysql_waiting: IntGauge,
     /// `timeline_answers_total{how}`: requests answered from the timeline: `known`, `waited` or `stale`.
     pub timeline_answers: IntCounterVec,
+    /// `timeline_unanswered_total{reason}`: requests that the timeline left to the backend, by why.
+    pub timeline_unanswered: IntCounterVec,
     /// `timeline_fetches_total{of,result}`: fetches from the source, of the `newest` part or of `spans` that are over.
     pub timeline_fetches: IntCounterVec,
     /// `timeline_checks_total{endpoint,result}`: answers that were held against the backend's.
@@ -225,6 +228,12 @@ pub struct Metrics {
     pub timeline_on: IntGaugeVec,
     /// `timeline_bytes`: what the timeline holds in memory.
     pub timeline_bytes: IntGauge,
+    /// `timeline_room_bytes`: what answers take, or may need, that are computed or that clients take.
+    pub timeline_room_bytes: IntGauge,
+    /// `timeline_room_waiting_bytes`: what those want of it who wait for room.
+    pub timeline_room_waiting_bytes: IntGauge,
+    /// `timeline_computing`: answers that are being computed.
+    pub timeline_computing: IntGauge,
     /// `timeline_spans`: spans that it holds in memory.
     pub timeline_spans: IntGauge,
     /// `timeline_questions`: questions about newest parts that are under way.
@@ -330,6 +339,11 @@ impl Metrics {
             mysql_connections: gauge("mysql_connections", "Open connections to the database, idle ones included.")?,
             mysql_waiting: gauge("mysql_waiting", "Queries that wait for a connection to the database.")?,
             timeline_answers: counters("timeline_answers_total", "Requests answered from the timeline.", &["how"])?,
+            timeline_unanswered: counters(
+                "timeline_unanswered_total",
+                "Requests that the timeline left to the backend, by why.",
+                &["reason"],
+            )?,
             timeline_fetches: counters(
                 "timeline_fetches_total",
                 "Fetches of the timeline from the source of its orders.",
@@ -351,6 +365,12 @@ impl Metrics {
                 &["endpoint"],
             )?,
             timeline_bytes: gauge("timeline_bytes", "Bytes that the timeline holds in memory.")?,
+            timeline_room_bytes: gauge(
+                "timeline_room_bytes",
+                "Bytes of computed answers, and of what those may need that are being made.",
+            )?,
+            timeline_room_waiting_bytes: gauge("timeline_room_waiting_bytes", "Bytes that answers want that wait for room to be made.")?,
+            timeline_computing: gauge("timeline_computing", "Answers that are being computed.")?,
             timeline_questions: gauge("timeline_questions", "Questions about newest orders that are under way.")?,
             timeline_behind: gauge(
                 "timeline_behind_seconds",
@@ -430,7 +450,7 @@ impl Metrics {
             }
         }
         self.store_errors.with_label_values(&["redis", "connect", "failed"]);
-        for of in ["backend", "redis", "mysql"] {
+        for of in ["backend", "redis", "mysql", "timeline_newest", "timeline_spans"] {
             self.breaker_open.with_label_values(&[of]);
         }
     }

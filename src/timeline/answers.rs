@@ -7,39 +7,40 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-use super::compute::{Computed, compute};
 use super::endpoint::{Endpoint, asked};
 use super::engine::{Allowed, Engine, Newness};
 use super::fields::Fields;
+use super::flights::Flights;
 use super::kept::{Kept, Weigh};
 use super::needs::Needs;
+use super::report::SymbolReport;
 use super::symbol::Symbol;
 use super::tags::tags;
-use super::tail::Tail;
 use super::trust::{State, Trust};
+use super::unanswered::Unanswered;
 use super::verify::Verifier;
-use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Timeline};
+use super::view::Made;
+use super::work::{Work, Worked};
+use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Spared, Timeline, WORST};
 use crate::api::orders::Orders;
-use crate::body::{BoxError, lent};
+use crate::body::BoxError;
 use crate::cache::Cache;
-use crate::cache::entry::{Content, Entry, StoredResponse, vary_by_encoding};
+use crate::cache::entry::Entry;
 use crate::cache::key::Key;
-use crate::cache::void::Moment;
 use crate::cache::void::Validity;
-use crate::clock::Wall;
 use crate::config::Timeline as Settings;
 use crate::config::route::Route;
-use crate::http::conditional::etag_of;
-use crate::http::encoding::{Coding, accepts_gzip, gzip_fast};
-use crate::http::freshness::Lifetimes;
+use crate::http::encoding::accepts_gzip;
+use crate::request::secrets::without_secrets;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::carry;
-use crate::upstream::AbortOnDrop;
-use crate::upstream::response_fields::OWN_VIA;
 
 /// Spans that are looked for when somebody asks where they are.
 const MOST_LOCATED: usize = 20_000;
+/// Requests at one time that found no room and go to the backend: more would make load of overload.
+const MOST_INSTEAD: usize = 8;
 
 /// A response that was computed, for whoever asks the same.
 struct Recent {
@@ -63,8 +64,10 @@ pub struct Answers<S> {
     recent: [Kept<Bytes, Recent>; 2],
     trust: [Arc<Trust>; Endpoint::ALL.len()],
     fields: Arc<Fields>,
-    /// What bodies that were computed and not yet taken by their clients may take together, in bytes.
-    bodies: Arc<Semaphore>,
+    /// What is being computed.
+    flights: Flights<Result<Worked, Unanswered>>,
+    /// For requests that found no room, and go to the backend.
+    instead: Arc<Semaphore>,
     verifier: Option<Arc<Verifier>>,
     settings: Settings,
     /// Bodies from this size on are packed for those who take gzip, in bytes.
@@ -106,12 +109,17 @@ impl<S: Orders> Answers<S> {
             None => Arc::new(Trust::proven()),
         };
         let trust = [trust(), trust()];
+        for reason in Unanswered::ALL {
+            metrics.timeline_unanswered.with_label_values(&[reason.name()]);
+        }
         Ok(Self {
             engine,
             routes: ArcSwap::from_pointee(routes),
+            // An eighth together, for which there is room besides.
             recent: [Kept::new(settings.memory / 16)?, Kept::new(settings.memory / 16)?],
             trust,
-            bodies: Arc::new(Semaphore::new(room_for_bodies(settings.memory))),
+            flights: Flights::default(),
+            instead: Arc::new(Semaphore::new(MOST_INSTEAD)),
             fields: Arc::new(if verifier.is_some() { Fields::learnt() } else { Fields::own() }),
             verifier,
             settings,
@@ -151,113 +159,94 @@ impl<S: Orders> Answers<S> {
         self.cache.voids().check(entry) == Validity::Valid
     }
 
-    async fn compute(&self, request: OrdersRequest<'_>) -> Option<Answered> {
-        let (endpoint, name) = asked(request.target)?;
-        if self.state(endpoint) != State::On {
-            return None;
+    /// Whether the endpoint is answered.
+    ///
+    /// # Errors
+    /// Why not.
+    fn may_answer(&self, endpoint: Endpoint) -> Result<(), Unanswered> {
+        match self.state(endpoint) {
+            State::On => Ok(()),
+            State::Probation { .. } => Err(Unanswered::Probation),
+            State::Off => Err(Unanswered::Off),
         }
-        let symbol = self.engine.symbol(&name)?;
-        // Before anything of it is read.
-        let version = symbol.version();
+    }
+
+    async fn compute(&self, request: OrdersRequest<'_>) -> Result<Answered, Unanswered> {
+        let (endpoint, name) = asked(request.target).ok_or(Unanswered::Shape)?;
+        self.may_answer(endpoint)?;
+        let symbol = self.engine.symbol(&name).ok_or(Unanswered::UnknownSymbol)?;
         let gzip = accepts_gzip(request.headers);
-        let key = Key::new(request.route, request.target, request.canonical.clone());
-        let work = Work {
+        let key = (request.canonical.0.clone(), gzip);
+        let (came, allowed) = (Instant::now(), allowed(request.route));
+        // Before anything of it is read.
+        let mut version = symbol.version();
+        let work = || carry(self.work(request, endpoint, &symbol, gzip).run());
+        let (flight, mut is_own) = self.flights.join(&self.runtime, key.clone(), version, work);
+        let mut worked = flight.made().await.unwrap_or(Err(Unanswered::Lost))?;
+        if !is_own && !self.is_for(&worked, &symbol, allowed, came) {
+            // It was begun too long before this request came.
+            (version, is_own) = (symbol.version(), true);
+            let flight = self.flights.begin(&self.runtime, key.clone(), version, work());
+            worked = flight.made().await.unwrap_or(Err(Unanswered::Lost))?;
+        }
+        let Worked { entry, made } = worked;
+        if !self.is_valid(&entry) {
+            return Err(Unanswered::Voided);
+        }
+        let how = how(&made);
+        if is_own && (how == How::Known || how == How::Waited) {
+            let version = made.tail.map(|_| version);
+            self.recent[usize::from(gzip)]
+                .insert(key.0, Arc::new(Recent { entry: Arc::clone(&entry), symbol: Arc::clone(&symbol), version }));
+        }
+        self.verify_some(&symbol, endpoint, request.text);
+        Ok(Answered { entry, how })
+    }
+
+    fn work(&self, request: OrdersRequest<'_>, endpoint: Endpoint, symbol: &Arc<Symbol>, gzip: bool) -> Work<S> {
+        Work {
             engine: Arc::clone(&self.engine),
-            symbol: Arc::clone(&symbol),
+            symbol: Arc::clone(symbol),
             endpoint,
             text: request.text.to_owned(),
-            allowed: Allowed { late: request.route.policy.stale_while_revalidate, failing: request.route.policy.stale_if_error },
+            allowed: allowed(request.route),
             headers: request.headers.get_all(header::ORIGIN).iter().map(|origin| (header::ORIGIN, origin.clone())).collect(),
             fields: Arc::clone(&self.fields),
-            bodies: Arc::clone(&self.bodies),
             trust: Arc::clone(&self.trust[endpoint as usize]),
             pack_from: if gzip { self.compress_above } else { usize::MAX },
             varies_from: self.compress_above,
-            key,
+            key: Key::new(request.route, request.target, request.canonical.clone()),
             began: self.cache.ask(),
-        };
-        let (entry, made_from, how) = AbortOnDrop(self.runtime.spawn(carry(work.run()))).await.ok()??;
-        if !self.is_valid(&entry) {
-            return None;
         }
-        if how == How::Known || how == How::Waited {
-            let version = made_from.map(|_| version);
-            let recent = Recent { entry: Arc::clone(&entry), symbol: Arc::clone(&symbol), version };
-            self.recent[usize::from(gzip)].insert(request.canonical.0.clone(), Arc::new(recent));
-        }
-        self.verify_some(&symbol, endpoint, request.text);
-        Some(Answered { entry, how })
+    }
+
+    /// Whether an answer that another request had begun to compute may be given to one that came later.
+    fn is_for(&self, worked: &Worked, symbol: &Symbol, allowed: Allowed, came: Instant) -> bool {
+        let is_new = worked.made.tail.as_ref().is_none_or(|tail| {
+            let late = tail.asked.elapsed().saturating_sub(self.settings.refresh);
+            match worked.made.newness {
+                Newness::Fresh => self.engine.is_new(symbol, tail, came),
+                Newness::Late(_) => late <= allowed.late,
+                Newness::Failing(_) => late <= allowed.failing,
+            }
+        });
+        is_new && self.is_valid(&worked.entry)
     }
 }
 
-/// What computing an answer needs, away from the thread that serves the client.
-struct Work<S> {
-    engine: Arc<Engine<S>>,
-    symbol: Arc<Symbol>,
-    endpoint: Endpoint,
-    text: String,
-    /// How late the newest part may be.
-    allowed: Allowed,
-    /// The request's fields that its response's may depend on.
-    headers: HeaderMap,
-    fields: Arc<Fields>,
-    bodies: Arc<Semaphore>,
-    trust: Arc<Trust>,
-    pack_from: usize,
-    varies_from: usize,
-    key: Key,
-    began: Moment,
+/// How late the newest part may be on a rule.
+const fn allowed(route: &Route) -> Allowed {
+    Allowed { late: route.policy.stale_while_revalidate, failing: route.policy.stale_if_error }
 }
 
-impl<S: Orders> Work<S> {
-    async fn run(self) -> Option<(Arc<Entry>, Option<Arc<Tail>>, How)> {
-        let Computed { status, body, made } = compute(&self.engine, &self.symbol, self.endpoint, &self.text, self.allowed).await?;
-        if !self.trust.allows(made.ties) {
-            return None;
-        }
-        let mut fields = self.fields.of(self.endpoint, &self.headers, status)?;
-        fields.append(header::VIA, OWN_VIA);
-        fields.insert(header::ETAG, etag_of(&body));
-        if body.len() >= self.varies_from {
-            vary_by_encoding(&mut fields);
-        }
-        let packed = if body.len() >= self.pack_from { gzip_fast(&body) } else { Bytes::new() };
-        let (coding, body) = if packed.is_empty() { (Coding::Identity, body) } else { (Coding::Gzip, packed) };
-        let response = StoredResponse::new(status, fields, coding, Coding::Identity, counted(&self.bodies, body)?);
-        let now = Wall::now();
-        // What is made of nothing was asked for when it was begun to be made.
-        let asked_at = made.asked_at.unwrap_or(self.began);
-        let known_at = made.tail.as_ref().map_or(now, |tail| tail.asked_at);
-        let entry = Entry::new(&self.key, asked_at, known_at, 0, Lifetimes::default(), Content::Response(response));
-        let how = match made.newness {
-            Newness::Late(late) => How::Late(late),
-            Newness::Failing(late) => How::Failing(late),
-            Newness::Fresh if made.waited => How::Waited,
-            Newness::Fresh => How::Known,
-        };
-        Some((Arc::new(entry), made.tail, how))
+/// How an answer came about.
+const fn how(made: &Made) -> How {
+    match made.newness {
+        Newness::Late(late) => How::Late(late),
+        Newness::Failing(late) => How::Failing(late),
+        Newness::Fresh if made.waited => How::Waited,
+        Newness::Fresh => How::Known,
     }
-}
-
-/// A share of the memory, in KiB: as much as the answers of a moment ago take at most, and as much again for those that are being made and
-/// sent. Besides, what slow clients may keep of large ones ([`lent::MOST`]), so that they take no room from the others. At least the longest
-/// answer has room.
-fn room_for_bodies(memory: u64) -> usize {
-    let shared = usize::try_from(memory / 4).unwrap_or(usize::MAX).max(16 << 20);
-    (shared.saturating_add(lent::MOST) / 1024).min(Semaphore::MAX_PERMITS)
-}
-
-/// A body that is counted until nobody holds it any more. `None` if there is no room: many clients are slow to take theirs.
-fn counted(bodies: &Arc<Semaphore>, body: Bytes) -> Option<Bytes> {
-    struct Counted(Bytes, #[expect(dead_code, reason = "given back when it is dropped")] OwnedSemaphorePermit);
-    impl AsRef<[u8]> for Counted {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-    let kibibytes = u32::try_from(body.len().div_ceil(1024)).ok()?;
-    let permit = Arc::clone(bodies).try_acquire_many_owned(kibibytes).ok()?;
-    Some(Bytes::from_owner(Counted(body, permit)))
 }
 
 impl<S: Orders> Timeline for Answers<S> {
@@ -274,7 +263,21 @@ impl<S: Orders> Timeline for Answers<S> {
     }
 
     fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a> {
-        Box::pin(self.compute(request))
+        Box::pin(async move {
+            let answered = self.compute(request).await;
+            if let Err(reason) = &answered {
+                if let Some(symbol) = asked(request.target).and_then(|(_, name)| self.engine.symbol(&name)) {
+                    symbol.note_left(*reason);
+                }
+                self.metrics.timeline_unanswered.with_label_values(&[reason.name()]).inc();
+                tracing::debug!(
+                    request = &*without_secrets(request.text),
+                    reason = reason.name(),
+                    "the timeline does not answer: {reason}"
+                );
+            }
+            answered
+        })
     }
 
     fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap) {
@@ -292,6 +295,12 @@ impl<S: Orders> Timeline for Answers<S> {
         }
     }
 
+    fn leave_to_backend(&self) -> Option<OwnedSemaphorePermit> {
+        // Natively the backend would need the same memory.
+        let is_slower = !self.engine.foreign || self.engine.is_slow();
+        if is_slower { None } else { Arc::clone(&self.instead).try_acquire_owned().ok() }
+    }
+
     fn follow(&self, routes: &[Route]) {
         self.routes.store(Arc::new(routes.to_vec()));
         // Orders stay; answers of a moment ago do not, since they were stored under the old keys.
@@ -305,6 +314,14 @@ impl<S: Orders> Timeline for Answers<S> {
         self.metrics.timeline_bytes.set(i64::try_from(size.bytes + recent).unwrap_or(i64::MAX));
         self.metrics.timeline_spans.set(i64::try_from(size.spans).unwrap_or(i64::MAX));
         self.metrics.timeline_questions.set(i64::try_from(size.questions).unwrap_or(i64::MAX));
+        let (newest, past) = self.engine.spared();
+        self.metrics.breaker_open.with_label_values(&["timeline_newest"]).set(i64::from(newest));
+        self.metrics.breaker_open.with_label_values(&["timeline_spans"]).set(i64::from(past));
+        let taken = self.engine.room.taken();
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.metrics.timeline_room_bytes.set(count(taken.bytes));
+        self.metrics.timeline_room_waiting_bytes.set(count(taken.waiting));
+        self.metrics.timeline_computing.set(count(taken.computing));
         self.metrics.timeline_behind.set(i64::try_from(size.behind.as_secs()).unwrap_or(i64::MAX));
         for endpoint in Endpoint::ALL {
             let on = i64::from(self.state(endpoint) == State::On);
@@ -314,6 +331,9 @@ impl<S: Orders> Timeline for Answers<S> {
 
     fn report(&self) -> Report {
         let size = self.engine.size();
+        let (newest, spans) = self.engine.spared();
+        let taken = self.engine.room.taken();
+        let left = |reason: Unanswered| (reason.name(), self.metrics.timeline_unanswered.with_label_values(&[reason.name()]).get());
         Report {
             endpoints: Endpoint::ALL.into_iter().map(|endpoint| (endpoint.name(), self.state(endpoint))).collect(),
             symbols: size.symbols,
@@ -323,13 +343,25 @@ impl<S: Orders> Timeline for Answers<S> {
             spans: size.spans,
             bytes: size.bytes + self.recent.iter().map(Kept::bytes).sum::<u64>(),
             capacity: self.settings.memory,
+            spared: Spared { newest, spans },
+            left_to_backend: Unanswered::ALL.into_iter().map(left).filter(|(_, count)| *count > 0).collect(),
+            worst: self.engine.worst(WORST),
+            room_bytes: taken.bytes,
+            computing: taken.computing,
         }
+    }
+
+    fn describe(&self, symbol: &str) -> Option<SymbolReport> {
+        let symbol = self.engine.symbol(&symbol.to_ascii_uppercase())?;
+        Some(self.engine.describe(&symbol))
     }
 
     fn locate(&self, needs: &Needs) -> Located {
         let state = self.state(needs.endpoint);
+        let off = self.may_answer(needs.endpoint).err();
         let Some(symbol) = self.engine.symbol(&needs.symbol) else {
-            return Located { state, known: false, in_memory: 0, before_first: 0, newest: None };
+            let unanswered = off.or(Some(Unanswered::UnknownSymbol));
+            return Located { state, known: false, in_memory: 0, before_first: 0, newest: None, unanswered, symbol: None };
         };
         let oldest = self.engine.oldest(&symbol).unwrap_or(i64::MIN);
         let starts = needs.spans.clone().into_iter().flat_map(|spans| spans.step_by(usize::try_from(needs.step).unwrap_or(usize::MAX)));
@@ -338,24 +370,9 @@ impl<S: Orders> Timeline for Answers<S> {
             before_first += i64::from(start < oldest);
             in_memory += i64::from(start >= oldest && self.engine.stored(&symbol, start).is_some());
         }
-        Located { state, known: true, in_memory, before_first, newest: self.engine.age(&symbol) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bodies_that_nobody_takes_are_bounded() {
-        let bodies = Arc::new(Semaphore::new(3));
-        let body = || counted(&bodies, Bytes::from(vec![7; 1025]));
-        let first = body().unwrap();
-        assert!(body().is_none(), "two KiB each");
-        let part = first.slice(5..6);
-        drop(first);
-        assert!(body().is_none(), "a part of it is still held");
-        drop(part);
-        assert_eq!(body().unwrap().len(), 1025);
+        let missing = needs.count() - in_memory - before_first;
+        let unanswered = off.or_else(|| self.engine.foresee(&symbol, missing));
+        let (newest, symbol) = (self.engine.age(&symbol), Some(self.engine.describe(&symbol)));
+        Located { state, known: true, in_memory, before_first, newest, unanswered, symbol }
     }
 }

@@ -3,22 +3,25 @@
 //! One task carries out the [`schedule`](super::schedule). Each question is a task of its own, and the only one about its symbol: requests wait
 //! for it, and none of them can end it. Spans that are over come as [`fill`](super::fill) says.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::builder::Builder;
 use super::check::{self, Doubt};
 use super::columns::{Columns, Unfit};
 use super::kept::{Kept, SpanKey, StoredSpan};
+use super::room::Room;
 use super::schedule::{Ended, Next, Schedule};
 use super::shared::Shared;
 use super::symbol::{Symbol, Symbols};
 use super::tail::{FAR, MOST_RECENT, Tail, first_moment, moment};
+use super::turns::{Change, Turns};
+use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, OrdersError, Span};
 use crate::body::BoxError;
 use crate::cache::Cache;
@@ -30,10 +33,12 @@ use crate::telemetry::metrics::Metrics;
 
 /// A request waits so long for a question, if what is known may be served meanwhile, or for spans that are over.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// So many spans are asked for while a request waits. If more are missing, it does not wait.
+pub(super) const FEW: usize = 3;
 /// It waits so long if what is known is too old. Then the backend is asked.
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
-/// A question that takes longer is given up.
-const QUESTION: Duration = Duration::from_secs(120);
+/// A source is slow that takes longer for a question.
+const SLOW: Duration = Duration::from_secs(1);
 /// A source that contradicts itself so often is not used any more: once may be an order that came in between.
 const DOUBTS: u32 = 2;
 /// Symbols of which anything is known.
@@ -42,6 +47,8 @@ const SYMBOLS: usize = 4096;
 /// What is known of all symbols, and where it comes from.
 pub struct Engine<S> {
     pub(super) source: S,
+    /// The same for spans that are over, where what these take is not to be missing for the newest orders.
+    pub(super) past: S,
     pub(super) settings: Settings,
     /// Whether the source is another service, whose word is checked.
     pub(super) foreign: bool,
@@ -54,10 +61,23 @@ pub struct Engine<S> {
     pub(super) spans: Kept<SpanKey, StoredSpan>,
     pub(super) shared: Option<Shared>,
     pub(super) cache: Arc<Cache>,
-    pub(super) fills: Semaphore,
+    /// Where answers are computed.
+    pub room: Room,
+    /// Whose turn it is to ask for orders of the past.
+    pub(super) turns: Turns,
     doubts: AtomicU32,
+    /// How long the last question took that was answered, of whichever symbol, in milliseconds.
+    took: AtomicU64,
     pub(super) runtime: Handle,
     pub(super) metrics: Arc<Metrics>,
+}
+
+/// Where orders come from.
+pub struct Source<S> {
+    /// Asked about the newest ones.
+    pub newest: S,
+    /// Asked about those of the past, in long streams.
+    pub past: S,
 }
 
 /// How new the newest part is.
@@ -149,7 +169,7 @@ impl<S: Orders> Engine<S> {
     /// # Errors
     /// Never, as long as the configuration was checked.
     pub fn new(
-        source: S,
+        Source { newest: source, past }: Source<S>,
         foreign: bool,
         settings: Settings,
         cache: Arc<Cache>,
@@ -158,6 +178,7 @@ impl<S: Orders> Engine<S> {
     ) -> Result<Arc<Self>, BoxError> {
         let engine = Arc::new(Self {
             source,
+            past,
             foreign,
             symbols: Symbols::new(SYMBOLS, settings.memory / 4),
             schedule: Mutex::new(Schedule::new(settings.refresh, settings.questions)),
@@ -165,8 +186,10 @@ impl<S: Orders> Engine<S> {
             changed: Arc::default(),
             spans: Kept::new(settings.memory / 8 * 5)?,
             shared: Shared::new(&cache, settings.span),
-            fills: Semaphore::new(settings.concurrency),
+            room: Room::new(settings.memory / 8),
+            turns: Turns::new(settings.concurrency),
             doubts: AtomicU32::new(0),
+            took: AtomicU64::new(0),
             settings,
             cache,
             runtime,
@@ -220,6 +243,19 @@ impl<S: Orders> Engine<S> {
         Size { symbols, newest_parts, spans: self.spans.count(), bytes: self.spans.bytes() + newest_bytes, questions, behind }
     }
 
+    /// How the schedule has a symbol.
+    #[must_use]
+    pub fn standing(&self, symbol: &Symbol) -> Standing {
+        let (is_wanted, due, failures) = self.schedule().standing(symbol.number);
+        Standing { is_wanted, next_in: due.map(|due| due.saturating_sub(self.now())), failures }
+    }
+
+    /// All symbols of which anything is known.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Symbol>> {
+        self.symbols.all()
+    }
+
     /// The length of a span, in milliseconds.
     #[must_use]
     pub fn span(&self) -> i64 {
@@ -259,7 +295,8 @@ impl<S: Orders> Engine<S> {
 
     /// Whether a newest part is as new as a request of this moment can expect: no older than `refresh`, and the time that a question takes, as
     /// long as that is no longer.
-    fn is_new(&self, symbol: &Symbol, tail: &Tail, at: Instant) -> bool {
+    #[must_use]
+    pub fn is_new(&self, symbol: &Symbol, tail: &Tail, at: Instant) -> bool {
         at.saturating_duration_since(tail.asked) < self.settings.refresh + symbol.took().min(self.settings.refresh)
     }
 
@@ -275,44 +312,74 @@ impl<S: Orders> Engine<S> {
         self.tail(symbol).map(|tail| tail.asked.elapsed())
     }
 
+    fn is_sparing(&self) -> bool {
+        self.schedule().is_sparing(self.now())
+    }
+
+    /// Whether the source fails and is asked by one question at a time: for the newest orders, and for those of the past.
+    #[must_use]
+    pub fn spared(&self) -> (bool, bool) {
+        (self.is_sparing(), self.turns.are_sparing())
+    }
+
+    /// Whether the source takes longer than a client that asks again in a moment, or fails.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.took.load(Ordering::Relaxed) > millis(SLOW) || self.is_sparing()
+    }
+
+    /// Why a request that lacks `missing` spans would not be answered at this moment, as far as that is known without asking anything.
+    #[must_use]
+    pub fn foresee(&self, symbol: &Symbol, missing: i64) -> Option<Unanswered> {
+        if self.tail(symbol).is_none() {
+            return Some(if symbol.failed().is_some() { Unanswered::NewestFailing } else { Unanswered::NewestMissing });
+        }
+        let is_paused = missing > 0 && symbol.filling().is_paused();
+        let are_many = usize::try_from(missing).is_ok_and(|missing| missing > FEW);
+        if is_paused { Some(Unanswered::SpansFailing) } else { are_many.then_some(Unanswered::SpansMissing) }
+    }
+
     /// Whether the source contradicted itself so often that nothing of it is used any more.
     #[must_use]
     pub fn is_doubted(&self) -> bool {
         self.doubts.load(Ordering::Acquire) >= DOUBTS
     }
 
-    /// The newest part as new as it can be had, how new that is, and whether it was waited for. `None`: it is older than is allowed, or was
-    /// purged meanwhile.
-    pub async fn new_tail(&self, symbol: &Symbol, allowed: Allowed) -> Option<(Arc<Tail>, Newness, bool)> {
+    /// The newest part as new as it can be had, how new that is, and whether it was waited for.
+    ///
+    /// # Errors
+    /// It is older than is allowed, or was purged meanwhile.
+    pub async fn new_tail(&self, symbol: &Symbol, allowed: Allowed) -> Result<(Arc<Tail>, Newness, bool), Unanswered> {
         let began = Instant::now();
         let mut ended = symbol.questions.subscribe();
         let mut waited = false;
         loop {
             // Before the look at what there is, so that none that ends after it is missed.
             ended.mark_unchanged();
-            let tail = self.tail(symbol)?;
+            let tail = self.tail(symbol).ok_or(Unanswered::NewestMissing)?;
             if self.is_new(symbol, &tail, began) {
-                return Some((tail, Newness::Fresh, waited));
+                return Ok((tail, Newness::Fresh, waited));
             }
             self.want(symbol);
             let late = tail.asked.elapsed().saturating_sub(self.settings.refresh);
-            if symbol.failed().is_some() {
-                // It pauses after that: nothing comes soon.
-                return (late <= allowed.failing).then_some((tail, Newness::Failing(late), waited));
+            if symbol.failed().is_some() || self.schedule().is_failing() {
+                // It pauses after that, or waits for others: nothing comes soon.
+                let allowed = (late <= allowed.failing).then_some((tail, Newness::Failing(late), waited));
+                return allowed.ok_or(Unanswered::NewestFailing);
             }
             let is_allowed = late <= allowed.late;
             // One question that hangs does not hold up every request for as long as it hangs.
             let until = if is_allowed { symbol.asking_since().unwrap_or(began) + PATIENCE } else { began + LONG_PATIENCE };
             waited = true;
             if timeout_at(until, ended.changed()).await.is_err() {
-                return is_allowed.then_some((tail, Newness::Late(late), true));
+                return is_allowed.then_some((tail, Newness::Late(late), true)).ok_or(Unanswered::NewestLate);
             }
         }
     }
 
     /// Asks for the newest part of a symbol, and says to all what came of it.
     async fn ask(self: Arc<Self>, symbol: Arc<Symbol>) {
-        let mut question = Question { engine: &self, symbol: &symbol, ended: Ended::Failed };
+        let mut question = Question { engine: &self, symbol: &symbol, began: Instant::now(), ended: Ended::Failed };
         symbol.begin_question();
         let known = self.tail(&symbol);
         let asking = async {
@@ -321,7 +388,8 @@ impl<S: Orders> Engine<S> {
                 None => self.ask_first(&symbol).await,
             }
         };
-        let asked = timeout(QUESTION, asking).await.unwrap_or(Err(AskError::Late(QUESTION)));
+        let patience = self.schedule().patience();
+        let asked = timeout(patience, asking).await.unwrap_or(Err(AskError::Late(patience)));
         let kept = asked.and_then(|tail| self.keep_tail(&symbol, tail));
         self.metrics.timeline_fetches.with_label_values(&["newest", if kept.is_ok() { "answered" } else { "failed" }]).inc();
         question.ended = match &kept {
@@ -434,17 +502,41 @@ pub struct Size {
     pub behind: Duration,
 }
 
+/// How the schedule has a symbol.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// Whether somebody has wanted its newest part since the last question about it began.
+    pub is_wanted: bool,
+    /// How soon it is due, if it is to be asked for; zero: it waits for its turn.
+    pub next_in: Option<Duration>,
+    /// Questions in a row that failed.
+    pub failures: u32,
+}
+
 /// A question that is under way, whatever ends it.
 struct Question<'e, S: Orders> {
     engine: &'e Engine<S>,
     symbol: &'e Symbol,
+    began: Instant,
     ended: Ended,
 }
 
 impl<S: Orders> Drop for Question<'_, S> {
     fn drop(&mut self) {
+        if self.ended == Ended::Answered {
+            self.engine.took.store(millis(self.began.elapsed()), Ordering::Relaxed);
+        }
         self.symbol.end_question(self.ended == Ended::Answered);
-        self.engine.schedule().ended(self.engine.now(), self.symbol.number, self.ended);
+        let (now, mut schedule) = (self.engine.now(), self.engine.schedule());
+        let was_spared = schedule.is_sparing(now);
+        schedule.ended(now, self.symbol.number, self.ended);
+        let is_spared = schedule.is_sparing(now);
+        drop(schedule);
+        match (was_spared, is_spared) {
+            (false, true) => note_change("newest orders", Change::Spared),
+            (true, false) => note_change("newest orders", Change::Back),
+            _ => {}
+        }
         self.engine.changed.notify_one();
     }
 }
@@ -460,7 +552,7 @@ async fn carry_out<S: Orders>(engine: Weak<Engine<S>>, changed: Arc<Notify>) {
                     match engine.symbols.numbered(number) {
                         Some(symbol) => drop(engine.runtime.spawn(Arc::clone(&engine).ask(symbol))),
                         // It was evicted just now.
-                        None => engine.schedule().ended(engine.now(), number, Ended::Unfit),
+                        None => engine.schedule().ended(engine.now(), number, Ended::Unasked),
                     }
                     continue;
                 }
@@ -477,6 +569,15 @@ async fn carry_out<S: Orders>(engine: Weak<Engine<S>>, changed: Arc<Notify>) {
             }
             None => changed.notified().await,
         }
+    }
+}
+
+/// Says that the source is spared, or is not any more.
+pub(super) fn note_change(asked_for: &str, change: Change) {
+    match change {
+        Change::None => {}
+        Change::Spared => tracing::warn!(asked_for, "the source of the timeline fails and is asked by one question at a time"),
+        Change::Back => tracing::info!(asked_for, "the source of the timeline answers again"),
     }
 }
 

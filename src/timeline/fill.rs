@@ -10,14 +10,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::builder::Builder;
 use super::columns::{Columns, Unfit};
-use super::engine::{AskError, Engine, PATIENCE};
+use super::engine::{AskError, Engine, PATIENCE, note_change};
 use super::kept::{SpanKey, StoredSpan};
 use super::symbol::{Filling, Symbol};
+use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, Page, Span};
 use crate::cache::entry::Checked;
 
-/// So many spans are asked for while a request waits. If more are missing, it does not wait.
-pub const FEW: usize = 3;
 /// More spans than this make no window.
 pub const MOST_SPANS: i64 = 20_000;
 /// Spans that are asked for at once.
@@ -29,7 +28,7 @@ const BETWEEN_FILLS: Duration = Duration::from_secs(60);
 /// The pause after a failure, and after many in a row.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A stream of spans that takes longer is given up.
+/// What takes longer is given up.
 const LONGEST: Duration = Duration::from_secs(600);
 /// How often the source is asked what was before the oldest order that is known, until that is nothing.
 const STEPS_BACK: usize = 16;
@@ -65,13 +64,19 @@ impl<S: Orders> Engine<S> {
     }
 
     /// Waits for a few spans that are over to be known.
-    pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64]) -> bool {
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64]) -> Result<(), Unanswered> {
         let until = Instant::now() + PATIENCE;
         let mut fills = symbol.fills.subscribe();
         {
             let mut filling = symbol.filling();
-            if filling.is_paused() || filling.urgent.len() > MOST_URGENT {
-                return false;
+            if filling.is_paused() {
+                return Err(Unanswered::SpansFailing);
+            }
+            if filling.urgent.len() > MOST_URGENT {
+                return Err(Unanswered::SpansMissing);
             }
             filling.urgent.extend(starts);
             self.begin_filling(symbol, &mut filling);
@@ -79,23 +84,29 @@ impl<S: Orders> Engine<S> {
         loop {
             fills.mark_unchanged();
             if starts.iter().all(|&start| self.stored(symbol, start).is_some()) {
-                return true;
+                return Ok(());
             }
-            if symbol.filling().is_paused() || timeout_at(until, fills.changed()).await.is_err() {
-                return false;
+            if symbol.filling().is_paused() {
+                return Err(Unanswered::SpansFailing);
+            }
+            if timeout_at(until, fills.changed()).await.is_err() {
+                return Err(Unanswered::SpansMissing);
             }
         }
     }
 
-    /// Has the spans of a window asked for in the background.
-    pub fn fill_many(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span, tail_start: i64) {
+    /// Has the spans of a window asked for in the background, and says why they are not there.
+    pub fn fill_many(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span, tail_start: i64) -> Unanswered {
         let mut filling = symbol.filling();
         let now = Instant::now();
-        if filling.is_paused() || filling.asked.is_some_and(|at| now < at + BETWEEN_FILLS) {
-            return;
+        if filling.is_paused() {
+            return Unanswered::SpansFailing;
         }
-        (filling.asked, filling.window) = (Some(now), Some((span, tail_start)));
-        self.begin_filling(symbol, &mut filling);
+        if filling.asked.is_none_or(|at| now >= at + BETWEEN_FILLS) {
+            (filling.asked, filling.window) = (Some(now), Some((span, tail_start)));
+            self.begin_filling(symbol, &mut filling);
+        }
+        Unanswered::SpansMissing
     }
 
     fn begin_filling(self: &Arc<Self>, symbol: &Arc<Symbol>, filling: &mut Filling) {
@@ -121,11 +132,18 @@ impl<S: Orders> Engine<S> {
             match filled {
                 Ok(()) => filling.failures = 0,
                 Err(error) => {
-                    filling.failures = filling.failures.saturating_add(1);
-                    let pause = PAUSE.saturating_mul(1 << (filling.failures - 1).min(6)).min(LONGEST_PAUSE);
+                    // That the source is spared is no failure of this symbol's.
+                    filling.failures = filling.failures.saturating_add(u32::from(!matches!(error, AskError::Spared)));
+                    let pause = PAUSE.saturating_mul(1 << filling.failures.saturating_sub(1).min(6)).min(LONGEST_PAUSE);
                     filling.paused_until = Some(Instant::now() + pause);
                     filling.clear();
-                    tracing::info!(symbol = %symbol.name, %error, "older orders could not all be brought into the timeline; requests for them go to the backend");
+                    if is_of_source(&error) {
+                        // A window that is asked for after the pause is looked for again.
+                        filling.asked = None;
+                    }
+                    if !matches!(error, AskError::Spared) {
+                        tracing::info!(symbol = %symbol.name, %error, "older orders could not all be brought into the timeline; requests for them go to the backend");
+                    }
                 }
             }
             drop(filling);
@@ -167,19 +185,26 @@ impl<S: Orders> Engine<S> {
         for run in missing.chunk_by(|one, next| one + length == *next) {
             let (Some(&first), Some(&last)) = (run.first(), run.last()) else { continue };
             let filling = self.fill_run(symbol, Span { start: first, end: last + length - 1 });
-            let filled = timeout(LONGEST, filling).await.unwrap_or(Err(AskError::Late(LONGEST)));
+            let filled = self.in_turn(is_urgent, filling).await;
             self.metrics.timeline_fetches.with_label_values(&["spans", if filled.is_ok() { "answered" } else { "failed" }]).inc();
             filled?;
         }
         Ok(())
     }
 
+    /// Asks the source something about the past, once it is its turn.
+    async fn in_turn<T>(&self, is_urgent: bool, asking: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
+        let turn = self.turns.take(is_urgent).await.ok_or(AskError::Spared)?;
+        let asked = timeout(LONGEST, asking).await.unwrap_or(Err(AskError::Late(LONGEST)));
+        note_change("older orders", turn.end(asked.as_ref().is_err_and(is_of_source)));
+        asked
+    }
+
     /// Asks the source for adjoining spans, as one stream.
     async fn fill_run(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span) -> Result<(), AskError> {
-        let _permit = self.fills.acquire().await.map_err(|_| AskError::Spared)?;
         let asked_at = self.cache.ask();
         let length = self.span();
-        let mut batches = self.source.stream(&symbol.name, span).await?;
+        let mut batches = self.past.stream(&symbol.name, span).await?;
         let mut found: Vec<(i64, Columns)> = Vec::new();
         let (mut open, mut weight) = (Builder::default(), 0);
         let mut start = span.end + 1 - length;
@@ -217,17 +242,20 @@ impl<S: Orders> Engine<S> {
 
     /// Finds the span of a symbol's oldest order: by its sums, and by asking what is before.
     async fn find_oldest(&self, symbol: &Symbol, tail_start: i64) -> Result<i64, AskError> {
-        if let Some(oldest) = self.oldest(symbol) {
-            return Ok(oldest);
+        match self.oldest(symbol) {
+            Some(oldest) => Ok(oldest),
+            None => self.in_turn(false, self.ask_for_oldest(symbol, tail_start)).await,
         }
+    }
+
+    async fn ask_for_oldest(&self, symbol: &Symbol, tail_start: i64) -> Result<i64, AskError> {
         let (asked_at, length) = (self.cache.ask(), self.span());
         let past = Span { start: 0, end: tail_start - 1 };
-        let sums = if past.end < 0 { Vec::new() } else { self.source.buckets(&symbol.name, past, length).await? };
+        let sums = if past.end < 0 { Vec::new() } else { self.past.buckets(&symbol.name, past, length).await? };
         let mut oldest = sums.first().map_or(tail_start, |bucket| bucket.timestamp);
         for _ in 0..STEPS_BACK {
             let before = Span { start: 0, end: oldest - 1 };
-            let found =
-                if before.end < 0 { Vec::new() } else { self.source.page(&symbol.name, before, Page { offset: 0, size: 1 }).await? };
+            let found = if before.end < 0 { Vec::new() } else { self.past.page(&symbol.name, before, Page { offset: 0, size: 1 }).await? };
             match found.first().and_then(|order| order.order_trade_time) {
                 Some(time) => oldest = time.div_euclid(length) * length,
                 None => {
@@ -238,6 +266,11 @@ impl<S: Orders> Engine<S> {
         }
         Err(AskError::TooMany)
     }
+}
+
+/// Whether the source did not answer, whatever was asked.
+const fn is_of_source(error: &AskError) -> bool {
+    matches!(error, AskError::Source(_) | AskError::Late(_) | AskError::Spared)
 }
 
 /// What is brought next.
@@ -266,7 +299,9 @@ impl Filling {
         None
     }
 
-    fn is_paused(&self) -> bool {
+    /// Whether nothing is asked for, after a failure.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
         self.paused_until.is_some_and(|until| Instant::now() < until)
     }
 

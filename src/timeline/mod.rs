@@ -9,15 +9,18 @@
 //! proxy ── answers ── endpoint   which requests, about which symbol
 //!              │       trust      not before the backend's own answers were the same      ◄── verify
 //!              │       fields     of responses, as the backend has them
+//!              │       flights    equal requests at one time are computed once
+//!              │       room       memory and cores to compute in
 //!              └─ compute ── api's endpoints ── view ── engine ── source: MySQL, the sample, or service (over HTTP)
 //!                                                 │        ├─ symbol, schedule   one entry a symbol, and when it is asked for
 //!                                                 │        ├─ tail     the newest part
+//!                                                 │        ├─ turns    to ask for what is over
 //!                                                 │        └─ fill, kept, shared   spans that are over, in memory and in Redis
 //!                                                 └─ columns, buckets   orders, and sums of them by binary search
 //! ```
 //! `times` undoes what an existing service's own cache makes of timestamps, here and for what is fetched.
 //!
-//! What is not known, or not for certain, goes to the backend as if there were no timeline.
+//! What is not known, or not for certain, goes to the backend as if there were no timeline; `unanswered` says why.
 //!
 //! Knows the API and the cache's stores and voids. Knows neither rules nor clients.
 
@@ -32,8 +35,13 @@ pub mod endpoint;
 pub mod engine;
 pub mod fields;
 pub mod fill;
+pub mod flights;
 pub mod kept;
+#[cfg(test)]
+mod load;
 pub mod needs;
+pub mod report;
+pub mod room;
 pub mod schedule;
 pub mod service;
 pub mod shared;
@@ -42,8 +50,11 @@ pub mod tags;
 pub mod tail;
 pub mod times;
 pub mod trust;
+pub mod turns;
+pub mod unanswered;
 pub mod verify;
 pub mod view;
+pub mod work;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -51,13 +62,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::cache::entry::Entry;
 use crate::cache::key::Canonical;
 use crate::config::route::Route;
 use crate::request::target::Target;
 use needs::Needs;
+use report::SymbolReport;
 use trust::State;
+use unanswered::Unanswered;
 
 /// What the timeline is asked.
 #[derive(Clone, Copy)]
@@ -95,16 +109,20 @@ pub enum How {
     Failing(Duration),
 }
 
-/// The future of an answer; `None`: the backend must be asked.
-pub type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Option<Answered>> + Send + 'a>>;
+/// The future of an answer, or of why there is none: then the backend must be asked.
+pub type AnswerFuture<'a> = Pin<Box<dyn Future<Output = Result<Answered, Unanswered>> + Send + 'a>>;
 
 /// A timeline, whatever its source.
 pub trait Timeline: Send + Sync {
     /// The answer that was computed to an equal request a moment ago, if nothing came since. No I/O, little work.
     fn recall(&self, request: OrdersRequest<'_>) -> Option<Answered>;
 
-    /// Computes an answer.
+    /// Computes an answer, or counts why there is none.
     fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a>;
+
+    /// Leave to ask the backend for what there was no [room](Unanswered::NoRoom) to compute, for as long as it is held. `None`: that would be of
+    /// no use, since the backend needs the same memory or is slower than asking again in a moment, or enough are at it.
+    fn leave_to_backend(&self) -> Option<OwnedSemaphorePermit>;
 
     /// Takes note of the backend's own response to a request, which is 200 or 404, with the fields that the client gets.
     fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap);
@@ -117,6 +135,9 @@ pub trait Timeline: Send + Sync {
 
     /// How things stand, for operators.
     fn report(&self) -> Report;
+
+    /// How one symbol (in any case) stands, for operators; `None`: nothing is known of it.
+    fn describe(&self, symbol: &str) -> Option<SymbolReport>;
 
     /// Where what a request needs is, for operators.
     fn locate(&self, needs: &Needs) -> Located;
@@ -135,16 +156,38 @@ pub struct Report {
     pub questions: usize,
     /// For how long the one that has waited longest has been due, in seconds.
     pub behind_seconds: f64,
+    /// Whether the source fails or hangs and is asked by one question at a time: for the newest orders, and for older ones.
+    pub spared: Spared,
+    /// Requests that were left to the backend, by why.
+    pub left_to_backend: BTreeMap<&'static str, u64>,
+    /// The symbols that stand worst: in quarantine, failing or late; at most [`WORST`].
+    pub worst: Vec<SymbolReport>,
     /// Spans in memory.
     pub spans: usize,
     /// Bytes that all of it takes, answers computed a moment ago included.
     pub bytes: u64,
     /// Bytes that it may take.
     pub capacity: u64,
+    /// Bytes that computed answers take besides, or may need that are being made.
+    pub room_bytes: usize,
+    /// Answers that are being computed.
+    pub computing: usize,
+}
+
+/// The most symbols that are described since they stand badly.
+pub const WORST: usize = 10;
+
+/// Whether the source is spared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Spared {
+    /// For the newest orders.
+    pub newest: bool,
+    /// For older ones.
+    pub spans: bool,
 }
 
 /// Where what a request needs is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Located {
     /// Whether the endpoint is answered.
     pub state: State,
@@ -156,4 +199,8 @@ pub struct Located {
     pub before_first: i64,
     /// How old the newest part in memory is.
     pub newest: Option<Duration>,
+    /// Why it would not be answered at this moment, as far as that is known without asking anything.
+    pub unanswered: Option<Unanswered>,
+    /// How the symbol stands, if it is known.
+    pub symbol: Option<SymbolReport>,
 }

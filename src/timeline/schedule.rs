@@ -7,6 +7,12 @@ use foldhash::quality::RandomState;
 
 /// The longest pause after failures of one symbol.
 const LONGEST: Duration = Duration::from_secs(60);
+/// A question that takes longer is given up.
+pub const QUESTION: Duration = Duration::from_secs(120);
+/// A source hangs that has answered nothing for so long while a question was under way.
+const HANGS: Duration = Duration::from_secs(15);
+/// What a probe is given at first.
+const PROBE: Duration = Duration::from_secs(10);
 /// This many failures in a row spare the source.
 const FEW: u32 = 3;
 /// How long at first, and at most.
@@ -25,6 +31,8 @@ pub enum Ended {
     Failed,
     /// It answered, and that is nothing to compute with.
     Unfit,
+    /// It was not asked: the symbol was evicted just now.
+    Unasked,
 }
 
 /// What is to be done next.
@@ -63,7 +71,10 @@ pub struct Schedule {
     heads: HashMap<Number, Head, RandomState>,
     /// Those that are due, by when.
     due: BTreeSet<(Duration, Number)>,
-    asking: usize,
+    /// Those that are asked for, by since when. Also of those that were forgotten meanwhile.
+    asking: BTreeSet<(Duration, Number)>,
+    /// When the source answered the last time.
+    answered: Duration,
     /// Failures in a row, of any symbol.
     failures: u32,
     spared_until: Duration,
@@ -73,8 +84,8 @@ impl Schedule {
     /// Nothing is known. A symbol is asked for every `refresh`, and no more than `most` at one time.
     #[must_use]
     pub fn new(refresh: Duration, most: usize) -> Self {
-        let (heads, due) = (HashMap::default(), BTreeSet::new());
-        Self { refresh, most, heads, due, asking: 0, failures: 0, spared_until: Duration::ZERO }
+        let (heads, due, asking) = (HashMap::default(), BTreeSet::new(), BTreeSet::new());
+        Self { refresh, most, heads, due, asking, answered: Duration::ZERO, failures: 0, spared_until: Duration::ZERO }
     }
 
     /// Somebody needs the newest part of a symbol. Whether that is news: it was resting.
@@ -104,27 +115,61 @@ impl Schedule {
                 self.due.remove(&(at, symbol));
                 continue;
             }
-            let is_spared = self.failures >= FEW;
-            if self.asking >= if is_spared { 1 } else { self.most } {
+            if self.asking.len() >= self.most {
                 return Next::Wait;
             }
-            if is_spared && self.spared_until > now {
-                return Next::At(self.spared_until);
+            if let Some(later) = self.spared_until(now) {
+                return Next::At(later);
             }
             self.due.remove(&(at, symbol));
-            (head.state, head.wanted) = (State::Asking(now), false);
-            self.asking += 1;
+            if let Some(head) = self.heads.get_mut(&symbol) {
+                (head.state, head.wanted) = (State::Asking(now), false);
+            }
+            self.asking.insert((now, symbol));
             return Next::Ask(symbol);
+        }
+    }
+
+    /// Until when no question begins, if the source fails or hangs: then one at a time tries, for as long as that does not hang too.
+    fn spared_until(&self, now: Duration) -> Option<Duration> {
+        if !self.is_failing() && !self.is_hanging(now) {
+            return None;
+        }
+        let after_probe = self.asking.last().map(|(began, _)| *began + HANGS);
+        let failing = self.is_failing().then_some(self.spared_until);
+        after_probe.max(failing).filter(|until| *until > now)
+    }
+
+    /// Whether the source fails: several questions in a row did.
+    #[must_use]
+    pub const fn is_failing(&self) -> bool {
+        self.failures >= FEW
+    }
+
+    /// Whether a question has been under way for long, and nothing was answered since it began.
+    fn is_hanging(&self, now: Duration) -> bool {
+        self.asking.range((self.answered, 0)..).next().is_some_and(|(began, _)| now.saturating_sub(*began) >= HANGS)
+    }
+
+    /// How long a question that begins now may take. One that probes a source that fails is given up sooner at first, so that the next one is
+    /// asked soon once it answers again.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match self.failures.checked_sub(FEW) {
+            Some(more) => doubled(PROBE, more).min(QUESTION),
+            None => QUESTION,
         }
     }
 
     /// A question has ended.
     pub fn ended(&mut self, now: Duration, symbol: Number, ended: Ended) {
-        self.asking = self.asking.saturating_sub(1);
+        if let Some(at) = self.asking.iter().find(|(_, asked)| *asked == symbol).copied() {
+            self.asking.remove(&at);
+        }
         match ended {
-            Ended::Answered => self.failures = 0,
-            // It answers.
-            Ended::Unfit => self.failures = 0,
+            // What is nothing to compute with is an answer too.
+            Ended::Answered | Ended::Unfit => (self.failures, self.answered) = (0, now),
+            Ended::Unasked => {}
             Ended::Failed => {
                 self.failures = self.failures.saturating_add(1);
                 self.spared_until = now + doubled(SPARED, self.failures.saturating_sub(FEW)).min(SPARED_LONGEST);
@@ -135,11 +180,12 @@ impl Schedule {
         let took = now.saturating_sub(began);
         head.failures = if ended == Ended::Answered { 0 } else { head.failures.saturating_add(1) };
         let pause = match ended {
-            Ended::Answered => Duration::ZERO,
-            Ended::Failed => doubled(self.refresh, head.failures - 1).min(LONGEST),
-            Ended::Unfit => LONGEST,
+            Ended::Answered | Ended::Unasked => took,
+            // One that hung is not left alone for as long as it hung: the source may be back.
+            Ended::Failed => doubled(self.refresh, head.failures - 1).max(took).min(LONGEST),
+            Ended::Unfit => took.max(LONGEST),
         };
-        let at = (began + self.refresh).max(now + took).max(now + pause);
+        let at = (began + self.refresh).max(now + pause);
         head.state = State::Due(at);
         self.due.insert((at, symbol));
     }
@@ -151,10 +197,16 @@ impl Schedule {
         }
     }
 
+    /// Whether the source fails or hangs, and is asked by one question at a time.
+    #[must_use]
+    pub fn is_sparing(&self, now: Duration) -> bool {
+        self.is_failing() || self.is_hanging(now)
+    }
+
     /// How many questions are under way.
     #[must_use]
-    pub const fn asking(&self) -> usize {
-        self.asking
+    pub fn asking(&self) -> usize {
+        self.asking.len()
     }
 
     /// For how long the one that has waited longest has been due.
@@ -162,6 +214,12 @@ impl Schedule {
     pub fn behind(&self, now: Duration) -> Duration {
         let wanted = |&&(at, symbol): &&(Duration, Number)| at <= now && self.heads.get(&symbol).is_some_and(|head| head.wanted);
         self.due.iter().take_while(|(at, _)| *at <= now).find(wanted).map_or(Duration::ZERO, |&(at, _)| now - at)
+    }
+
+    /// How a symbol stands: whether somebody wants it, when it is due if it is, and its failures in a row.
+    #[must_use]
+    pub fn standing(&self, symbol: Number) -> (bool, Option<Duration>, u32) {
+        self.heads.get(&symbol).map_or((false, None, 0), |head| (head.wanted, self.due(symbol), head.failures))
     }
 
     /// When a symbol is asked for next, if it is to be; in the past: it waits for its turn.
@@ -224,17 +282,51 @@ mod tests {
         for symbol in 3..6 {
             schedule.want(s(15), symbol);
         }
-        assert_eq!((schedule.next(s(15)), schedule.next(s(16)), schedule.next(s(16))), (Next::At(s(16)), Next::Ask(3), Next::Wait));
+        assert_eq!((schedule.next(s(15)), schedule.next(s(16)), schedule.next(s(16))), (Next::At(s(16)), Next::Ask(3), Next::At(s(31))));
         schedule.ended(s(16), 3, Ended::Failed);
         assert_eq!((schedule.next(s(16)), schedule.next(s(18))), (Next::At(s(18)), Next::Ask(4)));
         schedule.ended(s(18), 4, Ended::Answered);
         assert_eq!(schedule.next(s(18)), Next::Ask(5));
     }
 
+    #[test]
+    fn a_source_that_hangs_is_asked_by_one_question_at_a_time() {
+        let mut schedule = Schedule::new(REFRESH, 4);
+        schedule.want(s(0), 1);
+        assert_eq!((schedule.next(s(0)), schedule.patience()), (Next::Ask(1), QUESTION));
+        (2..9).for_each(|symbol| assert!(schedule.want(s(20), symbol)));
+        assert!(schedule.is_sparing(s(20)));
+        // One probes, until it hangs too.
+        assert_eq!((schedule.next(s(20)), schedule.next(s(21)), schedule.next(s(35))), (Next::Ask(2), Next::At(s(35)), Next::Ask(3)));
+        assert_eq!((schedule.next(s(36)), schedule.next(s(50)), schedule.next(s(90))), (Next::At(s(50)), Next::Ask(4), Next::Wait));
+        // They are given up: now it fails, and a probe is given less time.
+        for (at, symbol) in [(120, 1), (140, 2), (155, 3)] {
+            schedule.ended(s(at), symbol, Ended::Failed);
+        }
+        assert_eq!((schedule.next(s(155)), schedule.next(s(156)), schedule.patience()), (Next::At(s(156)), Next::Ask(5), PROBE));
+        schedule.ended(s(166), 5, Ended::Failed);
+        assert_eq!((schedule.next(s(166)), schedule.patience()), (Next::At(s(168)), PROBE * 2));
+        // An answer ends that, though an old question hangs on.
+        assert_eq!(schedule.next(s(168)), Next::Ask(6));
+        schedule.ended(s(169), 6, Ended::Answered);
+        assert_eq!((schedule.next(s(169)), schedule.next(s(169)), schedule.patience()), (Next::Ask(7), Next::Ask(8), QUESTION));
+    }
+
+    /// How long a symbol rests at least after a question that took so long.
+    fn rest(took: Duration, how: Ended) -> Duration {
+        match how {
+            Ended::Answered | Ended::Unasked => took,
+            Ended::Failed => took.max(REFRESH).min(LONGEST),
+            Ended::Unfit => took.max(LONGEST),
+        }
+    }
+
     /// Drives a schedule through a random run, and checks the page's invariants after each step.
     fn run(seed: u64) -> Result<(), String> {
         let mut random = fastrand::Rng::with_seed(seed);
-        let (most, symbols) = (random.usize(1..5), random.u64(1..30));
+        let (most, symbols) = (random.usize(1..6), random.u64(1..30));
+        // Of the source: when it answered last, and its failures in a row.
+        let (mut answered, mut failures) = (Duration::ZERO, 0);
         let mut schedule = Schedule::new(REFRESH, most);
         let mut now = Duration::ZERO;
         // Of each symbol: when its question began; or when its last one began and ended, and how.
@@ -248,13 +340,22 @@ mod tests {
                     schedule.want(now, symbol);
                     wanted.insert(symbol);
                 }
-                4..6 => now += Duration::from_millis(random.u64(..4000)),
+                // Now and then for so long that what is asked hangs.
+                4..6 => {
+                    let most = if random.u8(..16) == 0 { 40_000 } else { 4000 };
+                    now += Duration::from_millis(random.u64(..most));
+                }
                 6..8 => {
                     let Some((&symbol, &began)) = asking.iter().nth(random.usize(..asking.len().max(1))) else { continue };
                     let ended = [Ended::Answered, Ended::Answered, Ended::Failed, Ended::Unfit][random.usize(..4)];
                     asking.remove(&symbol);
                     schedule.ended(now, symbol, ended);
                     last.insert(symbol, (began, now, ended));
+                    match ended {
+                        Ended::Failed => failures += 1,
+                        Ended::Answered | Ended::Unfit => (answered, failures) = (now, 0),
+                        Ended::Unasked => {}
+                    }
                 }
                 8 => {
                     let symbol = random.u64(..symbols);
@@ -269,7 +370,12 @@ mod tests {
                         (0..symbols).filter(|symbol| wanted.contains(symbol)).filter_map(|symbol| schedule.due(symbol)).collect();
                     let is_first = |due: Option<Duration>| due.is_none_or(|due| waits.iter().all(|other| due <= *other));
                     let before: BTreeMap<_, _> = (0..symbols).map(|symbol| (symbol, schedule.due(symbol))).collect();
+                    let hangs = asking.values().any(|&began| now - began >= HANGS && answered <= began);
+                    let probes = asking.values().any(|&began| now - began < HANGS);
                     let Next::Ask(symbol) = schedule.next(now) else { continue };
+                    if (hangs || failures >= FEW) && probes {
+                        return Err(format!("{symbol} was asked for beside the one that probes"));
+                    }
                     if !wanted.remove(&symbol) {
                         return Err(format!("nobody wanted {symbol}"));
                     }
@@ -280,7 +386,7 @@ mod tests {
                         return Err(format!("two questions about {symbol}"));
                     }
                     if let Some(&(began, end, how)) = last.get(&symbol)
-                        && (now < began + REFRESH || now < end + (end - began) || (how == Ended::Unfit && now < end + LONGEST))
+                        && (now < began + REFRESH || now < end + rest(end - began, how))
                     {
                         return Err(format!("{symbol} was asked for again at {now:?} after {began:?} to {end:?}"));
                     }

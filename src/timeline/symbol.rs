@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::kept::Weigh;
 use super::schedule::Number;
 use super::tail::Tail;
+use super::unanswered::Unanswered;
 use crate::api::orders::Span;
 use crate::cache::void::{Moment, Selection};
 use crate::clock::millis;
@@ -48,6 +49,10 @@ struct State {
     /// How long the last question took that was answered.
     took: Duration,
     failed: Option<Instant>,
+    /// When an answer about it was the same as the backend's.
+    verified: Option<Instant>,
+    /// The last request about it that was left to the backend.
+    left: Option<(Unanswered, Instant)>,
     oldest: Option<(i64, Moment)>,
 }
 
@@ -141,6 +146,28 @@ impl Symbol {
     #[must_use]
     pub fn failed(&self) -> Option<Instant> {
         self.state().failed
+    }
+
+    /// An answer about it was the same as the backend's.
+    pub fn note_verified(&self) {
+        self.state().verified = Some(Instant::now());
+    }
+
+    /// When one was the last time.
+    #[must_use]
+    pub fn verified(&self) -> Option<Instant> {
+        self.state().verified
+    }
+
+    /// A request about it is left to the backend.
+    pub fn note_left(&self, reason: Unanswered) {
+        self.state().left = Some((reason, Instant::now()));
+    }
+
+    /// Why the last one was that was left to the backend, and when.
+    #[must_use]
+    pub fn left_to_backend(&self) -> Option<(Unanswered, Instant)> {
+        self.state().left
     }
 
     /// The first moment before which there are no orders, and when that was asked for.
@@ -291,6 +318,12 @@ impl Symbols {
         self.set_tail(symbol, None);
         all.by_name.remove(&symbol.name);
         all.by_number.remove(&symbol.number);
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Symbol>> {
+        self.read().by_name.values().cloned().collect()
     }
 
     /// The tags of each are made anew.

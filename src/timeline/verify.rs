@@ -90,6 +90,7 @@ impl Verifier {
         self.metrics.timeline_checks.with_label_values(&[endpoint.name(), result]).inc();
         match found {
             Found::Equal { ties, nearly } => {
+                symbol.note_verified();
                 trust.note_equal(ties);
                 if nearly && !self.told_of_digits.swap(true, Ordering::AcqRel) {
                     tracing::info!(

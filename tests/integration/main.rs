@@ -5,7 +5,8 @@
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
 //! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`], [`slow_clients`], [`neighbours`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`client_left`], [`outcomes`], [`explain`], [`alerts`], [`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
-//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]) and what the service's own
+//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), also under load ([`timeline_load`]), what operators see of them
+//! ([`timeline_states`]) and what the service's own
 //! cache changed of them ([`timeline_texts`]), what the guides say and what is shipped beside them ([`guides`],
 //! [`deployment`]), and the order of
 //! the source ([`house`]). Long tables stand beside their test as text.
@@ -54,6 +55,8 @@ mod streams;
 mod support;
 mod taken_back;
 mod timeline;
+mod timeline_load;
+mod timeline_states;
 mod timeline_texts;
 mod traces;
 mod upstream_outages;

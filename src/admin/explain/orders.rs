@@ -18,14 +18,18 @@ pub(super) fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Locat
     }
     let and = if needs.spans.is_some() { " and " } else { "" };
     writeln!(out, "{}", if needs.newest { format!("{and}the newest orders") } else { String::new() })?;
-    let Some(Located { state, known, in_memory, before_first, newest }) = locate(needs) else { return Ok(()) };
+    let Some(Located { state, known, in_memory, before_first, newest, unanswered, symbol }) = locate(needs) else { return Ok(()) };
     match state {
-        State::On if known => writeln!(out, "           answered from it, if all of that is there or can be had quickly")?,
+        State::On if unanswered.is_none() => writeln!(out, "           answered from it, if all of that is there or can be had quickly")?,
+        State::On if known => {}
         State::On => writeln!(out, "           not yet: nothing was asked about this symbol, or nothing was found")?,
         State::Probation { equal, of } => {
             writeln!(out, "           on probation: {equal} of {of} answers in a row were the backend's own")?
         }
         State::Off => writeln!(out, "           off: an answer differed from the backend's (the log says how)")?,
+    }
+    if let Some(reason) = unanswered {
+        writeln!(out, "           left to the backend now: {reason} (reason=\"{}\" in sluice_timeline_unanswered_total)", reason.name())?;
     }
     if !known {
         return Ok(());
@@ -35,5 +39,9 @@ pub(super) fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Locat
     writeln!(
         out,
         "           in memory: {in_memory} spans; before the first order: {before_first}; elsewhere: {missing}; newest orders: {newest}"
-    )
+    )?;
+    for line in symbol.map(|symbol| symbol.to_string()).unwrap_or_default().lines() {
+        writeln!(out, "           {line}")?;
+    }
+    Ok(())
 }

@@ -25,7 +25,7 @@ use mysql_async::{Row, Value};
 use tokio::sync::mpsc;
 use tokio::time::interval;
 
-use self::pool::{Lease, Pool, QueryError};
+use self::pool::{Lane, Lease, Pool, QueryError};
 use self::query::{ask, ask_all, extent};
 use self::sql::{Rows, Statement, Symbols};
 use self::table::{Matching, Table};
@@ -46,6 +46,7 @@ const LONG: i64 = 60 * 86_400_000;
 /// Orders in a table.
 pub struct Mysql {
     shared: Arc<Shared>,
+    lane: Lane,
 }
 
 struct Shared {
@@ -73,7 +74,13 @@ impl Mysql {
             stream_timeout: config.stream_timeout,
         });
         tokio::spawn(Arc::clone(&shared).maintain());
-        Ok(Self { shared })
+        Ok(Self { shared, lane: Lane::Clients })
+    }
+
+    /// The same orders for queries of another kind, which have connections of their own.
+    #[must_use]
+    pub fn in_lane(&self, lane: Lane) -> Self {
+        Self { shared: Arc::clone(&self.shared), lane }
     }
 }
 
@@ -88,7 +95,7 @@ impl Shared {
             self.pool.maintain().await;
             if round % ROUNDS_BETWEEN_LOOKS == 0 || self.table.load().is_none() {
                 // What failed is told by those who ask.
-                if let Ok(mut lease) = self.pool.ask(self.query_timeout).await {
+                if let Ok(mut lease) = self.pool.ask(Lane::Clients, self.query_timeout).await {
                     let failure = self.look(&mut lease).await.err().map(OrdersError::from);
                     let error = failure.map(|error| error.to_string()).unwrap_or_default();
                     // It is looked at every second until it is found, and the same is not said every second.
@@ -135,8 +142,8 @@ impl Shared {
         }
     }
 
-    async fn symbols(&self) -> Result<Vec<Arc<str>>, QueryError> {
-        let mut lease = self.pool.ask(self.query_timeout).await?;
+    async fn symbols(&self, lane: Lane) -> Result<Vec<Arc<str>>, QueryError> {
+        let mut lease = self.pool.ask(lane, self.query_timeout).await?;
         let table = self.table(&mut lease).await?;
         let mut texts = Texts::default();
         let rows = ask(&mut lease, &sql::symbols(&table)).await?;
@@ -165,8 +172,8 @@ impl Shared {
         Ok(Some(Rows { table, symbols }))
     }
 
-    async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, QueryError> {
-        let mut lease = self.pool.ask(self.query_timeout).await?;
+    async fn buckets(&self, lane: Lane, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, QueryError> {
+        let mut lease = self.pool.ask(lane, self.query_timeout).await?;
         let table = self.table(&mut lease).await?;
         let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(Vec::new()) };
         let mut spans = vec![span];
@@ -187,15 +194,15 @@ impl Shared {
         if statements.len() > 1 { self.pool.help(self.query_timeout).await } else { None }
     }
 
-    async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, QueryError> {
-        let mut lease = self.pool.ask(self.query_timeout).await?;
+    async fn latest(&self, lane: Lane, symbol: &str, limit: usize) -> Result<Vec<Order>, QueryError> {
+        let mut lease = self.pool.ask(lane, self.query_timeout).await?;
         let table = self.table(&mut lease).await?;
         let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(Vec::new()) };
         Ok(orders(ask(&mut lease, &rows.latest(limit)).await?))
     }
 
-    async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, QueryError> {
-        let mut lease = self.pool.ask(self.long_query_timeout).await?;
+    async fn page(&self, lane: Lane, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, QueryError> {
+        let mut lease = self.pool.ask(lane, self.long_query_timeout).await?;
         let table = self.table(&mut lease).await?;
         let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(Vec::new()) };
         if page.offset <= locate::DEEP || !rows.are_ordered() {
@@ -214,8 +221,8 @@ impl Shared {
         Ok(orders(ask(&mut lease, &rows.page(older, page)).await?))
     }
 
-    async fn stream(self: Arc<Self>, symbol: String, span: Span) -> Result<Batches<QueryError>, QueryError> {
-        let mut lease = self.pool.ask_stream(self.long_query_timeout, self.stream_timeout).await?;
+    async fn stream(self: Arc<Self>, lane: Lane, symbol: String, span: Span) -> Result<Batches<QueryError>, QueryError> {
+        let mut lease = self.pool.ask_stream(lane, self.long_query_timeout, self.stream_timeout).await?;
         let table = self.table(&mut lease).await?;
         let Some(rows) = self.rows(&mut lease, &table, &symbol).await? else { return Ok(Batches::none()) };
         let statement = rows.stream(span);
@@ -260,23 +267,23 @@ impl Orders for Mysql {
     type StreamError = QueryError;
 
     async fn symbols(&self) -> Result<Vec<Arc<str>>, OrdersError> {
-        self.shared.settled(|| self.shared.symbols()).await
+        self.shared.settled(|| self.shared.symbols(self.lane)).await
     }
 
     async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, OrdersError> {
-        self.shared.settled(|| self.shared.buckets(symbol, span, width)).await
+        self.shared.settled(|| self.shared.buckets(self.lane, symbol, span, width)).await
     }
 
     async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {
-        self.shared.settled(|| self.shared.latest(symbol, limit)).await
+        self.shared.settled(|| self.shared.latest(self.lane, symbol, limit)).await
     }
 
     async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, OrdersError> {
-        self.shared.settled(|| self.shared.page(symbol, span, page)).await
+        self.shared.settled(|| self.shared.page(self.lane, symbol, span, page)).await
     }
 
     async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<QueryError>, OrdersError> {
-        self.shared.settled(|| Arc::clone(&self.shared).stream(symbol.to_owned(), span)).await
+        self.shared.settled(|| Arc::clone(&self.shared).stream(self.lane, symbol.to_owned(), span)).await
     }
 
     async fn check(&self) -> Result<(), OrdersError> {

@@ -11,7 +11,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Error, Params, Row};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanKind;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::connection::{Connection, Connector};
@@ -58,6 +58,17 @@ impl From<QueryError> for OrdersError {
     }
 }
 
+/// Whose a query is. Each leaves connections to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// A client's. Their streams have half of the connections at most.
+    Clients,
+    /// The timeline's own about the newest orders: a quarter.
+    Newest,
+    /// The timeline's own about orders of the past, in long streams: an eighth.
+    Past,
+}
+
 /// Lends connections.
 pub struct Pool {
     connections: Connections<Connector>,
@@ -65,6 +76,9 @@ pub struct Pool {
     permits: Arc<Semaphore>,
     /// A stream holds one of these too, so that downloads leave half of the permits to others.
     streams: Arc<Semaphore>,
+    /// Queries of the timeline's own hold one of these too.
+    newest: Arc<Semaphore>,
+    past: Arc<Semaphore>,
     waiting: AtomicUsize,
     queue: usize,
     queue_timeout: Duration,
@@ -85,6 +99,8 @@ impl Pool {
             connections: Connections::builder(connector).max_size(config.pool_max).timeouts(timeouts).runtime(Runtime::Tokio1).build()?,
             permits: Arc::new(Semaphore::new(config.pool_max)),
             streams: Arc::new(Semaphore::new(config.streams())),
+            newest: Arc::new(Semaphore::new((config.pool_max / 4).max(1))),
+            past: Arc::new(Semaphore::new((config.pool_max / 8).max(1))),
             waiting: AtomicUsize::new(0),
             queue: config.queue,
             queue_timeout: config.queue_timeout,
@@ -99,19 +115,35 @@ impl Pool {
     /// # Errors
     /// [`OrdersError::Busy`] if too many wait or none becomes free in time; [`OrdersError::Unreachable`] if no
     /// connection can be made.
-    pub async fn ask(&self, limit: Duration) -> Result<Lease, OrdersError> {
-        let permit = self.queue(&self.permits).await?;
-        self.lend(vec![permit], limit, limit).await
+    pub async fn ask(&self, lane: Lane, limit: Duration) -> Result<Lease, OrdersError> {
+        let permits = match lane {
+            Lane::Clients => vec![self.queue(&self.permits).await?],
+            Lane::Newest => self.wait(&self.newest, limit).await?,
+            Lane::Past => self.wait(&self.past, limit).await?,
+        };
+        self.lend(permits, limit, limit).await
     }
 
     /// A connection for a stream: `silence` bounds each wait for the server, `whole` all of it.
     ///
     /// # Errors
     /// As [`Pool::ask`].
-    pub async fn ask_stream(&self, silence: Duration, whole: Duration) -> Result<Lease, OrdersError> {
-        let stream = self.queue(&self.streams).await?;
-        let permit = self.queue(&self.permits).await?;
-        self.lend(vec![stream, permit], silence, whole).await
+    pub async fn ask_stream(&self, lane: Lane, silence: Duration, whole: Duration) -> Result<Lease, OrdersError> {
+        let permits = match lane {
+            Lane::Clients => vec![self.queue(&self.streams).await?, self.queue(&self.permits).await?],
+            Lane::Newest => self.wait(&self.newest, silence).await?,
+            Lane::Past => self.wait(&self.past, silence).await?,
+        };
+        self.lend(permits, silence, whole).await
+    }
+
+    /// Waits for the timeline's own turn and then for a connection. It has no place in the clients' queue: it bounds itself how much it asks.
+    async fn wait(&self, lane: &Arc<Semaphore>, limit: Duration) -> Result<Vec<OwnedSemaphorePermit>, OrdersError> {
+        let waiting = async {
+            let turn = Arc::clone(lane).acquire_owned().await?;
+            Ok::<_, AcquireError>(vec![turn, Arc::clone(&self.permits).acquire_owned().await?])
+        };
+        timeout(limit, waiting).await.ok().and_then(Result::ok).ok_or(OrdersError::Busy)
     }
 
     /// A second connection for a query that has one, if a permit is free at this moment: nobody waits while holding
