@@ -23,7 +23,7 @@ use crate::request::secrets::{LEFT_OUT, is_left_out, text_without_secrets, witho
 use crate::request::target::{Parameter, Target};
 use crate::timeline::Located;
 use crate::timeline::needs::{Needs, needs};
-use crate::timeline::trust::State;
+use crate::timeline::verdict::State;
 
 /// So many of the purges that concern a key are shown.
 const MOST_VOIDS: usize = 5;
@@ -262,7 +262,7 @@ fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Located>, out: &
         State::Probation { equal, of } => {
             writeln!(out, "           on probation: {equal} of {of} answers in a row were the backend's own")?
         }
-        State::Off => writeln!(out, "           off: an answer differed from the backend's (the log says how)")?,
+        State::Off => writeln!(out, "           off: the answers about most symbols differed from the backend's (the log says how)")?,
     }
     if let Some(reason) = unanswered {
         writeln!(out, "           left to the backend now: {reason} (reason=\"{}\" in sluice_timeline_unanswered_total)", reason.name())?;
