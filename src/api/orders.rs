@@ -1,6 +1,7 @@
 //! What the endpoints ask of whatever holds the orders.
 
 use std::fmt;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +122,11 @@ pub trait Orders: Send + Sync + 'static {
     /// timestamp, then side.
     fn buckets(&self, symbol: &str, span: Span, width: i64) -> impl Future<Output = Result<Vec<Bucket>, OrdersError>> + Send;
 
+    /// How many orders of a symbol lie within a span; `None`: whoever holds them does not count them.
+    fn count(&self, _symbol: &str, _span: Span) -> impl Future<Output = Result<Option<u64>, OrdersError>> + Send {
+        ready(Ok(None))
+    }
+
     /// The newest orders of a symbol, newest first.
     fn latest(&self, symbol: &str, limit: usize) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send;
 
@@ -144,6 +150,10 @@ impl<O: Orders> Orders for Arc<O> {
 
     fn buckets(&self, symbol: &str, span: Span, width: i64) -> impl Future<Output = Result<Vec<Bucket>, OrdersError>> + Send {
         (**self).buckets(symbol, span, width)
+    }
+
+    fn count(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Option<u64>, OrdersError>> + Send {
+        (**self).count(symbol, span)
     }
 
     fn latest(&self, symbol: &str, limit: usize) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send {

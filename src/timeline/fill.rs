@@ -12,6 +12,7 @@ use super::builder::Builder;
 use super::columns::{Columns, Unfit};
 use super::engine::{AskError, Engine, PATIENCE, note_change};
 use super::kept::{SpanKey, StoredSpan};
+use super::piece::Piece;
 use super::symbol::{Filling, Symbol};
 use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, Page, Span};
@@ -49,7 +50,7 @@ impl<S: Orders> Engine<S> {
     pub fn stored(&self, symbol: &Symbol, start: i64) -> Option<Arc<StoredSpan>> {
         let key = SpanKey { symbol: Arc::clone(&symbol.name), start };
         let span = self.spans.get(&key)?;
-        if self.is_purged(symbol, span.asked_at, &span.checked) {
+        if self.is_void(symbol, Piece::Span(start), span.asked_at, &span.checked) {
             self.spans.remove(&key);
             return None;
         }
@@ -59,8 +60,8 @@ impl<S: Orders> Engine<S> {
     /// The first moment before which a symbol has no orders, if that is known.
     #[must_use]
     pub fn oldest(&self, symbol: &Symbol) -> Option<i64> {
-        let (oldest, asked_at) = symbol.oldest()?;
-        (!self.is_purged(symbol, asked_at, &Checked::default())).then_some(oldest)
+        let first = symbol.first()?;
+        (!self.is_void(symbol, Piece::Derived, first.asked_at, &first.checked)).then_some(first.moment)
     }
 
     /// Waits for a few spans that are over to be known.
@@ -68,7 +69,14 @@ impl<S: Orders> Engine<S> {
     /// # Errors
     /// Why they are not.
     pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64]) -> Result<(), Unanswered> {
-        let until = Instant::now() + PATIENCE;
+        self.bring(symbol, starts, Instant::now() + PATIENCE).await
+    }
+
+    /// Waits for spans that are over to be known, until a moment.
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub(super) async fn bring(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64], until: Instant) -> Result<(), Unanswered> {
         let mut fills = symbol.fills.subscribe();
         {
             let mut filling = symbol.filling();
@@ -175,7 +183,7 @@ impl<S: Orders> Engine<S> {
         if let Some(shared) = &self.shared {
             let found = shared.get(&symbol.name, &symbol.tags(), &missing).await;
             for (start, span) in found {
-                if !self.is_purged(symbol, span.asked_at, &span.checked) {
+                if !self.is_void(symbol, Piece::Span(start), span.asked_at, &span.checked) {
                     missing.retain(|&other| other != start);
                     self.spans.insert(SpanKey { symbol: Arc::clone(&symbol.name), start }, Arc::new(span));
                 }

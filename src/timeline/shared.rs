@@ -4,16 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use super::codec;
 use super::kept::StoredSpan;
+use super::piece::Piece;
 use crate::aside;
 use crate::cache::Cache;
 use crate::cache::entry::{Checked, Content, Entry, StoredResponse};
-use crate::cache::key::{Canonical, Key};
-use crate::cache::void::ORDERS;
+use crate::cache::key::Key;
 use crate::clock::{Wall, millis};
 use crate::http::encoding::{Coding, gunzip, gzip, inflation_limit};
 use crate::http::freshness::Lifetimes;
@@ -39,10 +38,7 @@ impl Shared {
     }
 
     fn key(&self, symbol: &str, start: i64, tags: Vec<String>) -> Key {
-        let readable = format!("{ORDERS}{symbol}:{start}:{}", millis(self.span));
-        // The length of a symbol in front, so that no two keys are one.
-        let canonical = format!("\0timeline\0{}\0{readable}", symbol.len());
-        Key::of(Canonical(Bytes::from(canonical)), readable, tags, 0)
+        Piece::Span(start).key(symbol, i64::try_from(millis(self.span)).unwrap_or(i64::MAX), tags)
     }
 
     /// Writes a span, unless it was purged meanwhile.

@@ -5,7 +5,7 @@
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
 //! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`], [`slow_clients`], [`neighbours`]), who asks too much
 //! ([`rate_limits`]), what operators use ([`client_left`], [`outcomes`], [`explain`], [`alerts`], [`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
-//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), also under load ([`timeline_load`]), what operators see of them
+//! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), also under load ([`timeline_load`]), how these heal ([`healing`]), what operators see of them
 //! ([`timeline_states`]) and what the service's own
 //! cache changed of them ([`timeline_texts`]), what the guides say and what is shipped beside them ([`guides`],
 //! [`deployment`]), and the order of
@@ -31,6 +31,7 @@ mod explain;
 mod failure_scopes;
 mod forwarding;
 mod guides;
+mod healing;
 mod hit_cost;
 mod house;
 mod http_caching;

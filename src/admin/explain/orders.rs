@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::clock::Wall;
 use crate::timeline::Located;
 use crate::timeline::needs::Needs;
-use crate::timeline::trust::State;
+use crate::timeline::verdict::State;
 
 /// Which spans of orders a request needs, and where they are if that is known.
 pub(super) fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Located>, out: &mut String) -> std::fmt::Result {
@@ -26,7 +26,7 @@ pub(super) fn write_needs(needs: &Needs, locate: &dyn Fn(&Needs) -> Option<Locat
         State::Probation { equal, of } => {
             writeln!(out, "           on probation: {equal} of {of} answers in a row were the backend's own")?
         }
-        State::Off => writeln!(out, "           off: an answer differed from the backend's (the log says how)")?,
+        State::Off => writeln!(out, "           off: the answers about most symbols differed from the backend's (the log says how)")?,
     }
     if let Some(reason) = unanswered {
         writeln!(out, "           left to the backend now: {reason} (reason=\"{}\" in sluice_timeline_unanswered_total)", reason.name())?;
