@@ -53,6 +53,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Tracer;
 use crate::timeline::answers::Answers;
 use crate::timeline::engine::{self, Engine};
+use crate::timeline::heal::Checks;
 use crate::timeline::service::Service;
 use crate::timeline::verify::Verifier;
 use crate::timeline::{self, Timeline};
@@ -151,7 +152,7 @@ pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, St
         warmer: Warmer::new(runtime),
         health: Health::default(),
         server: Recent::default(),
-        native: config.backend.is_native(),
+        paths: config.own_paths(),
     });
     // Targets stand in Redis as they are, so not where entries are sealed.
     let remembering = link.clone().filter(|_| config.warm.hottest > 0 && config.cache.encryption.is_none());
@@ -233,8 +234,8 @@ fn timeline(
         }
         Source::Sample(orders) => build.over(engine::Source { newest: Arc::clone(&orders), past: orders }, None),
         Source::Service => {
-            let verifier = Verifier::new(service(), settings, Arc::clone(metrics));
-            build.over(engine::Source { newest: service(), past: service() }, Some(Arc::new(verifier)))
+            let verifier = Verifier::new(service(), settings);
+            build.over(engine::Source { newest: service(), past: service() }, Some(verifier))
         }
     };
     built.map(Some).map_err(while_doing("making the timeline"))
@@ -249,7 +250,7 @@ struct TimelineBuilder<'a> {
 
 impl TimelineBuilder<'_> {
     /// A timeline over a source of orders, which is held against its own word if there is a verifier.
-    fn over<S: Orders>(self, source: engine::Source<S>, verifier: Option<Arc<Verifier>>) -> Result<Arc<dyn Timeline>, BoxError> {
+    fn over<S: Orders>(self, source: engine::Source<S>, verifier: Option<Verifier>) -> Result<Arc<dyn Timeline>, BoxError> {
         let Self { config, cache, metrics, computing } = self;
         let settings = config.timeline.clone();
         let engine = Engine::new(source, verifier.is_some(), settings.clone(), Arc::clone(cache), computing.clone(), Arc::clone(metrics))?;
@@ -257,7 +258,7 @@ impl TimelineBuilder<'_> {
             engine,
             routes: config.routes.clone(),
             settings,
-            verifier,
+            checks: Checks::new(verifier, Arc::clone(metrics)),
             compress_above: config.cache.compress_above,
             cache: Arc::clone(cache),
             runtime: computing,

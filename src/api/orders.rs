@@ -1,6 +1,7 @@
 //! What the endpoints ask of whatever holds the orders.
 
 use std::fmt;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,6 +122,11 @@ pub trait Orders: Send + Sync + 'static {
     /// timestamp, then side.
     fn buckets(&self, symbol: &str, span: Span, width: i64) -> impl Future<Output = Result<Vec<Bucket>, OrdersError>> + Send;
 
+    /// How many orders of a symbol lie within a span; `None`: whoever holds them does not count them.
+    fn count(&self, _symbol: &str, _span: Span) -> impl Future<Output = Result<Option<u64>, OrdersError>> + Send {
+        ready(Ok(None))
+    }
+
     /// The newest orders of a symbol, newest first.
     fn latest(&self, symbol: &str, limit: usize) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send;
 
@@ -182,6 +188,10 @@ impl<O: Orders> Orders for Arc<O> {
         (**self).buckets(symbol, span, width)
     }
 
+    fn count(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Option<u64>, OrdersError>> + Send {
+        (**self).count(symbol, span)
+    }
+
     fn latest(&self, symbol: &str, limit: usize) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send {
         (**self).latest(symbol, limit)
     }
@@ -206,7 +216,9 @@ impl<O: Orders> Orders for Arc<O> {
 /// Why there are no orders.
 #[derive(Debug)]
 pub enum OrdersError {
-    /// Whatever holds them cannot be reached, or failed.
+    /// Whatever holds them cannot be reached, which has been logged by then.
+    Unreachable(BoxError),
+    /// It failed.
     Unavailable(BoxError),
     /// They took longer than this.
     TooSlow(Duration),
@@ -219,7 +231,7 @@ pub enum OrdersError {
 impl fmt::Display for OrdersError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unavailable(cause) => write!(f, "the database failed: {cause}"),
+            Self::Unreachable(cause) | Self::Unavailable(cause) => write!(f, "the database failed: {cause}"),
             Self::TooSlow(limit) => write!(f, "a query took longer than {limit:?} and was ended"),
             Self::Busy => f.write_str("too many queries wait for the database (mysql.queue)"),
             Self::NotCovered => f.write_str("not all of these orders are known for certain"),
@@ -230,7 +242,7 @@ impl fmt::Display for OrdersError {
 impl std::error::Error for OrdersError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Unavailable(cause) => Some(cause.as_ref()),
+            Self::Unreachable(cause) | Self::Unavailable(cause) => Some(cause.as_ref()),
             Self::TooSlow(_) | Self::Busy | Self::NotCovered => None,
         }
     }

@@ -174,6 +174,11 @@ impl Orders for Sample {
         Ok(known.map(|((timestamp, _), (side, sum))| Bucket { timestamp, side, usd: sum.nearest() }).collect())
     }
 
+    async fn count(&self, symbol: &str, span: Span) -> Result<Option<u64>, OrdersError> {
+        self.pretend_to_query().await;
+        Ok(Some(self.within(symbol, span).len() as u64))
+    }
+
     async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {
         self.pretend_to_query().await;
         Ok(self.of_symbol(symbol).iter().rev().take(limit).cloned().collect())

@@ -1,4 +1,4 @@
-//! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`], as they are sent: [`ready`]), what is void of them ([`void`], with other
+//! What is stored, and who may get it: keys ([`key`], read back for people by [`read_key`]), stored responses ([`entry`], as they are sent: [`ready`]), what is void of them ([`void`], with other
 //! instances through [`void_log`], which [`void_worker`] sweeps), what the upstream has taken back ([`ended`]), and the stores ([`store`]):
 //! [`memory`], [`redis`] (bytes by [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a
 //! restart in a [`hot_file`]; what is voided while one process takes over from another goes by [`handover`] to its [`peers`].
@@ -14,6 +14,7 @@ pub mod hot_file;
 pub mod key;
 pub mod memory;
 pub mod peers;
+pub mod read_key;
 pub mod ready;
 pub mod redis;
 pub mod seal;
@@ -26,7 +27,7 @@ pub mod void_worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -61,10 +62,18 @@ pub struct Cache {
     log: Option<Arc<VoidLog>>,
     /// Processes at the same address that take over from this one, or the other way around.
     peers: Peers,
+    /// What else holds something in memory that voids concern.
+    others: Mutex<Vec<Weak<dyn Holder>>>,
     /// How many entries in memory each of the last purges concerned.
     counts: tokio::sync::Mutex<BTreeMap<Moment, u64>>,
     runtime: Handle,
     metrics: Arc<Metrics>,
+}
+
+/// What holds something in memory that is no entry, and that voids concern.
+pub trait Holder: Send + Sync {
+    /// Checks all of it against the voids of this moment, and forgets what is void. It takes a while: not for a thread that serves.
+    fn drop_void(&self);
 }
 
 /// What was stored under a key when it was looked up.
@@ -105,14 +114,21 @@ impl Cache {
     /// The cache over a store, with the voids that hold for it. What need not be waited for is done on `runtime`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, voids: Arc<Voids>, log: Option<Arc<VoidLog>>, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (ended, peers, counts) = Default::default();
-        Arc::new(Self { store, voids, ended, log, peers, counts, runtime, metrics })
+        let (ended, peers, others, counts) = Default::default();
+        Arc::new(Self { store, voids, ended, log, peers, others, counts, runtime, metrics })
     }
 
     /// The store, for what voids do not bear upon: reports, and other forms of an entry.
     #[must_use]
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// From now on `other` is swept too. What it holds would otherwise be void once the voids that it was not checked against are forgotten.
+    pub fn sweep_too(&self, other: Weak<dyn Holder>) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.retain(|other| other.strong_count() > 0);
+        others.push(other);
     }
 
     /// The voids.
@@ -298,6 +314,7 @@ impl Cache {
             return counts.get(&at).copied().unwrap_or(0);
         }
         let (store, voids) = (Arc::clone(&self.store), Arc::clone(&self.voids));
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let working = self.runtime.spawn_blocking(move || {
             let (purges, newest) = voids.to_sweep();
             let mut found = vec![0; purges.len()];
@@ -307,6 +324,7 @@ impl Cache {
                 }
                 voids.check(entry)
             });
+            others.iter().filter_map(Weak::upgrade).for_each(|other| other.drop_void());
             voids.swept(newest);
             purges.into_iter().map(|purge| purge.at).zip(found).collect::<Vec<_>>()
         });
@@ -392,7 +410,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use std::collections::BTreeMap;
-    use std::sync::{OnceLock, Weak};
+    use std::sync::OnceLock;
 
     /// What happens between the moment at which an entry is given to a store and the moment at which it is there.
     type Meanwhile = fn(Arc<Cache>) -> StoreFuture<'static, ()>;

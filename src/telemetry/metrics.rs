@@ -218,13 +218,17 @@ pub struct Metrics {
     pub timeline_unanswered: IntCounterVec,
     /// `timeline_fetches_total{of,result}`: fetches from the source, of the `newest` part or of `spans` that are over.
     pub timeline_fetches: IntCounterVec,
-    /// `timeline_checks_total{endpoint,result}`: answers that were held against the backend's.
+    /// `timeline_checks_total{endpoint,result}`: answers that were compared with the backend's, or (`sums`) sums with the database's.
     pub timeline_checks: IntCounterVec,
     /// `timeline_doubts_total`: what the backend streamed was not what it summed up.
     pub timeline_doubts: IntCounter,
+    /// `timeline_quarantined`: symbols that the backend answers, since the timeline's orders differed from its own.
+    pub timeline_quarantined: IntGauge,
+    /// `timeline_healed_total`: symbols whose orders differed and do not any more.
+    pub timeline_healed: IntCounter,
     /// `timeline_texts_total`: answers in which the backend's own cache had made text of timestamps, and that went on with numbers.
     pub timeline_texts: IntCounter,
-    /// `timeline_on{endpoint}`: 1 while the timeline answers, 0 on probation and after an answer differed.
+    /// `timeline_on{endpoint}`: 1 while the timeline answers, 0 on probation and while most symbols differ.
     pub timeline_on: IntGaugeVec,
     /// `timeline_bytes`: what the timeline holds in memory.
     pub timeline_bytes: IntGauge,
@@ -351,17 +355,22 @@ impl Metrics {
             )?,
             timeline_checks: counters(
                 "timeline_checks_total",
-                "Answers of the timeline that were held against the backend's.",
+                "Answers of the timeline that were compared with the backend's, or sums with the database's.",
                 &["endpoint", "result"],
             )?,
             timeline_doubts: counter("timeline_doubts_total", "What the backend streamed was not what it summed up.")?,
+            timeline_quarantined: gauge(
+                "timeline_quarantined",
+                "Symbols that the backend answers, since the timeline's orders differed from its own.",
+            )?,
+            timeline_healed: counter("timeline_healed_total", "Symbols whose orders differed from the backend's and do not any more.")?,
             timeline_texts: counter(
                 "timeline_texts_total",
                 "Answers whose timestamps the backend's own cache had made text, given back as numbers.",
             )?,
             timeline_on: gauges(
                 "timeline_on",
-                "1 while the timeline answers, 0 on probation and after an answer differed.",
+                "1 while the timeline answers, 0 on probation and while most symbols differ.",
                 &["endpoint"],
             )?,
             timeline_bytes: gauge("timeline_bytes", "Bytes that the timeline holds in memory.")?,
@@ -439,7 +448,7 @@ impl Metrics {
                 counters.with_label_values(labels);
             }
         }
-        for endpoint in ["liquidations", "orders"] {
+        for endpoint in ["liquidations", "liquidation-orders", "sums"] {
             for result in ["equal", "different", "unanswered"] {
                 self.timeline_checks.with_label_values(&[endpoint, result]);
             }

@@ -13,23 +13,24 @@ use super::endpoint::{Endpoint, asked};
 use super::engine::{Allowed, Engine, Newness};
 use super::fields::Fields;
 use super::flights::Flights;
+use super::heal::Checks;
 use super::kept::{Kept, Weigh};
 use super::needs::Needs;
+use super::piece::Piece;
 use super::report::SymbolReport;
 use super::symbol::Symbol;
 use super::tags::tags;
-use super::trust::{State, Trust};
 use super::unanswered::Unanswered;
-use super::verify::Verifier;
+use super::verdict::State;
 use super::view::Made;
 use super::work::{Work, Worked};
 use super::{AnswerFuture, Answered, How, Located, OrdersRequest, Report, Spared, Timeline, WORST};
 use crate::api::orders::Orders;
 use crate::body::BoxError;
 use crate::cache::Cache;
-use crate::cache::entry::Entry;
+use crate::cache::entry::{Checked, Entry};
 use crate::cache::key::Key;
-use crate::cache::void::Validity;
+use crate::cache::void::{Moment, Validity};
 use crate::config::Timeline as Settings;
 use crate::config::route::Route;
 use crate::http::encoding::accepts_gzip;
@@ -48,6 +49,9 @@ struct Recent {
     symbol: Arc<Symbol>,
     /// The version of the newest part that it was made from; `None` if it was not needed.
     version: Option<u64>,
+    /// When it was begun to be made, and which voids it was checked against since.
+    began: Moment,
+    checked: Checked,
 }
 
 impl Weigh for Recent {
@@ -62,13 +66,12 @@ pub struct Answers<S> {
     routes: ArcSwap<Vec<Route>>,
     /// Responses that were computed a moment ago, plain and as gzip.
     recent: [Kept<Bytes, Recent>; 2],
-    trust: [Arc<Trust>; Endpoint::ALL.len()],
     fields: Arc<Fields>,
     /// What is being computed.
     flights: Flights<Result<Worked, Unanswered>>,
     /// For requests that found no room, and go to the backend.
     instead: Arc<Semaphore>,
-    verifier: Option<Arc<Verifier>>,
+    checks: Arc<Checks>,
     settings: Settings,
     /// Bodies from this size on are packed for those who take gzip, in bytes.
     compress_above: usize,
@@ -85,8 +88,8 @@ pub struct Parts<S> {
     pub routes: Vec<Route>,
     /// The settings.
     pub settings: Settings,
-    /// Compares answers with an existing service's; `None` where the API is answered here, which is trusted.
-    pub verifier: Option<Arc<Verifier>>,
+    /// Checks what is computed.
+    pub checks: Arc<Checks>,
     /// Bodies from this size on are packed for those who take gzip, in bytes.
     pub compress_above: usize,
     /// The cache, for its voids.
@@ -103,12 +106,7 @@ impl<S: Orders> Answers<S> {
     /// # Errors
     /// Never, as long as the configuration was checked.
     pub fn new(parts: Parts<S>) -> Result<Self, BoxError> {
-        let Parts { engine, routes, settings, verifier, compress_above, cache, runtime, metrics } = parts;
-        let trust = || match &verifier {
-            Some(_) => Arc::new(Trust::probation(settings.probation)),
-            None => Arc::new(Trust::proven()),
-        };
-        let trust = [trust(), trust()];
+        let Parts { engine, routes, settings, checks, compress_above, cache, runtime, metrics } = parts;
         for reason in Unanswered::ALL {
             metrics.timeline_unanswered.with_label_values(&[reason.name()]);
         }
@@ -117,11 +115,10 @@ impl<S: Orders> Answers<S> {
             routes: ArcSwap::from_pointee(routes),
             // An eighth together, for which there is room besides.
             recent: [Kept::new(settings.memory / 16)?, Kept::new(settings.memory / 16)?],
-            trust,
             flights: Flights::default(),
             instead: Arc::new(Semaphore::new(MOST_INSTEAD)),
-            fields: Arc::new(if verifier.is_some() { Fields::learnt() } else { Fields::own() }),
-            verifier,
+            fields: Arc::new(if checks.are_of_answers() { Fields::learnt() } else { Fields::own() }),
+            checks,
             settings,
             compress_above,
             cache,
@@ -131,20 +128,18 @@ impl<S: Orders> Answers<S> {
     }
 
     fn state(&self, endpoint: Endpoint) -> State {
-        if self.engine.is_doubted() { State::Off } else { self.trust[endpoint as usize].state() }
+        self.engine.judge.state(endpoint)
     }
 
-    /// Has an answer compared with the backend's, unless one is being compared.
+    /// Has what an answer is made of checked, unless a check is under way.
     fn verify(&self, symbol: &Arc<Symbol>, endpoint: Endpoint, text: &str) {
-        let Some(verifier) = self.verifier.as_ref().filter(|verifier| verifier.take_turn()) else { return };
-        let (verifier, engine, symbol) = (Arc::clone(verifier), Arc::clone(&self.engine), Arc::clone(symbol));
-        let (trust, text) = (Arc::clone(&self.trust[endpoint as usize]), text.to_owned());
-        self.runtime.spawn(async move { verifier.check(&engine, &symbol, endpoint, &trust, &text).await });
+        let Some(turn) = self.checks.take_turn() else { return };
+        self.runtime.spawn(turn.check(Arc::clone(&self.engine), Arc::clone(symbol), endpoint, text.to_owned()));
     }
 
     /// Now and then.
     fn verify_some(&self, symbol: &Arc<Symbol>, endpoint: Endpoint, text: &str) {
-        if self.verifier.is_some() && fastrand::f64() < self.settings.verify {
+        if fastrand::f64() < self.settings.verify {
             self.verify(symbol, endpoint, text);
         }
     }
@@ -154,17 +149,19 @@ impl<S: Orders> Answers<S> {
         symbol.version() == version && !symbol.is_evicted() && self.engine.has_new_tail(symbol)
     }
 
-    /// Whether a computed response may be served as far as purges and invalidations go.
-    fn is_valid(&self, entry: &Entry) -> bool {
-        self.cache.voids().check(entry) == Validity::Valid
+    /// Whether a computed response may be served as far as purges, invalidations and checks of its orders go, which may have come since it was
+    /// begun to be made.
+    fn is_valid(&self, symbol: &Symbol, entry: &Entry, began: Moment, checked: &Checked) -> bool {
+        self.cache.voids().check(entry) == Validity::Valid && !self.engine.is_void(symbol, Piece::Derived, began, checked)
     }
 
-    /// Whether the endpoint is answered.
+    /// Whether an endpoint is answered, and for a symbol.
     ///
     /// # Errors
     /// Why not.
-    fn may_answer(&self, endpoint: Endpoint) -> Result<(), Unanswered> {
+    fn may_answer(&self, endpoint: Endpoint, symbol: &str) -> Result<(), Unanswered> {
         match self.state(endpoint) {
+            State::On if self.engine.judge.is_closed(endpoint, symbol) => Err(Unanswered::Quarantined),
             State::On => Ok(()),
             State::Probation { .. } => Err(Unanswered::Probation),
             State::Off => Err(Unanswered::Off),
@@ -173,7 +170,7 @@ impl<S: Orders> Answers<S> {
 
     async fn compute(&self, request: OrdersRequest<'_>) -> Result<Answered, Unanswered> {
         let (endpoint, name) = asked(request.target).ok_or(Unanswered::Shape)?;
-        self.may_answer(endpoint)?;
+        self.may_answer(endpoint, &name)?;
         let symbol = self.engine.symbol(&name).ok_or(Unanswered::UnknownSymbol)?;
         let gzip = accepts_gzip(request.headers);
         let key = (request.canonical.0.clone(), gzip);
@@ -189,15 +186,18 @@ impl<S: Orders> Answers<S> {
             let flight = self.flights.begin(&self.runtime, key.clone(), version, work());
             worked = flight.made().await.unwrap_or(Err(Unanswered::Lost))?;
         }
-        let Worked { entry, made } = worked;
-        if !self.is_valid(&entry) {
+        let Worked { entry, made, began } = worked;
+        let checked = Checked::default();
+        if !self.is_valid(&symbol, &entry, began, &checked) {
             return Err(Unanswered::Voided);
         }
+        // A check may have found it wrong meanwhile.
+        self.may_answer(endpoint, &name)?;
         let how = how(&made);
         if is_own && (how == How::Known || how == How::Waited) {
             let version = made.tail.map(|_| version);
-            self.recent[usize::from(gzip)]
-                .insert(key.0, Arc::new(Recent { entry: Arc::clone(&entry), symbol: Arc::clone(&symbol), version }));
+            let recent = Recent { entry: Arc::clone(&entry), symbol: Arc::clone(&symbol), version, began, checked };
+            self.recent[usize::from(gzip)].insert(key.0, Arc::new(recent));
         }
         self.verify_some(&symbol, endpoint, request.text);
         Ok(Answered { entry, how })
@@ -212,7 +212,6 @@ impl<S: Orders> Answers<S> {
             allowed: allowed(request.route),
             headers: request.headers.get_all(header::ORIGIN).iter().map(|origin| (header::ORIGIN, origin.clone())).collect(),
             fields: Arc::clone(&self.fields),
-            trust: Arc::clone(&self.trust[endpoint as usize]),
             pack_from: if gzip { self.compress_above } else { usize::MAX },
             varies_from: self.compress_above,
             key: Key::new(request.route, request.target, request.canonical.clone()),
@@ -230,7 +229,7 @@ impl<S: Orders> Answers<S> {
                 Newness::Failing(_) => late <= allowed.failing,
             }
         });
-        is_new && self.is_valid(&worked.entry)
+        is_new && self.is_valid(symbol, &worked.entry, worked.began, &Checked::default())
     }
 }
 
@@ -252,14 +251,15 @@ const fn how(made: &Made) -> How {
 impl<S: Orders> Timeline for Answers<S> {
     fn recall(&self, request: OrdersRequest<'_>) -> Option<Answered> {
         let recent = self.recent[usize::from(accepts_gzip(request.headers))].get(&request.canonical.0)?;
+        let Recent { entry, symbol, version, began, checked } = &*recent;
         let endpoint = Endpoint::of(&request.target.path)?;
-        let current = recent.version.is_none_or(|version| self.is_current(&recent.symbol, version));
-        if !current || self.state(endpoint) != State::On || !self.is_valid(&recent.entry) {
+        let is_current = version.is_none_or(|version| self.is_current(symbol, version));
+        if !is_current || self.may_answer(endpoint, &symbol.name).is_err() || !self.is_valid(symbol, entry, *began, checked) {
             return None;
         }
-        self.engine.want(&recent.symbol);
-        self.verify_some(&recent.symbol, endpoint, request.text);
-        Some(Answered { entry: Arc::clone(&recent.entry), how: How::Known })
+        self.engine.want(symbol);
+        self.verify_some(symbol, endpoint, request.text);
+        Some(Answered { entry: Arc::clone(entry), how: How::Known })
     }
 
     fn answer<'a>(&'a self, request: OrdersRequest<'a>) -> AnswerFuture<'a> {
@@ -283,14 +283,15 @@ impl<S: Orders> Timeline for Answers<S> {
     fn observe(&self, request: OrdersRequest<'_>, status: StatusCode, fields: &HeaderMap) {
         let Some((endpoint, name)) = asked(request.target) else { return };
         self.fields.note(endpoint, request.headers, status, fields);
-        let state = self.state(endpoint);
-        if status != StatusCode::OK || state == State::Off {
-            return;
-        }
-        let symbol = self.engine.symbol_or_new(&name, || tags(&self.routes.load(), &name));
-        let known = self.engine.known_tail(&symbol).is_some();
-        let trust = &self.trust[endpoint as usize];
-        if known && (state != State::On || (endpoint == Endpoint::Orders && trust.lacks_ties())) {
+        // Symbols that do not exist get no further.
+        let symbol = match status {
+            StatusCode::OK => Some(self.engine.symbol_or_new(&name, || tags(&self.routes.load(), &name))),
+            _ => self.engine.symbol(&name),
+        };
+        let Some(symbol) = symbol else { return };
+        let (known, judge) = (self.engine.known_tail(&symbol).is_some(), &self.engine.judge);
+        let lacks_ties = endpoint == Endpoint::Orders && judge.lacks_ties() && self.state(endpoint) != State::Off;
+        if known && (judge.is_due(endpoint, &symbol.name) || lacks_ties) {
             self.verify(&symbol, endpoint, request.text);
         }
     }
@@ -323,6 +324,7 @@ impl<S: Orders> Timeline for Answers<S> {
         self.metrics.timeline_room_waiting_bytes.set(count(taken.waiting));
         self.metrics.timeline_computing.set(count(taken.computing));
         self.metrics.timeline_behind.set(i64::try_from(size.behind.as_secs()).unwrap_or(i64::MAX));
+        self.metrics.timeline_quarantined.set(i64::try_from(self.engine.judge.closed()).unwrap_or(i64::MAX));
         for endpoint in Endpoint::ALL {
             let on = i64::from(self.state(endpoint) == State::On);
             self.metrics.timeline_on.with_label_values(&[endpoint.name()]).set(on);
@@ -341,6 +343,7 @@ impl<S: Orders> Timeline for Answers<S> {
             questions: size.questions,
             behind_seconds: size.behind.as_secs_f64(),
             spans: size.spans,
+            quarantined: self.engine.judge.closed(),
             bytes: size.bytes + self.recent.iter().map(Kept::bytes).sum::<u64>(),
             capacity: self.settings.memory,
             spared: Spared { newest, spans },
@@ -358,7 +361,7 @@ impl<S: Orders> Timeline for Answers<S> {
 
     fn locate(&self, needs: &Needs) -> Located {
         let state = self.state(needs.endpoint);
-        let off = self.may_answer(needs.endpoint).err();
+        let off = self.may_answer(needs.endpoint, &needs.symbol).err();
         let Some(symbol) = self.engine.symbol(&needs.symbol) else {
             let unanswered = off.or(Some(Unanswered::UnknownSymbol));
             return Located { state, known: false, in_memory: 0, before_first: 0, newest: None, unanswered, symbol: None };

@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 
-use super::amounts::Sums;
 use super::builder::Builder;
 use super::codec::Part;
-use super::columns::{BLOCK, Block, Columns, Unfit, joined};
-use super::details::Details;
+use super::columns::{BLOCK, Block, Columns, Unfit};
 use super::engine::{AskError, Engine};
 use super::fill::ORDERS;
-use super::kept::Weigh;
+use super::halves::Half;
+use super::piece::Piece;
 use super::spans::{Spans, Stretch};
 use super::symbol::Symbol;
 use super::tail::Tail;
@@ -54,7 +53,8 @@ impl<S: Orders> Engine<S> {
     async fn bring_from_redis(&self, symbol: &Symbol, from: i64, to: i64) -> Option<i64> {
         let (mut part, asked_at) = self.shared.as_ref()?.get(&symbol.name, &symbol.tags(), to).await?;
         let checked = Checked::default();
-        if self.is_stretch_void(symbol, asked_at, &checked) {
+        let span = Piece::Span((to - 1).div_euclid(self.span()) * self.span());
+        if self.is_void(symbol, span, asked_at, &checked) {
             return None;
         }
         if part.from < from {
@@ -145,36 +145,11 @@ fn join<V: Half>(one: &Stretch<V>, other: &Stretch<V>) -> Option<Stretch<V>> {
         return None;
     }
     let orders = Arc::new(older.orders.joined(&newer.orders)?);
-    Some(Stretch::new((older.from, newer.to), orders, one.asked_at.min(other.asked_at), Checked::default()))
-}
-
-/// What both halves of a block have in common.
-trait Half: Weigh + Sized {
-    /// How many orders there are.
-    fn len(&self) -> usize;
-
-    /// These and newer ones, if they make a block.
-    fn joined(&self, newer: &Self) -> Option<Self>;
-}
-
-impl Half for Sums {
-    fn len(&self) -> usize {
-        self.len()
-    }
-
-    fn joined(&self, newer: &Self) -> Option<Self> {
-        joined(self, newer)
-    }
-}
-
-impl Half for Details {
-    fn len(&self) -> usize {
-        self.len()
-    }
-
-    fn joined(&self, newer: &Self) -> Option<Self> {
-        self.joined(newer)
-    }
+    // Up to here each was checked, or asked for later.
+    let seen = |stretch: &Stretch<V>| stretch.checked.until().max(stretch.asked_at);
+    let checked = Checked::default();
+    checked.note(seen(one).min(seen(other)));
+    Some(Stretch::new((older.from, newer.to), orders, one.asked_at.min(other.asked_at), checked))
 }
 
 /// The answer to a question, as it comes.

@@ -3,7 +3,7 @@
 //! One task carries out the [`schedule`](super::schedule). Each question is a task of its own, and the only one about its symbol: requests wait
 //! for it, and none of them can end it. Spans that are over come as [`fill`](super::fill) says.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use super::builder::Builder;
 use super::check::{self, Doubt};
 use super::columns::{BLOCK, Columns, Unfit};
 use super::details::Details;
+use super::judge::Judge;
+use super::piece::Piece;
 use super::room::Room;
 use super::schedule::{Ended, Next, Schedule};
 use super::shared::Shared;
@@ -24,11 +26,12 @@ use super::symbol::{Symbol, Symbols};
 use super::tail::{FAR, MOST_RECENT, Tail, first_moment_by, moment};
 use super::turns::{Change, Turns};
 use super::unanswered::Unanswered;
+use super::verdict::Rules;
 use crate::api::orders::{Orders, OrdersError, Span};
 use crate::body::BoxError;
-use crate::cache::Cache;
 use crate::cache::entry::Checked;
 use crate::cache::void::Moment;
+use crate::cache::{Cache, Holder};
 use crate::clock::{Wall, millis};
 use crate::config::Timeline as Settings;
 use crate::telemetry::metrics::Metrics;
@@ -41,10 +44,10 @@ pub(super) const FEW: usize = 3;
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
 /// A source is slow that takes longer for a question.
 const SLOW: Duration = Duration::from_secs(1);
-/// A source that contradicts itself so often is not used any more: once may be an order that came in between.
-const DOUBTS: u32 = 2;
 /// If more orders than this are to be expected since it was asked for, a newest part begins anew.
 const MOST_AGAIN: usize = 8 * BLOCK;
+/// Sums are asked for from up to so many milliseconds later on: another question than the last, so that no cache of the source answers it.
+const MOVED: i64 = 60_000;
 /// Symbols of which anything is known.
 const SYMBOLS: usize = 4096;
 
@@ -71,7 +74,8 @@ pub struct Engine<S> {
     pub room: Room,
     /// Whose turn it is to ask for orders of the past.
     pub(super) turns: Turns,
-    doubts: AtomicU32,
+    /// What the checks found.
+    pub judge: Judge,
     /// How long the last question took that was answered, of whichever symbol, in milliseconds.
     took: AtomicU64,
     pub(super) runtime: Handle,
@@ -170,6 +174,17 @@ impl<S> Drop for Engine<S> {
     }
 }
 
+impl<S: Orders> Holder for Engine<S> {
+    fn drop_void(&self) {
+        // What belongs to no symbol any more is checked once somebody asks for that again.
+        for symbol in self.symbols.all() {
+            drop((self.tail(&symbol), self.oldest(&symbol)));
+            drop(self.known(&self.spans, &symbol, i64::MIN, i64::MAX));
+            drop(self.known(&self.details, &symbol, i64::MIN, i64::MAX));
+        }
+    }
+}
+
 impl<S: Orders> Engine<S> {
     /// Over a source; if that is `foreign`, what it streams is held against its own sums. Questions run on `runtime`.
     ///
@@ -193,16 +208,18 @@ impl<S: Orders> Engine<S> {
             changed: Arc::default(),
             spans: Spans::new(settings.memory / 2),
             details: Spans::new(settings.memory / 8),
-            shared: Shared::new(&cache),
+            shared: Shared::new(&cache, settings.span),
             room: Room::new(settings.memory / 8),
             turns: Turns::new(settings.concurrency),
-            doubts: AtomicU32::new(0),
+            judge: Judge::new(Rules::of(&settings, foreign), Arc::clone(&metrics)),
             took: AtomicU64::new(0),
             settings,
             cache,
             runtime,
             metrics,
         });
+        let swept: Weak<dyn Holder> = Arc::downgrade(&engine) as Weak<dyn Holder>;
+        engine.cache.sweep_too(swept);
         engine.runtime.spawn(carry_out(Arc::downgrade(&engine), Arc::clone(&engine.changed)));
         Ok(engine)
     }
@@ -271,7 +288,7 @@ impl<S: Orders> Engine<S> {
         whole_millis(self.settings.span)
     }
 
-    fn settle(&self) -> i64 {
+    pub(super) fn settle(&self) -> i64 {
         whole_millis(self.settings.settle)
     }
 
@@ -291,15 +308,22 @@ impl<S: Orders> Engine<S> {
     /// The newest part, unless it was purged.
     fn tail(&self, symbol: &Symbol) -> Option<Arc<Tail>> {
         let tail = symbol.tail()?;
-        if self.is_purged(symbol, tail.oldest_asked, &tail.checked) {
+        if self.is_void(symbol, Piece::Newest, tail.oldest_asked, &tail.checked) {
             self.symbols.remove_tail(symbol, &tail);
             return None;
         }
         Some(tail)
     }
 
-    pub(super) fn is_purged(&self, symbol: &Symbol, asked_at: Moment, checked: &Checked) -> bool {
-        self.cache.voids().is_purged(asked_at, checked, |selection| symbol.is_concerned(selection))
+    /// The newest void that is forgotten: what is found not to be void from now on was checked against it.
+    pub(super) fn forgotten(&self) -> Moment {
+        self.cache.voids().forgotten()
+    }
+
+    /// Whether a piece that was asked for at `asked_at` is void: it was purged since, or a check found it wrong.
+    pub(super) fn is_void(&self, symbol: &Symbol, piece: Piece, asked_at: Moment, checked: &Checked) -> bool {
+        let target = || piece.target(&symbol.name, self.span());
+        self.cache.voids().is_void(asked_at, checked, target, |selection| symbol.is_concerned(selection))
     }
 
     /// Whether a newest part is as new as a request of this moment can expect: no older than `refresh`, and the time that a question takes, as
@@ -337,7 +361,7 @@ impl<S: Orders> Engine<S> {
         self.took.load(Ordering::Relaxed) > millis(SLOW) || self.is_sparing()
     }
 
-    /// Why a request that lacks so many spans would not be answered at this moment, as far as that is known without asking anything.
+    /// Why a request that lacks `missing` spans would not be answered at this moment, as far as that is known without asking anything.
     #[must_use]
     pub fn foresee(&self, symbol: &Symbol, missing: i64) -> Option<Unanswered> {
         if self.tail(symbol).is_none() {
@@ -346,12 +370,6 @@ impl<S: Orders> Engine<S> {
         let is_paused = missing > 0 && symbol.filling().is_paused();
         let are_many = usize::try_from(missing).is_ok_and(|missing| missing > FEW);
         if is_paused { Some(Unanswered::SpansFailing) } else { are_many.then_some(Unanswered::SpansMissing) }
-    }
-
-    /// Whether the source contradicted itself so often that nothing of it is used any more.
-    #[must_use]
-    pub fn is_doubted(&self) -> bool {
-        self.doubts.load(Ordering::Acquire) >= DOUBTS
     }
 
     /// The newest part as new as it can be had, how new that is, and whether it was waited for.
@@ -413,9 +431,9 @@ impl<S: Orders> Engine<S> {
 
     /// The newest part of which nothing is known.
     async fn ask_first(&self, symbol: &Symbol) -> Result<Tail, AskError> {
-        let asking = self.cache.ask();
+        // All three before the first question: what is purged or comes from then on may be missing in what the source says.
+        let (asking, asked, asked_at) = (self.cache.ask(), Instant::now(), Wall::now());
         let latest = self.source.latest(&symbol.name, MOST_RECENT).await?;
-        let (asked, asked_at) = (Instant::now(), Wall::now());
         let start = first_moment_by(&latest, asked_at, self.span(), self.settle());
         let since = self.read(symbol, Span { start, end: FAR }).await?;
         if self.foreign {
@@ -468,18 +486,22 @@ impl<S: Orders> Engine<S> {
 
     /// Holds what a foreign source streamed against the sums that it gives itself.
     pub(super) async fn hold_against_sums(&self, symbol: &Symbol, span: Span, columns: &[&Columns]) -> Result<(), AskError> {
+        let span = Span { start: span.start.saturating_add(fastrand::i64(0..=MOVED)), ..span };
         if span.end < span.start || !columns.iter().all(|columns| columns.is_certain()) {
             return Ok(());
         }
         let said = self.source.buckets(&symbol.name, span, self.span()).await?;
-        check::sums(columns, span, self.span(), &said).map_err(|doubt| self.doubt(symbol, doubt))
+        check::sums(columns.iter().flat_map(|columns| columns.sums()), span, self.span(), &said)
+            .map_err(|doubt| self.doubt(symbol, doubt))?;
+        self.judge.agree(&symbol.name);
+        Ok(())
     }
 
     /// Counts a contradiction, and says so.
     fn doubt(&self, symbol: &Symbol, doubt: Doubt) -> AskError {
         self.metrics.timeline_doubts.inc();
-        let off = self.doubts.fetch_add(1, Ordering::AcqRel) + 1 >= DOUBTS;
-        tracing::warn!(symbol = %symbol.name, %doubt, off, "what the backend streams is not what it says elsewhere");
+        tracing::warn!(symbol = %symbol.name, %doubt, "what the backend streams is not what it says elsewhere");
+        self.judge.doubt(&symbol.name, &doubt.to_string());
         doubt.into()
     }
 

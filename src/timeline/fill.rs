@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::amounts::Sums;
 use super::columns::BLOCK;
 use super::engine::{AskError, Engine, PATIENCE, note_change};
-use super::kept::Weigh;
+use super::halves::Half;
+use super::piece::Piece;
 use super::spans::{Spans, Stretch, gaps};
 use super::symbol::{Filling, Symbol, Want};
 use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, Span};
 use crate::cache::entry::Checked;
-use crate::cache::void::Moment;
 
 /// More spans than this make no window.
 pub const MOST_SPANS: i64 = 20_000;
@@ -38,24 +39,72 @@ const BYTES: u64 = 12;
 type Known<V> = (Vec<Arc<Stretch<V>>>, Vec<(i64, i64)>);
 
 impl<S: Orders> Engine<S> {
-    /// The stretches of a symbol that reach into `from..to`, and what of it they do not cover; both oldest first.
+    /// The stretches of a symbol that reach into `from..to`, and what of it they do not cover; both oldest first. What is void is forgotten.
     #[must_use]
-    pub(super) fn known<V: Weigh>(&self, spans: &Spans<V>, symbol: &Symbol, from: i64, to: i64) -> Known<V> {
-        let mut stretches = spans.within(&symbol.name, from, to);
-        stretches.retain(|stretch| {
-            let is_void = self.is_stretch_void(symbol, stretch.asked_at, &stretch.checked);
-            if is_void {
-                spans.remove(&symbol.name, stretch);
+    pub(super) fn known<V: Half>(&self, spans: &Spans<V>, symbol: &Symbol, from: i64, to: i64) -> Known<V> {
+        loop {
+            let stretches = spans.within(&symbol.name, from, to);
+            let mut all_are_valid = true;
+            for stretch in &stretches {
+                let void = self.void_spans(symbol, stretch);
+                if !void.is_empty() {
+                    all_are_valid = false;
+                    self.keep_rest(spans, symbol, stretch, &void);
+                }
             }
-            !is_void
-        });
-        let gaps = gaps(&stretches, from, to);
-        (stretches, gaps)
+            if all_are_valid {
+                let gaps = gaps(&stretches, from, to);
+                return (stretches, gaps);
+            }
+        }
     }
 
-    /// Whether orders of what is over are void, that were asked for at a moment.
-    pub(super) fn is_stretch_void(&self, symbol: &Symbol, asked_at: Moment, checked: &Checked) -> bool {
-        self.is_purged(symbol, asked_at, checked)
+    /// The first moments of the spans in which a stretch is void. Each is checked against the same voids.
+    fn void_spans<V: Half>(&self, symbol: &Symbol, stretch: &Stretch<V>) -> Vec<i64> {
+        let length = self.span();
+        let first = stretch.from.div_euclid(length);
+        let mut starts = (first..=(stretch.to - 1).div_euclid(length)).map(|number| number.saturating_mul(length));
+        let checked = stretch.checked.clone();
+        let is_void = |start: i64, checked: &Checked| self.is_void(symbol, Piece::Span(start), stretch.asked_at, checked);
+        let mut void: Vec<i64> = starts.next().into_iter().filter(|&start| is_void(start, &checked)).collect();
+        if void.is_empty() && checked.until() == stretch.checked.until() {
+            // Nothing was voided since it was looked at last.
+            return void;
+        }
+        void.extend(starts.filter(|&start| is_void(start, &stretch.checked.clone())));
+        if void.is_empty() {
+            stretch.checked.note(checked.until());
+        }
+        void
+    }
+
+    /// Keeps what is valid of a stretch that is void in some spans.
+    fn keep_rest<V: Half>(&self, spans: &Spans<V>, symbol: &Symbol, stretch: &Arc<Stretch<V>>, void: &[i64]) {
+        spans.remove(&symbol.name, stretch);
+        let mut from = stretch.from;
+        let ends = void.iter().copied().chain([stretch.to]);
+        for end in ends {
+            if from < end {
+                let rest = Stretch::new((from, end), Arc::new(stretch.orders.cut(from, end)), stretch.asked_at, stretch.checked.clone());
+                spans.insert(&symbol.name, rest);
+            }
+            from = end.saturating_add(self.span()).max(from);
+        }
+    }
+
+    /// What of a span is over, from its first moment up to, and not including, its last; `None`: nothing is.
+    #[must_use]
+    pub(super) fn over(&self, symbol: &Symbol, start: i64) -> Option<(i64, i64)> {
+        let to = start.saturating_add(self.span()).min(symbol.tail().map_or(i64::MAX, |tail| tail.start));
+        (start < to).then_some((start, to))
+    }
+
+    /// The sums of what of a span is over, if they are in memory.
+    #[must_use]
+    pub(super) fn stored(&self, symbol: &Symbol, start: i64) -> Option<Vec<Arc<Stretch<Sums>>>> {
+        let (from, to) = self.over(symbol, start)?;
+        let (stretches, gaps) = self.known(&self.spans, symbol, from, to);
+        gaps.is_empty().then_some(stretches)
     }
 
     /// Whether the sums of a span that is over are in memory.
@@ -67,8 +116,8 @@ impl<S: Orders> Engine<S> {
     /// The first moment before which a symbol has no orders, if that is known.
     #[must_use]
     pub fn oldest(&self, symbol: &Symbol) -> Option<i64> {
-        let (oldest, asked_at) = symbol.oldest()?;
-        (!self.is_purged(symbol, asked_at, &Checked::default())).then_some(oldest)
+        let first = symbol.first()?;
+        (!self.is_void(symbol, Piece::Derived, first.asked_at, &first.checked)).then_some(first.moment)
     }
 
     /// What of a want is not known, the newest of it.

@@ -59,6 +59,11 @@ impl<K: Clone + Eq + Hash, V: Weigh> Kept<K, V> {
         self.0.remove(key);
     }
 
+    /// Each key and value, one after the other: others go on meanwhile.
+    pub fn all(&self) -> impl Iterator<Item = (K, Arc<V>)> {
+        self.0.iter()
+    }
+
     /// Forgets all.
     pub fn clear(&self) {
         self.0.clear();

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! proxy ── answers ── endpoint   which requests, about which symbol
-//!              │       trust      not before the backend's own answers were the same      ◄── verify
+//!              │       judge      and not while they differ: trust decides      ◄── heal: checks by verify or sums
 //!              │       fields     of responses, as the backend has them
 //!              │       flights    equal requests at one time are computed once
 //!              │       room       memory and cores to compute in
@@ -52,18 +52,22 @@ pub mod engine;
 pub mod fields;
 pub mod fill;
 pub mod flights;
+pub mod halves;
+pub mod heal;
+pub mod judge;
 pub mod kept;
 #[cfg(test)]
 mod load;
 pub mod memory;
 pub mod needs;
+pub mod piece;
 pub mod report;
 pub mod room;
 pub mod schedule;
 pub mod service;
 pub mod shared;
 pub mod spans;
-
+pub mod sums;
 pub mod symbol;
 pub mod tags;
 pub mod tail;
@@ -71,6 +75,7 @@ pub mod times;
 pub mod trust;
 pub mod turns;
 pub mod unanswered;
+pub mod verdict;
 pub mod verify;
 pub mod view;
 pub mod work;
@@ -89,8 +94,8 @@ use crate::config::route::Route;
 use crate::request::target::Target;
 use needs::Needs;
 use report::SymbolReport;
-use trust::State;
 use unanswered::Unanswered;
+use verdict::State;
 
 /// What the timeline is asked.
 #[derive(Clone, Copy)]
@@ -183,6 +188,8 @@ pub struct Report {
     pub worst: Vec<SymbolReport>,
     /// Spans in memory.
     pub spans: usize,
+    /// Symbols that the backend answers, since the timeline's orders differed from its own.
+    pub quarantined: usize,
     /// Bytes that all of it takes, answers computed a moment ago included.
     pub bytes: u64,
     /// Bytes that it may take.
@@ -193,7 +200,7 @@ pub struct Report {
     pub computing: usize,
 }
 
-/// So many symbols are described at most that stand badly.
+/// The most symbols that are described since they stand badly.
 pub const WORST: usize = 10;
 
 /// Whether the source is spared.

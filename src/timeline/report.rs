@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::engine::Engine;
+use super::judge::Quarantine;
 use super::symbol::Symbol;
 use super::tail::moment;
 use super::unanswered::Unanswered;
@@ -33,7 +34,7 @@ pub struct SymbolReport {
     pub spans: SpansReport,
     /// How long ago an answer about it was the same as the backend's.
     pub verified_ago: Option<f64>,
-    /// Why it is in quarantine, if it is.
+    /// Why the backend answers for it, if a check found it different.
     pub quarantine: Option<String>,
     /// The last request about it that was left to the backend.
     pub left_to_backend: Option<LeftReport>,
@@ -50,7 +51,7 @@ pub struct NewestReport {
     pub took: f64,
     /// For how long they have been being asked for, if they are.
     pub asking_for: Option<f64>,
-    /// When they are asked for next: in so many seconds, and zero if it is due and waits for its turn. `None`: nobody wants them, or a question is
+    /// In how many seconds they are asked for next; zero: they are due, and wait for their turn. `None`: nobody wants them, or a question is
     /// under way.
     pub next_in: Option<f64>,
     /// Questions in a row that failed.
@@ -62,7 +63,7 @@ pub struct NewestReport {
 pub struct SpansReport {
     /// Spans in memory.
     pub known: usize,
-    /// Of so many since its first order; `None`: where its orders begin is not known.
+    /// How many there are since its first order; `None`: where its orders begin is not known.
     pub of: Option<usize>,
     /// Spans that requests wait for, and that are to be fetched besides.
     pub urgent: usize,
@@ -108,12 +109,12 @@ impl<S: Orders> Engine<S> {
             newest: self.describe_newest(symbol),
             spans: self.describe_spans(symbol, tail.map_or_else(|| moment(now), |tail| tail.start)),
             verified_ago: symbol.verified().map(|at| seconds(at.elapsed())),
-            quarantine: None,
+            quarantine: Some(self.judge.quarantine(&symbol.name)).filter(|found| *found != Quarantine::Open).map(|found| found.to_string()),
             left_to_backend: symbol.left_to_backend().map(left),
         }
     }
 
-    /// The symbols that stand worst, so many at most: those whose questions fail, and those whose newest orders are late though somebody wants them.
+    /// The symbols that stand worst, at most `most` of them: those that differ, those whose questions fail, and those whose newest orders are late though somebody wants them.
     #[must_use]
     pub fn worst(&self, most: usize) -> Vec<SymbolReport> {
         let badly = |symbol: Arc<Symbol>| {
@@ -121,11 +122,12 @@ impl<S: Orders> Engine<S> {
             let failures = standing.failures.saturating_add(symbol.filling().failures);
             let age = symbol.tail().filter(|_| standing.is_wanted).map_or(Duration::ZERO, |tail| tail.asked.elapsed());
             let late = age.saturating_sub(self.settings.refresh + symbol.took());
-            (failures > 0 || !late.is_zero()).then_some((failures, late, symbol))
+            let is_closed = self.judge.quarantine(&symbol.name) != Quarantine::Open;
+            (is_closed || failures > 0 || !late.is_zero()).then_some(((is_closed, failures, late), symbol))
         };
-        let mut found: Vec<(u32, Duration, Arc<Symbol>)> = self.all().into_iter().filter_map(badly).collect();
-        found.sort_unstable_by_key(|(failures, late, _)| Reverse((*failures, *late)));
-        found.iter().take(most).map(|(_, _, symbol)| self.describe(symbol)).collect()
+        let mut found: Vec<((bool, u32, Duration), Arc<Symbol>)> = self.all().into_iter().filter_map(badly).collect();
+        found.sort_unstable_by_key(|(badness, _)| Reverse(*badness));
+        found.iter().take(most).map(|(_, symbol)| self.describe(symbol)).collect()
     }
 
     fn describe_newest(&self, symbol: &Symbol) -> NewestReport {
@@ -200,7 +202,7 @@ impl fmt::Display for SymbolReport {
             None => f.write_str("\nnever compared with the backend's answers")?,
         }
         if let Some(why) = &self.quarantine {
-            write!(f, "\nin quarantine: {why}")?;
+            write!(f, "\n{why}")?;
         }
         if let Some(left) = &self.left_to_backend {
             write!(f, "\nlast left to the backend {} s ago: {} ({})", left.ago, left.why, left.reason)?;

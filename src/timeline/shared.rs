@@ -6,17 +6,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::codec::{self, Part, VERSION};
+use super::codec::{self, Part};
+use super::piece::part_key;
 use crate::aside;
 use crate::cache::Cache;
 use crate::cache::entry::{Content, Entry, StoredResponse};
-use crate::cache::key::{Canonical, Key};
-use crate::cache::void::{Moment, ORDERS};
-use crate::clock::Wall;
+use crate::cache::key::Key;
+use crate::cache::void::Moment;
+use crate::clock::{Wall, millis};
 use crate::http::encoding::{Coding, gunzip, gzip, inflation_limit};
 use crate::http::freshness::Lifetimes;
 use crate::request::secrets::text_without_secrets;
@@ -32,21 +32,21 @@ const WRITTEN: usize = 16;
 #[derive(Clone)]
 pub struct Shared {
     cache: Arc<Cache>,
+    /// The length of a span, in milliseconds.
+    span: i64,
     writing: Arc<Semaphore>,
 }
 
 impl Shared {
-    /// The shared tier; `None` without such a tier.
+    /// The shared tier, where spans have this length; `None` without such a tier.
     #[must_use]
-    pub fn new(cache: &Arc<Cache>) -> Option<Self> {
-        cache.store().shared().map(|_| Self { cache: Arc::clone(cache), writing: Arc::new(Semaphore::new(WRITTEN)) })
+    pub fn new(cache: &Arc<Cache>, span: Duration) -> Option<Self> {
+        let span = i64::try_from(millis(span)).unwrap_or(i64::MAX);
+        cache.store().shared().map(|_| Self { cache: Arc::clone(cache), span, writing: Arc::new(Semaphore::new(WRITTEN)) })
     }
 
-    fn key(symbol: &str, to: i64, tags: Vec<String>) -> Key {
-        let readable = format!("{ORDERS}{symbol}:{to}:v{VERSION}");
-        // The length of a symbol in front, so that no two keys are one.
-        let canonical = format!("\0timeline\0{}\0{readable}", symbol.len());
-        Key::of(Canonical(Bytes::from(canonical)), readable, tags, 0)
+    fn key(&self, symbol: &str, to: i64, tags: Vec<String>) -> Key {
+        part_key(symbol, self.span, to, tags)
     }
 
     /// A turn to write a part; `None` if the program ends.
@@ -57,7 +57,7 @@ impl Shared {
     /// Writes a part that was asked for at `asked_at`, unless it was purged meanwhile.
     pub async fn put(&self, symbol: &str, tags: Vec<String>, part: Part, asked_at: Moment) {
         let Some(store) = self.cache.store().shared() else { return };
-        let key = Self::key(symbol, part.to, tags);
+        let key = self.key(symbol, part.to, tags);
         let Some(body) = aside::run(move || gzip(&codec::encode(&part))).await else { return };
         if body.is_empty() {
             return;
@@ -72,7 +72,7 @@ impl Shared {
     /// The part that ends at `to`, and when it was asked for.
     pub async fn get(&self, symbol: &str, tags: &[String], to: i64) -> Option<(Part, Moment)> {
         let store = self.cache.store().shared()?;
-        let entry = store.get(&Self::key(symbol, to, tags.to_vec())).await?;
+        let entry = store.get(&self.key(symbol, to, tags.to_vec())).await?;
         let Content::Response(stored) = &entry.content else { return None };
         let packed = stored.body.clone();
         let unpacking = aside::run(move || {

@@ -16,6 +16,7 @@ use super::schedule::Number;
 use super::tail::Tail;
 use super::unanswered::Unanswered;
 use crate::api::orders::Span;
+use crate::cache::entry::Checked;
 use crate::cache::void::{Moment, Selection};
 use crate::clock::millis;
 
@@ -49,11 +50,22 @@ struct State {
     /// How long the last question took that was answered.
     took: Duration,
     failed: Option<Instant>,
-    /// When an answer about it was the same as the backend's.
+    /// When a check of it found the same as the backend's.
     verified: Option<Instant>,
     /// The last request about it that was left to the backend.
     left: Option<(Unanswered, Instant)>,
-    oldest: Option<(i64, Moment)>,
+    first: Option<Arc<First>>,
+}
+
+/// Where a symbol's orders begin.
+#[derive(Debug)]
+pub struct First {
+    /// There are none before this moment.
+    pub moment: i64,
+    /// When that was asked for.
+    pub asked_at: Moment,
+    /// The newest void that it was checked against.
+    pub checked: Checked,
 }
 
 /// A stretch of time whose orders are wanted. Those that end last come last in their order.
@@ -161,12 +173,12 @@ impl Symbol {
         self.state().failed
     }
 
-    /// An answer about it was the same as the backend's.
+    /// A check of it found the same as the backend's.
     pub fn note_verified(&self) {
         self.state().verified = Some(Instant::now());
     }
 
-    /// When one was the last time.
+    /// When one did the last time.
     #[must_use]
     pub fn verified(&self) -> Option<Instant> {
         self.state().verified
@@ -183,15 +195,15 @@ impl Symbol {
         self.state().left
     }
 
-    /// The first moment before which there are no orders, and when that was asked for.
+    /// Where its orders begin, as far as that is known.
     #[must_use]
-    pub fn oldest(&self) -> Option<(i64, Moment)> {
-        self.state().oldest
+    pub fn first(&self) -> Option<Arc<First>> {
+        self.state().first.clone()
     }
 
     /// There are no orders before `moment`.
     pub fn note_oldest(&self, moment: i64, asked_at: Moment) {
-        self.state().oldest = Some((moment, asked_at));
+        self.state().first = Some(Arc::new(First { moment, asked_at, checked: Checked::default() }));
     }
 
     /// What is to be brought of spans that are over.
@@ -333,12 +345,6 @@ impl Symbols {
         all.by_number.remove(&symbol.number);
     }
 
-    /// All of them.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<Symbol>> {
-        self.read().by_name.values().cloned().collect()
-    }
-
     /// The tags of each are made anew.
     pub fn follow(&self, tags: impl Fn(&str) -> Vec<String>) {
         self.read().by_name.values().for_each(|symbol| symbol.tags.store(Arc::new(tags(&symbol.name))));
@@ -350,6 +356,12 @@ impl Symbols {
         let all = self.read();
         let tails = all.by_name.values().filter(|symbol| symbol.tail().is_some()).count();
         (all.by_name.len(), tails, self.bytes())
+    }
+
+    /// All of them, at this moment.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Symbol>> {
+        self.read().by_name.values().cloned().collect()
     }
 
     /// What newest parts take, in bytes.

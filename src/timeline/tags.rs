@@ -1,6 +1,7 @@
 //! The tags of a symbol's orders: those of the answers that are made from them, and which keys these have, so that a purge of the
 //! answers finds the orders.
 
+use super::piece;
 use crate::cache::key::MADE_INTO;
 use crate::config::route::Route;
 
@@ -19,6 +20,7 @@ pub fn tags(routes: &[Route], symbol: &str) -> Vec<String> {
         let of_symbol = route.tags.iter().filter(|tag| tag.parameters().all(|name| name == SYMBOL));
         tags.extend(of_symbol.map(|tag| tag.render(|_| Some(symbol.into()))));
     }
+    tags.push(piece::tag(symbol));
     tags.sort_unstable();
     tags.dedup();
     tags

@@ -1,12 +1,10 @@
-//! Holding computed answers against the backend's own, in the background: one at a time, over requests like those that clients
-//! ask.
+//! Comparing computed answers with the backend's own, over requests like those that clients ask.
 //!
 //! The requests are not the clients' own: they are moved by some seconds, so that no cache of the backend's answers them. And they ask for no
 //! more than both can know: up to the newest order that was known here before the other was asked. Orders may still come late, so both are asked
 //! again before a difference counts, the last time for what is settled alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,29 +21,29 @@ use super::service::Service;
 use super::symbol::Symbol;
 use super::tail::moment;
 use super::times::number_times;
-use super::trust::Trust;
-use crate::api::orders::Orders;
+use crate::api::orders::{Orders, Span};
 use crate::clock::Wall;
 use crate::config::Timeline as Settings;
 use crate::request::secrets::without_secrets;
 use crate::request::target::Target;
 use crate::request::timestamp;
-use crate::telemetry::metrics::Metrics;
 
-/// Both are asked again so often before a difference counts: orders may have come late in between.
-const TRIES: u32 = 4;
 /// A request is moved by up to so many milliseconds.
 const MOVED: i64 = 60_000;
 
-/// What a check found.
-enum Found {
+/// What a comparison found.
+pub enum Found {
+    /// Both say the same.
     Equal {
+        /// The order of orders of one moment shows.
         ties: bool,
-        /// Only in the last digits of sums, which depend on the order of addition where the table holds DOUBLE.
+        /// They do but for the last digits of sums, which depend on the order of addition where the table holds DOUBLE.
         nearly: bool,
     },
+    /// They say what differs.
     Different {
-        at: String,
+        /// Where, and to which request: for the log, without secrets.
+        why: String,
     },
     /// One of them did not answer.
     Nothing,
@@ -57,113 +55,67 @@ pub struct Verifier {
     /// How long until the newest part is known anew, and how late orders come, in milliseconds.
     refresh: Duration,
     settle: i64,
-    checking: AtomicBool,
-    told_of_digits: AtomicBool,
-    metrics: Arc<Metrics>,
 }
 
 impl Verifier {
     /// Compares with this service's answers.
     #[must_use]
-    pub fn new(service: Arc<Service>, settings: &Settings, metrics: Arc<Metrics>) -> Self {
-        let (refresh, settle) = (settings.refresh, whole_millis(settings.settle));
-        Self { service, refresh, settle, checking: AtomicBool::new(false), told_of_digits: AtomicBool::new(false), metrics }
+    pub fn new(service: Arc<Service>, settings: &Settings) -> Self {
+        Self { service, refresh: settings.refresh, settle: whole_millis(settings.settle) }
     }
 
-    /// Takes the turn to check; false if a check is under way.
-    pub fn take_turn(&self) -> bool {
-        !self.checking.swap(true, Ordering::AcqRel)
-    }
-
-    /// Checks an answer to a request like `target`, having taken the turn.
-    pub async fn check<S: Orders>(&self, engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, trust: &Trust, target: &str) {
-        let (mut request, found) = (String::new(), similar(engine, symbol, endpoint, trust, target));
-        let found = match found {
-            Some(similar) => self.compare(engine, symbol, endpoint, &similar, &mut request).await,
-            None => Found::Nothing,
-        };
-        let result = match &found {
-            Found::Equal { .. } => "equal",
-            Found::Different { .. } => "different",
-            Found::Nothing => "unanswered",
-        };
-        self.metrics.timeline_checks.with_label_values(&[endpoint.name(), result]).inc();
-        match found {
-            Found::Equal { ties, nearly } => {
-                symbol.note_verified();
-                trust.note_equal(ties);
-                if nearly && !self.told_of_digits.swap(true, Ordering::AcqRel) {
-                    tracing::info!(
-                        "sums of the timeline and of the backend differ in their last digits; so they do where the table holds DOUBLE, since they depend on the order of addition"
-                    );
-                }
-            }
-            Found::Different { at } => {
-                if trust.note_different() {
-                    let request = &*without_secrets(&request);
-                    tracing::warn!(
-                        endpoint = endpoint.name(),
-                        request,
-                        at,
-                        "the timeline's answer differs from the backend's, which are served from now on; a restart begins anew"
-                    );
-                }
-            }
-            Found::Nothing => {}
-        }
-        self.checking.store(false, Ordering::Release);
-    }
-
-    /// Compares the answers to a request, and says which it was.
-    async fn compare<S: Orders>(
+    /// Compares the answers to a request, `tries` times at most before a difference counts.
+    pub(super) async fn compare<S: Orders>(
         &self,
         engine: &Arc<Engine<S>>,
         symbol: &Arc<Symbol>,
         endpoint: Endpoint,
         similar: &Similar,
-        request: &mut String,
+        tries: u32,
     ) -> Found {
-        let mut at = String::new();
-        for attempt in 1..=TRIES {
-            let late = if attempt == TRIES { self.settle } else { 1 };
+        let mut found = Found::Nothing;
+        for attempt in 1..=tries {
+            let late = if attempt == tries { self.settle } else { 1 };
             let Some(newest) = engine.known_tail(symbol).and_then(|tail| tail.newest_until(moment(Wall::now()))) else {
                 return Found::Nothing;
             };
             let until = newest.saturating_sub(late);
-            let Some(target) = similar.target(&symbol.name, endpoint, until) else { return Found::Nothing };
-            *request = target;
-            let before = compute(engine, symbol, endpoint, request, Allowed::NOTHING).await;
-            let (Some(before), Ok(said)) = (before, self.service.ask(request).await) else { return Found::Nothing };
+            let Some(request) = similar.target(&symbol.name, endpoint, until) else { return Found::Nothing };
+            let before = compute(engine, symbol, endpoint, &request, Allowed::NOTHING).await;
+            let (Some(before), Ok(said)) = (before, self.service.ask(&request).await) else { return Found::Nothing };
             if !matches!(said.0, StatusCode::OK | StatusCode::NOT_FOUND) {
                 return Found::Nothing;
             }
-            let (status, said) = said;
-            let compared = |own: &Computed| match similar {
-                Similar::Latest { .. } if own.status == status && status == StatusCode::OK => same_until(&own.body, &said, until),
-                _ => Some(difference((own.status, &own.body), (status, &said))),
-            };
-            let after = match compared(&before) {
-                Some(Ok(nearly)) => return Found::Equal { ties: before.made.ties, nearly },
-                None => return Found::Nothing,
+            let compared = |own: &Computed| similar.compare(own, &said, until);
+            if let Some(Err(_)) = compared(&before) {
                 // An order may have come late after the newest part was asked for.
-                Some(Err(_)) => {
-                    sleep(self.refresh * 2).await;
-                    compute(engine, symbol, endpoint, request, Allowed::NOTHING).await
-                }
-            };
-            let Some(after) = after else { return Found::Nothing };
-            match compared(&after) {
-                Some(Ok(nearly)) => return Found::Equal { ties: after.made.ties, nearly },
-                None => return Found::Nothing,
-                Some(Err(difference)) => at = difference,
+                sleep(self.refresh * 2).await;
+                let after = compute(engine, symbol, endpoint, &request, Allowed::NOTHING).await;
+                let Some(after) = after else { return Found::Nothing };
+                found = Found::of(compared(&after), similar.shows_ties(&after), &request);
+            } else {
+                found = Found::of(compared(&before), similar.shows_ties(&before), &request);
+            }
+            if !matches!(found, Found::Different { .. }) {
+                break;
             }
         }
-        Found::Different { at }
+        found
+    }
+}
+
+impl Found {
+    fn of(compared: Option<Result<bool, String>>, ties: bool, request: &str) -> Self {
+        match compared {
+            Some(Ok(nearly)) => Self::Equal { ties, nearly },
+            Some(Err(at)) => Self::Different { why: format!("{at}, in the answer to {}", without_secrets(request)) },
+            None => Self::Nothing,
+        }
     }
 }
 
 /// A request like the one that a client asked, but for its end.
-enum Similar {
+pub(super) enum Similar {
     /// For exactly the orders of one moment: their order shows.
     Tie(i64),
     /// For so many of the newest.
@@ -172,9 +124,10 @@ enum Similar {
     Window { start: i64, end: i64, rest: String },
 }
 
-fn similar<S: Orders>(engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, trust: &Trust, target: &str) -> Option<Similar> {
+/// A request like `target`, which a client asked; `None`: there is none.
+pub(super) fn similar<S: Orders>(engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: Endpoint, target: &str) -> Option<Similar> {
     if endpoint == Endpoint::Orders
-        && trust.lacks_ties()
+        && engine.judge.lacks_ties()
         && let Some(time) = engine.known_tail(symbol).and_then(|tail| tail.columns.tie())
     {
         return Some(Similar::Tie(time));
@@ -199,6 +152,29 @@ fn similar<S: Orders>(engine: &Arc<Engine<S>>, symbol: &Arc<Symbol>, endpoint: E
 }
 
 impl Similar {
+    /// Of which orders its answer is made, where `listed` is the time of the oldest of the newest orders.
+    #[must_use]
+    pub fn span(&self, listed: i64) -> Span {
+        match *self {
+            Self::Tie(time) => Span { start: time, end: time },
+            Self::Latest { .. } => Span { start: listed, end: i64::MAX },
+            Self::Window { start, end, .. } => Span { start, end },
+        }
+    }
+
+    /// Whether an answer shows in which order a stream gives orders of one moment. Lists of the newest may hold some that came in a list.
+    fn shows_ties(&self, own: &Computed) -> bool {
+        own.made.ties && !matches!(self, Self::Latest { .. })
+    }
+
+    /// Whether an answer is what the service says up to a moment; `None`: they cannot be compared.
+    fn compare(&self, own: &Computed, (status, said): &(StatusCode, Bytes), until: i64) -> Option<Result<bool, String>> {
+        match self {
+            Self::Latest { .. } if own.status == *status && *status == StatusCode::OK => same_until(&own.body, said, until),
+            _ => Some(difference((own.status, &own.body), (*status, said))),
+        }
+    }
+
     /// The request for what there is up to a moment; `None`: nothing is.
     fn target(&self, symbol: &str, endpoint: Endpoint, until: i64) -> Option<String> {
         let path = endpoint.path();

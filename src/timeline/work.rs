@@ -10,7 +10,6 @@ use super::endpoint::Endpoint;
 use super::engine::{Allowed, Engine};
 use super::fields::Fields;
 use super::symbol::Symbol;
-use super::trust::Trust;
 use super::unanswered::Unanswered;
 use super::view::Made;
 use crate::api::orders::Orders;
@@ -33,14 +32,12 @@ pub struct Work<S> {
     pub endpoint: Endpoint,
     /// Path and query, as they were sent.
     pub text: String,
-    /// How late the newest part may be.
+    /// How late the newest orders may be.
     pub allowed: Allowed,
     /// The request's fields that its response's may depend on.
     pub headers: HeaderMap,
     /// The fields of responses.
     pub fields: Arc<Fields>,
-    /// Whether answers in which ties show are served.
-    pub trust: Arc<Trust>,
     /// From this size on the body is packed, in bytes.
     pub pack_from: usize,
     /// From this size on the response varies by the coding that clients take.
@@ -58,6 +55,8 @@ pub struct Worked {
     pub entry: Arc<Entry>,
     /// From what it was made.
     pub made: Made,
+    /// Before anything of it was read.
+    pub began: Moment,
 }
 
 impl<S: Orders> Work<S> {
@@ -66,9 +65,10 @@ impl<S: Orders> Work<S> {
     /// # Errors
     /// Why there is none.
     pub async fn run(self) -> Result<Worked, Unanswered> {
+        let forgotten = self.engine.forgotten();
         let Computed { status, body, made, place } =
             compute::answer(&self.engine, &self.symbol, self.endpoint, &self.text, self.allowed).await?;
-        if !self.trust.allows(made.ties) {
+        if made.ties && self.engine.judge.lacks_ties() {
             return Err(Unanswered::Ties);
         }
         let mut fields = self.fields.of(self.endpoint, &self.headers, status).ok_or(Unanswered::Fields)?;
@@ -89,6 +89,8 @@ impl<S: Orders> Work<S> {
         let asked_at = made.asked_at.unwrap_or(self.began);
         let known_at = made.tail.as_ref().map_or(now, |tail| tail.asked_at);
         let entry = Entry::new(&self.key, asked_at, known_at, 0, Lifetimes::default(), Content::Response(response));
-        Ok(Worked { entry: Arc::new(entry), made })
+        // Each piece of it was checked against those voids when it was read.
+        entry.checked.note(forgotten);
+        Ok(Worked { entry: Arc::new(entry), made, began: self.began })
     }
 }

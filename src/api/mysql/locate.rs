@@ -80,7 +80,8 @@ pub async fn order(
     Ok(None)
 }
 
-fn number(rows: &[mysql_async::Row]) -> u64 {
+/// The one number that was asked for.
+pub(super) fn number(rows: &[mysql_async::Row]) -> u64 {
     one_number(rows).and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
 }
 

@@ -194,6 +194,13 @@ impl Shared {
         if statements.len() > 1 { self.pool.help(self.query_timeout).await } else { None }
     }
 
+    async fn count(&self, lane: Lane, symbol: &str, span: Span) -> Result<u64, QueryError> {
+        let mut lease = self.pool.ask(lane, self.query_timeout).await?;
+        let table = self.table(&mut lease).await?;
+        let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(0) };
+        Ok(locate::number(&ask(&mut lease, &rows.count(span)).await?))
+    }
+
     async fn latest(&self, lane: Lane, symbol: &str, limit: usize) -> Result<Vec<Order>, QueryError> {
         let mut lease = self.pool.ask(lane, self.query_timeout).await?;
         let table = self.table(&mut lease).await?;
@@ -284,6 +291,10 @@ impl Orders for Mysql {
 
     async fn buckets(&self, symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, OrdersError> {
         self.shared.settled(|| self.shared.buckets(self.lane, symbol, span, width)).await
+    }
+
+    async fn count(&self, symbol: &str, span: Span) -> Result<Option<u64>, OrdersError> {
+        self.shared.settled(|| self.shared.count(self.lane, symbol, span)).await.map(Some)
     }
 
     async fn latest(&self, symbol: &str, limit: usize) -> Result<Vec<Order>, OrdersError> {

@@ -240,6 +240,12 @@ impl Voids {
         self.remembered().targets_in_order.len()
     }
 
+    /// The newest void that is forgotten.
+    #[must_use]
+    pub fn forgotten(&self) -> Moment {
+        self.remembered().forgotten
+    }
+
     /// The purges that are remembered and concern what has this readable key, these tags and this target, newest first.
     #[must_use]
     pub fn concerning(&self, readable: &str, tags: &[String], target: u64) -> Vec<Purge> {
@@ -256,16 +262,22 @@ impl Voids {
         found
     }
 
-    /// Whether what was asked for at `asked_at` was purged since, softly or not. `concerned` says which purges concern it, `checked`
-    /// which it was checked against already. For what is no [`Entry`] and is read again and again.
+    /// Whether what was asked for at `asked_at` was purged or invalidated since, softly or not. `concerned` says which purges concern it, `target`
+    /// what invalidations call it, `checked` which voids it was checked against already. For what is no [`Entry`] and is read again and again.
     #[must_use]
-    pub fn is_purged(&self, asked_at: Moment, checked: &Checked, concerned: impl Fn(&Selection) -> bool) -> bool {
+    pub fn is_void(
+        &self,
+        asked_at: Moment,
+        checked: &Checked,
+        target: impl FnOnce() -> u64,
+        concerned: impl Fn(&Selection) -> bool,
+    ) -> bool {
         let newest = self.newest();
         let seen = checked.until().max(asked_at);
         if seen >= newest {
             return false;
         }
-        let valid = self.remembered().judge(seen, None, concerned) == Judgement::Valid;
+        let valid = self.remembered().judge(seen, Some(target()), concerned) == Judgement::Valid;
         if valid {
             checked.note(newest);
         }
@@ -362,16 +374,23 @@ mod tests {
         let (voids, checked) = (Voids::default(), Checked::default());
         let asked_at = voids.ask();
         let tagged = |selection: &Selection| *selection == tag("t");
-        assert!(!voids.is_purged(asked_at, &checked, tagged));
+        let is_void =
+            |asked_at, checked: &Checked, concerned: &dyn Fn(&Selection) -> bool| voids.is_void(asked_at, checked, || 7, concerned);
+        assert!(!is_void(asked_at, &checked, &tagged));
         remove(&voids, tag("x"));
-        assert!(!voids.is_purged(asked_at, &checked, tagged) && !voids.is_purged(asked_at, &checked, |_| panic!("checked twice")));
+        assert!(!is_void(asked_at, &checked, &tagged) && !is_void(asked_at, &checked, &|_| panic!("checked twice")));
         remove(&voids, tag("y"));
-        assert!(!voids.is_purged(asked_at, &checked, |what| if *what == tag("y") { false } else { panic!("checked twice: {what:?}") }));
+        assert!(!is_void(asked_at, &checked, &|what| if *what == tag("y") { false } else { panic!("checked twice: {what:?}") }));
         forget(&voids);
-        assert!(voids.is_purged(asked_at, &Checked::default(), tagged), "it was never checked against what is forgotten");
-        assert!(!voids.is_purged(voids.ask(), &Checked::default(), tagged));
+        assert!(is_void(asked_at, &Checked::default(), &tagged), "it was never checked against what is forgotten");
+        assert!(!is_void(voids.ask(), &Checked::default(), &tagged));
+        remove(&voids, Selection::Target(8));
+        assert!(!is_void(voids.ask(), &Checked::default(), &tagged), "another target");
+        let later = voids.ask();
+        remove(&voids, Selection::Target(7));
+        assert!(is_void(later, &Checked::default(), &tagged) && !is_void(voids.ask(), &Checked::default(), &tagged));
         voids.add(tag("t"), Effect::Expire, NOW);
-        assert!(voids.is_purged(voids.to_sweep().0[0].at.min(asked_at), &checked, tagged));
+        assert!(is_void(voids.to_sweep().0[0].at.min(asked_at), &checked, &tagged));
     }
 
     #[test]
