@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice::api::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
 use sluice::api::usd::Usd;
@@ -23,6 +23,7 @@ use sluice::timeline::engine::{Allowed, Engine, Source};
 use sluice::timeline::symbol::Symbol;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

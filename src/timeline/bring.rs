@@ -69,8 +69,8 @@ impl<S: Orders> Engine<S> {
         let mut filling = symbol.filling();
         if filling.reach == 0 {
             let longest = self.span().saturating_mul(AT_ONCE);
-            let between = symbol.tail().and_then(|tail| tail.millis_between());
-            filling.reach = between.map_or(longest, |between| (between * ORDERS as f64) as i64).clamp(SHORTEST, longest);
+            let reach = symbol.tail().and_then(|tail| tail.millis_of(ORDERS));
+            filling.reach = reach.unwrap_or(longest).clamp(SHORTEST, longest);
         }
         filling.reach
     }
@@ -81,7 +81,7 @@ impl<S: Orders> Engine<S> {
         let mut filling = symbol.filling();
         filling.reach = match orders {
             _ if orders > ORDERS => millis / 2,
-            _ if orders < ORDERS / 4 => filling.reach.saturating_mul(2),
+            _ if orders < ORDERS / 4 && millis >= filling.reach => filling.reach.saturating_mul(2),
             _ => filling.reach,
         };
         filling.reach = filling.reach.clamp(SHORTEST, longest);

@@ -452,7 +452,7 @@ impl<S: Orders> Engine<S> {
         let (asked, asked_at) = (Instant::now(), Wall::now());
         let from = tail.asked_again_from(self.settle());
         let rested = asked_at.since(tail.asked_at);
-        if tail.millis_between().is_some_and(|between| whole_millis(rested) as f64 / between > MOST_AGAIN as f64) {
+        if tail.millis_of(MOST_AGAIN).is_some_and(|most| whole_millis(rested) > most) {
             // What came while it rested is better asked for by those who need it.
             self.keep_settled(symbol, tail, from);
             return self.ask_first(symbol).await;

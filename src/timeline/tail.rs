@@ -59,13 +59,15 @@ pub fn first_moment(newest: Option<i64>, now: Wall, span: i64, settle: i64) -> i
     newest.saturating_sub(settle).div_euclid(span).saturating_mul(span)
 }
 
-/// How much time lies between two of the newest orders (newest first) on average, in milliseconds, far ones aside; `None` if they are few: then
-/// they say nothing of those before them.
+/// In how much time so many orders come, in milliseconds, by the newest ones (newest first), far ones aside; `None` if these are few: then they say
+/// nothing of those before them.
 #[must_use]
-pub fn millis_between(latest: &[Order], now: i64) -> Option<f64> {
+pub fn millis_of(orders: usize, latest: &[Order], now: i64) -> Option<i64> {
     let mut times = latest.iter().filter_map(|order| order.order_trade_time).filter(|&time| time <= now);
     let (newest, oldest) = (times.next()?, times.next_back()?);
-    (latest.len() >= MOST_RECENT).then(|| (newest - oldest + 1) as f64 / latest.len() as f64)
+    let (orders, known) = (i64::try_from(orders).ok()?, i64::try_from(latest.len()).ok()?);
+    let range = newest.saturating_sub(oldest).saturating_add(1);
+    (latest.len() >= MOST_RECENT).then(|| range.saturating_mul(orders) / known)
 }
 
 /// The same as [`first_moment`], unless so many orders came since that they are better left to those who ask for them: then so late that
@@ -75,11 +77,12 @@ pub fn first_moment_by(latest: &[Order], now: Wall, span: i64, settle: i64) -> i
     // Those whose time lies in the future say nothing of which orders have come.
     let newest = latest.iter().filter_map(|order| order.order_trade_time).find(|&time| time <= moment(now));
     let start = first_moment(newest, now, span, settle);
-    let (Some(newest), Some(between)) = (newest, millis_between(latest, moment(now))) else { return start };
-    if (newest - start) as f64 / between <= (4 * BLOCK) as f64 {
+    let of = |orders| millis_of(orders, latest, moment(now));
+    let (Some(newest), Some(many), Some(some)) = (newest, of(4 * BLOCK), of(BLOCK)) else { return start };
+    if newest.saturating_sub(start) <= many {
         return start;
     }
-    newest.saturating_sub(settle).saturating_sub((between * BLOCK as f64) as i64).max(start)
+    newest.saturating_sub(settle).saturating_sub(some).max(start)
 }
 
 impl Tail {
@@ -132,10 +135,10 @@ impl Tail {
         by_block.map_or(by_span, |start| start.max(by_span))
     }
 
-    /// How much time lies between two orders on average, by the newest [`MOST_RECENT`], in milliseconds; `None` if there are fewer.
+    /// In how much time so many orders come, in milliseconds, by the newest [`MOST_RECENT`]; `None` if there are fewer.
     #[must_use]
-    pub fn millis_between(&self) -> Option<f64> {
-        millis_between(&self.latest(MOST_RECENT), moment(self.asked_at))
+    pub fn millis_of(&self, orders: usize) -> Option<i64> {
+        millis_of(orders, &self.latest(MOST_RECENT), moment(self.asked_at))
     }
 
     /// The same from a later moment on. What it held before that belongs to spans that are over.
