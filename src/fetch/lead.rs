@@ -76,7 +76,7 @@ impl Fetcher {
         }
         let (response, may_be_stored) = tokio::select! {
             contracted = self.as_contracted(&job, response) => contracted,
-            () = leader.given_up() => return leader.fail(Failure::Lost),
+            failure = leader.given_up() => return leader.fail(failure),
         };
         self.note_whether_shared(&job, &response);
         let status = response.status();
@@ -209,15 +209,14 @@ impl Fetcher {
             () = leader.abandoned(), if is_awaited => return Err(Failure::Lost),
         };
         let response = match admitted {
-            Ok(mut admitted) => {
-                if is_awaited {
-                    admitted.is_for(leader.work());
-                }
+            Ok(admitted) => {
+                // Sluice's own is given up too, unless a client waits for it by then.
+                admitted.is_for(leader.work());
                 tokio::select! {
                     response = self.upstream.call_admitted(admitted, self.settings.silence) => response,
-                    () = leader.given_up() => {
+                    failure = leader.given_up() => {
                         self.upstream.count_given_up(&job.party.rule, job.began);
-                        return Err(Failure::Lost);
+                        return Err(failure);
                     }
                 }
             }

@@ -55,11 +55,18 @@ macro_rules! log_line {
     };
 }
 
+/// Bytes that are all there are handed out in pieces of this size if there are more, so that the line tells how many a client took that left.
+const PIECE: usize = 64 << 10;
+
 impl Line {
     /// Writes the line once a body has been sent: now if it is all there, else when it ends.
     #[must_use]
     pub fn write_with(self, body: Reply) -> Reply {
         match body {
+            Reply::Full(Some(bytes)) if bytes.len() > PIECE && self.method != "HEAD" => {
+                let inner = Pieces(bytes).boxed_unsync();
+                Reply::Stream(CountedBody { inner, bytes: 0, whole: false, line: self }.boxed_unsync())
+            }
             Reply::Full(bytes) => {
                 self.write(bytes.as_ref().map_or(0, Bytes::len) as u64, true);
                 Reply::Full(bytes)
@@ -96,6 +103,28 @@ impl Line {
 
 fn milliseconds(span: Duration) -> f64 {
     (span.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Bytes that are handed out in pieces.
+struct Pieces(Bytes);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let size = self.0.len().min(PIECE);
+        let piece = self.0.split_to(size);
+        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
 }
 
 /// A body whose bytes are counted for its access line, which is written when it is dropped.

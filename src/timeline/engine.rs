@@ -328,7 +328,7 @@ impl<S: Orders> Engine<S> {
         self.took.load(Ordering::Relaxed) > millis(SLOW) || self.is_sparing()
     }
 
-    /// Why a request that lacks so many spans would not be answered at this moment, as far as that is known without asking anything.
+    /// Why a request that lacks `missing` spans would not be answered at this moment, as far as that is known without asking anything.
     #[must_use]
     pub fn foresee(&self, symbol: &Symbol, missing: i64) -> Option<Unanswered> {
         if self.tail(symbol).is_none() {

@@ -26,7 +26,7 @@ pub struct Flights<T>(Arc<Mutex<Map<T>>>);
 pub struct Flight<T> {
     key: FlightKey,
     flights: Weak<Mutex<Map<T>>>,
-    /// The version of the newest part when it began.
+    /// The version of the newest orders when it began.
     version: u64,
     made: watch::Receiver<Option<T>>,
     _task: AbortOnDrop<()>,
@@ -39,7 +39,7 @@ impl<T> Default for Flights<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Flights<T> {
-    /// The computation for a key that began with this version of the newest part, or else a new one. The flag says that it is new.
+    /// The computation for a key that began with this version of the newest orders, or else a new one. The flag says that it is new.
     pub fn join<F>(&self, runtime: &Handle, key: FlightKey, version: u64, work: impl FnOnce() -> F) -> (Arc<Flight<T>>, bool)
     where
         F: Future<Output = T> + Send + 'static,

@@ -103,7 +103,7 @@ struct World {
 }
 
 impl World {
-    /// So many symbols. A question takes so long.
+    /// `symbols` of them, over a source that takes this long for a question.
     fn new(symbols: usize, takes: Duration) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let memory = Memory::new(1 << 20, 1 << 18, Arc::clone(&metrics)).unwrap();
@@ -118,7 +118,7 @@ impl World {
         Self { engine, newest, past, symbols }
     }
 
-    /// All symbols are wanted each second for so many seconds. The greatest age of any newest part at those moments, and how far behind the
+    /// All symbols are wanted each second. Gives the greatest age of any symbol's newest orders at those moments, and how far behind the
     /// source was at most, both after `warm` seconds.
     async fn watch(&self, warm: u32, seconds: u32) -> (Duration, Duration) {
         let (mut oldest, mut behind) = (Duration::ZERO, Duration::ZERO);

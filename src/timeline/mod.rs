@@ -174,7 +174,7 @@ pub struct Report {
     pub computing: usize,
 }
 
-/// So many symbols are described at most that stand badly.
+/// The most symbols that are described since they stand badly.
 pub const WORST: usize = 10;
 
 /// Whether the source is spared.

@@ -50,7 +50,7 @@ pub struct NewestReport {
     pub took: f64,
     /// For how long they have been being asked for, if they are.
     pub asking_for: Option<f64>,
-    /// When they are asked for next: in so many seconds, and zero if it is due and waits for its turn. `None`: nobody wants them, or a question is
+    /// In how many seconds they are asked for next; zero: they are due, and wait for their turn. `None`: nobody wants them, or a question is
     /// under way.
     pub next_in: Option<f64>,
     /// Questions in a row that failed.
@@ -62,7 +62,7 @@ pub struct NewestReport {
 pub struct SpansReport {
     /// Spans in memory.
     pub known: usize,
-    /// Of so many since its first order; `None`: where its orders begin is not known.
+    /// How many there are since its first order; `None`: where its orders begin is not known.
     pub of: Option<usize>,
     /// Spans that requests wait for, and that are to be fetched besides.
     pub urgent: usize,
@@ -113,7 +113,7 @@ impl<S: Orders> Engine<S> {
         }
     }
 
-    /// The symbols that stand worst, so many at most: those whose questions fail, and those whose newest orders are late though somebody wants them.
+    /// The symbols that stand worst, at most `most` of them: those whose questions fail, and those whose newest orders are late though somebody wants them.
     #[must_use]
     pub fn worst(&self, most: usize) -> Vec<SymbolReport> {
         let badly = |symbol: Arc<Symbol>| {

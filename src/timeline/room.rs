@@ -106,7 +106,7 @@ impl Room {
         }
     }
 
-    /// Memory for an answer that needs so many bytes at most, while it is made. `None`: there is none, and none came free in a while.
+    /// Memory for an answer that needs at most `bytes` while it is made. `None`: there is none, and none came free in a while.
     pub async fn reserve(&self, bytes: usize) -> Option<Place> {
         let kibibytes = u32::try_from(bytes.div_ceil(1024).max(1)).ok()?;
         let is_large = kibibytes > SMALL;

@@ -40,7 +40,7 @@ pub enum Change {
 }
 
 impl Turns {
-    /// So many at a time.
+    /// At most `most` at a time.
     #[must_use]
     pub fn new(most: usize) -> Self {
         let most = most.max(1);

@@ -100,7 +100,7 @@ impl<S: Orders> View<S> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Takes room for an answer of so many bytes at most.
+    /// Takes room for an answer of at most `bytes`.
     async fn reserve(&self, bytes: usize) -> Result<Place, OrdersError> {
         self.engine.room.reserve(bytes).await.ok_or_else(|| self.not(Unanswered::NoRoom))
     }

@@ -33,7 +33,7 @@ pub struct Work<S> {
     pub endpoint: Endpoint,
     /// Path and query, as they were sent.
     pub text: String,
-    /// How late the newest part may be.
+    /// How late the newest orders may be.
     pub allowed: Allowed,
     /// The request's fields that its response's may depend on.
     pub headers: HeaderMap,
