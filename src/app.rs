@@ -152,7 +152,7 @@ pub fn build(config: &Config, own: Option<Box<dyn Backend>>) -> Result<Parts, St
         warmer: Warmer::new(runtime),
         health: Health::default(),
         server: Recent::default(),
-        native: config.backend.is_native(),
+        paths: config.own_paths(),
     });
     // Targets stand in Redis as they are, so not where entries are sealed.
     let remembering = link.clone().filter(|_| config.warm.hottest > 0 && config.cache.encryption.is_none());

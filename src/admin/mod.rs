@@ -7,7 +7,7 @@
 //! | `GET /readyz`                                 | everyone                           |
 //! | `GET /metrics`                                | everyone                           |
 //! | `GET /stats[?symbol=…]`                       | everyone                           |
-//! | `GET /explain?target=…`                       | everyone                           |
+//! | `GET /explain?target=…[&header=…]`            | everyone                           |
 //! | `POST /purge?pattern=\|symbol=\|tag=[&soft=]` | holders of the admin token         |
 //! | `GET /purge?number=I`                         | everyone                           |
 //! | `GET /warm`                                   | everyone                           |
@@ -21,6 +21,7 @@ pub mod explain;
 mod names;
 pub mod own;
 mod purge;
+pub mod readiness;
 mod reload;
 mod stats;
 
@@ -29,8 +30,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, request};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -53,6 +54,7 @@ use crate::timeline::needs::Needs;
 use audit::Actor;
 use explain::{Explainer, Serving};
 use own::Endpoints;
+use readiness::Readiness;
 
 /// Connections that the admin listener takes at one time.
 const CONNECTIONS: usize = 64;
@@ -132,7 +134,7 @@ impl AdminState {
             "/readyz" => self.readyz(),
             "/metrics" => self.metrics(),
             "/stats" => self.stats(&target),
-            "/explain" => self.explain(&target, &request.headers, peer),
+            "/explain" => self.explain(&target, &request.headers, peer).await,
             _ => self.manage(&target, &request.headers, peer).await.unwrap_or_else(errors::refused),
         }
     }
@@ -186,38 +188,56 @@ impl AdminState {
 
     /// Ready while the backend or the cache can answer.
     fn readyz(&self) -> Response<Reply> {
-        if !self.proxy.fetcher.failing().upstream() {
-            return text_page(200, "ready\n");
+        match Readiness::of(&self.proxy) {
+            Readiness::Ready => text_page(200, "ready\n"),
+            Readiness::FromStored => text_page(200, "ready: the backend fails, what is stored is served\n"),
+            Readiness::No(reasons) => text_page(503, reasons),
         }
-        let tiers = self.proxy.cache.store().report();
-        let holds = |tier: &crate::cache::store::Tier| tier.up && tier.entries != Some(0);
-        if tiers.iter().any(holds) {
-            return text_page(200, "ready: the backend fails, what is stored is served\n");
-        }
-        let mut reasons = String::from("not ready: the backend fails and is being left alone\n");
-        for tier in tiers {
-            reasons.push_str(&format!("not ready: the {} tier {}\n", tier.tier, if tier.up { "is empty" } else { "cannot be reached" }));
-        }
-        text_page(503, reasons)
     }
 
-    fn explain(&self, target: &Target<'_>, headers: &HeaderMap, peer: IpAddr) -> Response<Reply> {
+    /// Explains a GET with the fields that are named as `header=Name: value`, and the caller's own but for those that are about this call.
+    async fn explain(&self, target: &Target<'_>, own: &HeaderMap, peer: IpAddr) -> Response<Reply> {
         let Some(asked) = target.text("target") else {
             return errors::json(400, r#"{"detail":"Say what to explain: /explain?target=/api/symbols, percent-encoded"}"#);
         };
-        let mut headers = headers.clone();
-        headers.remove(AUTHORIZATION);
+        let mut headers = own.clone();
+        [AUTHORIZATION, HOST, COOKIE].iter().for_each(|name| drop(headers.remove(name)));
+        for named in target.parameters.iter().filter(|parameter| parameter.is("header")) {
+            let Some((name, value)) = read_field(&named.text()) else {
+                return errors::json(400, r#"{"detail":"Write fields as header=Name: value, percent-encoded"}"#);
+            };
+            headers.append(name, value);
+        }
+        let (rules, client) = (self.proxy.rules.load_full(), explain::client(&headers, peer));
+        let foreseen = match request_for(&asked, &headers) {
+            Some(parts) => self.proxy.foresee(&rules, &parts, client).await,
+            None => None,
+        };
         let locate = |needs: &Needs| self.proxy.timeline.as_ref().map(|timeline| timeline.locate(needs));
-        let rules = self.proxy.rules.load();
         let serving = Serving {
             routes: &rules.routes,
             limits: rules.limits.defined().collect(),
-            client: explain::client(&headers, peer),
+            client,
+            foreseen: foreseen.as_ref(),
             voids: Some(self.proxy.cache.voids()),
             locate: &locate,
         };
-        text_page(200, self.explainer.explain(&serving, &asked, &headers, Wall::now()).1)
+        let now = foreseen.as_ref().map_or_else(Wall::now, |foreseen| foreseen.now);
+        text_page(200, self.explainer.explain(&serving, &asked, &headers, now).1)
     }
+}
+
+/// A field as `Name: value`.
+fn read_field(text: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':')?;
+    Some((name.trim().parse().ok()?, value.trim().parse().ok()?))
+}
+
+/// The head of a GET; `None` for a target that is none.
+fn request_for(target: &str, headers: &HeaderMap) -> Option<request::Parts> {
+    let mut parts = Request::get(target).body(()).ok()?.into_parts().0;
+    parts.headers = headers.clone();
+    Some(parts)
 }
 
 fn text_page(status: u16, text: impl Into<Bytes>) -> Response<Reply> {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::orders::OrdersError;
 use crate::body::{self, Stream};
+use crate::telemetry::seldom::Seldom;
 
 /// Why an endpoint did not answer 200.
 #[derive(Debug)]
@@ -63,6 +64,9 @@ pub(super) fn set_gzip(headers: &mut HeaderMap) {
     headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
 }
 
+/// A database that fails may do so as often as clients ask.
+static NOT_ANSWERED: Seldom = Seldom::new();
+
 /// The response to a request that was not answered 200.
 #[must_use]
 pub fn refuse(error: ApiError) -> Response<Stream> {
@@ -71,10 +75,20 @@ pub fn refuse(error: ApiError) -> Response<Stream> {
         ApiError::BadRequest(sentence) => detail(StatusCode::BAD_REQUEST, sentence),
         ApiError::NotFound(sentence) => detail(StatusCode::NOT_FOUND, sentence),
         ApiError::Orders(error) => {
-            tracing::warn!(%error, "a query to the database was not answered");
+            match &error {
+                // The pool of connections has told that once.
+                OrdersError::Unreachable(_) => {}
+                error => {
+                    if let Some(left_out) = NOT_ANSWERED.next() {
+                        tracing::warn!(%error, left_out, "a query to the database was not answered");
+                    }
+                }
+            }
             let status = match error {
                 OrdersError::TooSlow(_) => StatusCode::GATEWAY_TIMEOUT,
-                OrdersError::Unavailable(_) | OrdersError::Busy | OrdersError::NotCovered => StatusCode::SERVICE_UNAVAILABLE,
+                OrdersError::Unreachable(_) | OrdersError::Unavailable(_) | OrdersError::Busy | OrdersError::NotCovered => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
             };
             let mut response = detail(status, sentence(&error));
             if matches!(error, OrdersError::Busy) {
@@ -88,7 +102,7 @@ pub fn refuse(error: ApiError) -> Response<Stream> {
 /// What clients are told of trouble with the database; its causes are for the log.
 pub(super) fn sentence(error: &OrdersError) -> String {
     match error {
-        OrdersError::Unavailable(_) | OrdersError::NotCovered => "Database service unavailable".to_owned(),
+        OrdersError::Unreachable(_) | OrdersError::Unavailable(_) | OrdersError::NotCovered => "Database service unavailable".to_owned(),
         OrdersError::TooSlow(limit) => format!("Query timeout after {} seconds", limit.as_secs_f64()),
         OrdersError::Busy => "Too many queries are waiting for the database".to_owned(),
     }

@@ -35,6 +35,7 @@ use crate::aside;
 use crate::body::{self, Stream};
 use crate::http::encoding::{accepts_gzip, gzip};
 use crate::request::target::Target;
+use crate::telemetry::seldom::Once;
 use crate::telemetry::trace::carry;
 use crate::upstream::upload::Progress;
 use crate::upstream::{AbortOnDrop, Backend, BackendError, ResponseFuture};
@@ -112,12 +113,20 @@ async fn packed(answer: Response<Stream>) -> Response<Stream> {
     Response::from_parts(head, body::full(body))
 }
 
+/// Load balancers ask again and again.
+static UNHEALTHY: Once = Once::new();
+
 /// The database's part of `/health`, which the proxy asks for.
 async fn health<O: Orders>(orders: &O) -> Response<Stream> {
     let (status, message) = match orders.check().await {
-        Ok(()) => ("healthy", "Database connection successful"),
+        Ok(()) => {
+            UNHEALTHY.ends();
+            ("healthy", "Database connection successful")
+        }
         Err(error) => {
-            tracing::warn!(%error, "the database is unhealthy");
+            if UNHEALTHY.begins() {
+                tracing::warn!(%error, "the database is unhealthy");
+            }
             ("unhealthy", "Database connection failed")
         }
     };

@@ -176,7 +176,9 @@ impl<O: Orders> Orders for Arc<O> {
 /// Why there are no orders.
 #[derive(Debug)]
 pub enum OrdersError {
-    /// Whatever holds them cannot be reached, or failed.
+    /// Whatever holds them cannot be reached, which has been logged by then.
+    Unreachable(BoxError),
+    /// It failed.
     Unavailable(BoxError),
     /// They took longer than this.
     TooSlow(Duration),
@@ -189,7 +191,7 @@ pub enum OrdersError {
 impl fmt::Display for OrdersError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unavailable(cause) => write!(f, "the database failed: {cause}"),
+            Self::Unreachable(cause) | Self::Unavailable(cause) => write!(f, "the database failed: {cause}"),
             Self::TooSlow(limit) => write!(f, "a query took longer than {limit:?} and was ended"),
             Self::Busy => f.write_str("too many queries wait for the database (mysql.queue)"),
             Self::NotCovered => f.write_str("not all of these orders are known for certain"),
@@ -200,7 +202,7 @@ impl fmt::Display for OrdersError {
 impl std::error::Error for OrdersError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Unavailable(cause) => Some(cause.as_ref()),
+            Self::Unreachable(cause) | Self::Unavailable(cause) => Some(cause.as_ref()),
             Self::TooSlow(_) | Self::Busy | Self::NotCovered => None,
         }
     }

@@ -24,7 +24,11 @@ use super::params::{Params, span};
 use super::schema::{Invalid, Refusal};
 use crate::body::{BoxError, Stream};
 use crate::request::target::Target;
+use crate::telemetry::seldom::Seldom;
 use crate::upstream::failure::{BrokenBody, Failure};
+
+/// A database that fails may do so in as many streams as clients ask for.
+static BROKEN_OFF: Seldom = Seldom::new();
 
 /// The largest `batch_size`. It has no effect but is checked.
 pub const LARGEST_BATCH: i64 = 5000;
@@ -179,7 +183,9 @@ impl Body for Lines {
                 return Poll::Pending;
             }
             Some(Failing::Sent(error)) => {
-                tracing::warn!(%error, "a stream of orders was broken off");
+                if let Some(left_out) = BROKEN_OFF.next() {
+                    tracing::warn!(%error, left_out, "a stream of orders was broken off");
+                }
                 return Poll::Ready(Some(Err(Box::new(BrokenBody(Failure::Truncated)))));
             }
             None => {}

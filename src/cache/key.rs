@@ -115,6 +115,35 @@ impl Canonical {
     }
 }
 
+/// Whether a parameter is part of the key under a rule, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept<'a> {
+    /// The rule lists none: all are.
+    All,
+    /// The rule lists it.
+    Listed,
+    /// The rule does not, but some program could take it for this one, which it lists.
+    Like(&'a str),
+    /// The rule does not, but it holds characters by which some program could read a part of it as another parameter.
+    Odd,
+    /// It is not.
+    Not,
+}
+
+/// Whether [`Canonical::new`] keeps a parameter, and why.
+#[must_use]
+pub fn kept<'a>(route: &'a Route, parameter: &Parameter<'_>) -> Kept<'a> {
+    let Some(names) = &route.query else { return Kept::All };
+    if is_ignored(parameter, names) {
+        return Kept::Not;
+    }
+    if names.iter().any(|name| parameter.is(name)) {
+        return Kept::Listed;
+    }
+    let like = names.iter().find(|name| spelling(parameter.name()).eq(spelling(name.as_bytes())));
+    like.map_or(Kept::Odd, |name| Kept::Like(name))
+}
+
 /// Whether a parameter is left out of the key because it is none of those that `matter`. It goes to the backend all the
 /// same, so it must be certain that no program takes it, or a part of it, for one that matters: it and its value are
 /// plain, and its name is not another spelling of such a one.

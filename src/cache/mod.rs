@@ -1,4 +1,4 @@
-//! What is stored, and who may get it: keys ([`key`]), stored responses ([`entry`], as they are sent: [`ready`]), what is void of them ([`void`], with other
+//! What is stored, and who may get it: keys ([`key`], read back for people by [`read_key`]), stored responses ([`entry`], as they are sent: [`ready`]), what is void of them ([`void`], with other
 //! instances through [`void_log`], which [`void_worker`] sweeps), what the upstream has taken back ([`ended`]), and the stores ([`store`]):
 //! [`memory`], [`redis`] (bytes by [`codec`], perhaps sealed by [`seal`]) and both in one, [`tiered`]. What memory holds outlives a
 //! restart in a [`hot_file`]; what is voided while one process takes over from another goes by [`handover`] to its [`peers`].
@@ -14,6 +14,7 @@ pub mod hot_file;
 pub mod key;
 pub mod memory;
 pub mod peers;
+pub mod read_key;
 pub mod ready;
 pub mod redis;
 pub mod seal;

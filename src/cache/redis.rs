@@ -23,6 +23,11 @@ use crate::redis_link::failure::{RedisFailure, refuses_writes};
 use crate::redis_link::reads::Kept;
 use crate::request::secrets::text_without_secrets;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::seldom::Seldom;
+
+/// Others may write as many of those as are asked for.
+static FOREIGN: Seldom = Seldom::new();
+static UNREADABLE: Seldom = Seldom::new();
 
 /// How long writes pause after Redis refused one (full, read-only): reads go on.
 const WRITE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(10), tolerated: 0 };
@@ -93,10 +98,13 @@ impl RedisStore {
             }
             Ok(_) => {
                 self.count("read", "foreign");
-                tracing::warn!(
-                    key = shown(name),
-                    "an entry in Redis belongs to another request and was not used; is someone writing to it?"
-                );
+                if let Some(left_out) = FOREIGN.next() {
+                    tracing::warn!(
+                        key = shown(name),
+                        left_out,
+                        "an entry in Redis belongs to another request and was not used; is someone writing to it?"
+                    );
+                }
                 None
             }
             // After an upgrade there are many of those.
@@ -106,7 +114,9 @@ impl RedisStore {
             }
             Err(error) => {
                 self.count("read", error);
-                tracing::warn!(key = shown(name), error, "an entry in Redis could not be decoded and was not used");
+                if let Some(left_out) = UNREADABLE.next() {
+                    tracing::warn!(key = shown(name), error, left_out, "an entry in Redis could not be decoded and was not used");
+                }
                 None
             }
         }

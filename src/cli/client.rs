@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST};
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -53,16 +53,8 @@ impl Client {
     /// # Errors
     /// The exit code, once the reason was told.
     pub fn ask(&self, right: Option<Right>, target: &str) -> Result<String, ExitCode> {
-        self.ask_with(right, target, &[])
-    }
-
-    /// The same, with these fields besides.
-    ///
-    /// # Errors
-    /// The exit code, once the reason was told.
-    pub fn ask_with(&self, right: Option<Right>, target: &str, fields: &[(HeaderName, HeaderValue)]) -> Result<String, ExitCode> {
         let address = self.config.admin.listen;
-        match self.runtime.block_on(exchange(&self.config, right, target, fields)) {
+        match self.runtime.block_on(exchange(&self.config, right, target)) {
             Ok((status, body)) if status.is_success() => Ok(String::from_utf8_lossy(&body).trim_end().to_owned()),
             Ok((status, body)) => {
                 complain(format_args!("sluice: {address} says {status}: {}", String::from_utf8_lossy(&body).trim_end()));
@@ -176,12 +168,7 @@ pub fn exit(result: Result<impl std::fmt::Display, ExitCode>) -> ExitCode {
     }
 }
 
-async fn exchange(
-    config: &Config,
-    right: Option<Right>,
-    target: &str,
-    fields: &[(HeaderName, HeaderValue)],
-) -> Result<(StatusCode, Bytes), BoxError> {
+async fn exchange(config: &Config, right: Option<Right>, target: &str) -> Result<(StatusCode, Bytes), BoxError> {
     let address = reachable(config);
     let work = async {
         let stream = TcpStream::connect(address).await?;
@@ -191,10 +178,6 @@ async fn exchange(
         let mut request = Request::builder().method(method).uri(target).header(HOST, address.to_string());
         if let Some(token) = config.admin.tokens.with(right) {
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.0));
-        }
-        // The listener answers to its own names alone, and what is asked of it depends on no other.
-        for (name, value) in fields.iter().filter(|(name, _)| *name != HOST) {
-            request = request.header(name, value);
         }
         let answer = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
         let status = answer.status();

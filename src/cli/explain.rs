@@ -22,7 +22,7 @@ pub struct Options {
     /// A header field of the request; may be repeated. X-Forwarded-For says who asks
     #[arg(short = 'H', long = "header", value_name = "Name: value", value_parser = field)]
     headers: Vec<(HeaderName, HeaderValue)>,
-    /// Ask the running proxy, which knows what is void and where orders are too
+    /// Ask the running proxy: it knows what is stored and void, and says whether this is a hit and until when, or why not
     #[arg(long)]
     running: bool,
     /// The path and query, as in the request line, or the whole URL
@@ -62,6 +62,7 @@ pub fn run(options: &Options) -> ExitCode {
         routes: &config.routes,
         limits: config.rate_limits.iter().collect(),
         client: client(&headers, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        foreseen: None,
         voids: None,
         locate: &|_| None,
     };
@@ -71,8 +72,12 @@ pub fn run(options: &Options) -> ExitCode {
 }
 
 fn ask(options: &Options) -> ExitCode {
-    let target = format!("/explain?target={}", escape_in_url(&options.target));
-    exit(Client::new(&options.file.config).and_then(|client| client.ask_with(None, &target, &options.headers)))
+    let mut target = format!("/explain?target={}", escape_in_url(&options.target));
+    for (name, value) in &options.headers {
+        let field = format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()));
+        target.push_str(&format!("&header={}", escape_in_url(&field)));
+    }
+    exit(Client::new(&options.file.config).and_then(|client| client.ask(None, &target)))
 }
 
 #[cfg(test)]

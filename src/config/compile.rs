@@ -14,9 +14,10 @@ use toml::de::DeTable;
 use super::compile_route::route;
 use super::compile_timeline::timeline;
 use super::env::Lookup;
+use super::own::Endpoint;
 use super::rate_limit;
 use super::reader::{Problem, Reader, Section};
-use super::route::Route;
+use super::route::{PathPattern, Route};
 use super::secret::{Secret, SecretKey};
 use super::settings::{Access, Admin, Backend, BackendKind, CacheSettings, Config, Limits, Log, Mysql, RedisUrl, Telemetry, Tls};
 use super::tokens::tokens;
@@ -59,6 +60,9 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let backend = backend(top.table("backend", "[backend]"), &mut sample, &mut mysql);
     sample.finish();
     mysql.finish();
+    let mut own = top.table("own", "[own]");
+    let own_endpoints = own.boolean("endpoints");
+    own.finish();
     let cache = cache(top.table("cache", "[cache]"));
     let timeline = timeline(top.table("timeline", "[timeline]"));
     let sections = top.tables("route", "[[route]]");
@@ -92,22 +96,32 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
         reader.warn(0, format!("the limit '{}' is shared, and without cache.redis each instance counts by itself", limit.name));
     }
     warn_of_shadows(&routes, reader);
-    let routes = routes.into_iter().map(|(route, _)| route).collect();
-    Some(Config {
+    let places: Vec<usize> = routes.iter().map(|(_, at)| *at).collect();
+    let routes: Vec<Route> = routes.into_iter().map(|(route, _)| route).collect();
+    let backend = backend?;
+    // Files from before [own] had these endpoints without a word.
+    if own_endpoints.is_none() && !backend.is_native() && routes.iter().any(|route| route.timeline) {
+        reader.warn(0, "[own] is left out, so that /health and /api/cache/* are the backend's own; say endpoints = true or false there");
+    }
+    let config = Config {
         listen,
         public_url,
         limits,
         admin,
         log,
         telemetry,
-        backend: backend?,
+        // Where Sluice is the API these paths are part of it.
+        own_endpoints: own_endpoints.unwrap_or(backend.is_native()),
+        backend,
         cache,
         timeline,
         routes,
         rate_limits,
         warm,
         digest: String::new(),
-    })
+    };
+    warn_of_own_paths(&config, &places, reader);
+    Some(config)
 }
 
 /// The first digits of the SHA-256 of a file's text.
@@ -132,6 +146,18 @@ fn warn_of_shadows(routes: &[(Route, usize)], reader: &Reader<'_>) {
         };
         if let Some((early, _)) = routes[..index].iter().find(|(early, _)| takes_all(early)) {
             reader.warn(*at, format!("'{}' can never match: '{}' above it takes all its requests", late.name, early.name));
+        }
+    }
+}
+
+/// Warns of rules that can never match since Sluice answers their path itself. `places` are those of the rules.
+fn warn_of_own_paths(config: &Config, places: &[usize], reader: &Reader<'_>) {
+    for (route, at) in config.routes.iter().zip(places) {
+        if let PathPattern::Exact(path) = &route.path
+            && Endpoint::of(path, config.own_paths()).is_some()
+        {
+            let what = if config.backend.is_native() { "" } else { "; if it is the backend's, leave own.endpoints out" };
+            reader.warn(*at, format!("'{}' can never match: Sluice answers {path} itself{what}", route.name));
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod compile;
 pub mod compile_route;
 pub mod compile_timeline;
 pub mod env;
+pub mod own;
 pub mod rate_limit;
 pub mod reader;
 pub mod route;
@@ -64,6 +65,7 @@ fn show(file: &str, source: &str, problem: &Problem) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config::own::OwnPaths;
     use crate::config::route::Route;
 
     const BACKEND: &str = "[backend]\nurl='http://127.0.0.1:1'\n";
@@ -99,7 +101,11 @@ pub(crate) mod tests {
     fn every_misspelt_key_gets_the_nearest_one_named() {
         let route = "name='r'\npath='/'\n";
         for (section, other_keys, keys) in [
-            ("", "", "listen public_url trusted_proxies limits admin log telemetry backend sample mysql cache timeline route warm limit"),
+            (
+                "",
+                "",
+                "listen public_url trusted_proxies limits admin log telemetry backend own sample mysql cache timeline route warm limit",
+            ),
             ("[admin]", "", "listen hosts token tokens watch"),
             ("[[admin.tokens]]", "", "name token may"),
             ("[log]", "", "format level access slow redact"),
@@ -109,6 +115,7 @@ pub(crate) mod tests {
                 "",
                 "kind url host connect_timeout timeout body_timeout head max_in_flight max_uploads max_downloads max_streams queue queue_timeout upload_buffer upload_memory forward_invalidation",
             ),
+            ("[own]", "", "endpoints"),
             ("[sample]", "", "orders delay"),
             (
                 "[mysql]",
@@ -191,6 +198,39 @@ pub(crate) mod tests {
         let text = "[backend]\nkind='mysql'\n[mysql]\nuser='u'\ndatabase='d'\npassword='hush'\n";
         let config = check("t", text, &|_| None).config.unwrap();
         assert!(config.backend.is_native() && !format!("{config:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_rule_for_what_sluice_answers_itself_is_warned_about() {
+        let rules = "[[route]]\nname='h'\npath='/health'\n[[route]]\nname='below'\npath='/health/*'\n[[route]]\nname='d'\npath='/docs'\n";
+        for (text, own, warned) in [
+            (format!("{BACKEND}{rules}"), OwnPaths::None, &[][..]),
+            (
+                format!("{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntimeline=true\n"),
+                OwnPaths::None,
+                &["t:1:1: warning: [own] is left out"],
+            ),
+            (
+                format!(
+                    "own.endpoints=false\n{BACKEND}[[route]]\nname='t'\npath='/api/liquidations'\nfold_case=['symbol']\ntimeline=true\n"
+                ),
+                OwnPaths::None,
+                &[],
+            ),
+            (format!("own.endpoints=false\n{BACKEND}{rules}"), OwnPaths::None, &[]),
+            (
+                format!("own.endpoints=true\n{BACKEND}{rules}"),
+                OwnPaths::Management,
+                &["t:4:1: warning: 'h' can never match: Sluice answers /health itself"],
+            ),
+            (format!("[backend]\nkind='sample'\n{rules}"), OwnPaths::Whole, &["t:3:1: warning: 'h' can", "t:9:1: warning: 'd' can"]),
+            (format!("own.endpoints=false\n[backend]\nkind='sample'\n{rules}"), OwnPaths::None, &[]),
+        ] {
+            let checked = check("t", &text, &|_| None);
+            assert_eq!(checked.config.map(|config| config.own_paths()), Some(own), "{text}");
+            assert_eq!(checked.report.len(), warned.len(), "{text}: {:?}", checked.report);
+            assert!(checked.report.iter().zip(warned).all(|(line, start)| line.starts_with(start)), "{:?}", checked.report);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use http::uri::Authority;
 use ipnet::IpNet;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
+use super::own::OwnPaths;
 use super::rate_limit::RateLimit;
 use super::route::Route;
 use super::secret::{Secret, SecretKey};
@@ -33,6 +34,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// What answers.
     pub backend: Backend,
+    /// Whether Sluice answers `/health` and `/api/cache/*` itself (`own.endpoints`).
+    pub own_endpoints: bool,
     /// What is kept, and where.
     pub cache: CacheSettings,
     /// Orders kept in spans of time.
@@ -48,6 +51,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// Which paths of the main listener Sluice answers itself.
+    #[must_use]
+    pub const fn own_paths(&self) -> OwnPaths {
+        match (self.own_endpoints, self.backend.is_native()) {
+            (false, _) => OwnPaths::None,
+            (true, false) => OwnPaths::Management,
+            (true, true) => OwnPaths::Whole,
+        }
+    }
+
     /// The names of the parts in which another configuration differs that cannot change while the program runs.
     #[must_use]
     pub fn fixed_changes(&self, other: &Self) -> Vec<&'static str> {
@@ -66,6 +79,7 @@ impl Config {
             ("log.format", self.log.json == other.log.json),
             ("[telemetry]", self.telemetry == other.telemetry),
             ("[backend] or what it reads from", self.backend == other.backend),
+            ("[own]", self.own_endpoints == other.own_endpoints),
             ("[cache]", self.cache == other.cache),
             ("[timeline]", self.timeline == other.timeline),
             ("timeline = true in the first or from the last rule", serves(self) == serves(other)),

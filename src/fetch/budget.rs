@@ -19,7 +19,7 @@ const SMALL: usize = 64 << 10;
 /// Readers that are behind have this part of the room besides, all of them together.
 const OVERDRAFT: usize = 4;
 /// A body that is for its readers alone does not give way before its readers had this much time for it.
-const TIME_TO_READ: Duration = Duration::from_secs(2);
+pub const TIME_TO_READ: Duration = Duration::from_secs(2);
 
 /// A body whose bytes are of use to its readers alone: one that is whole, or that only passes by.
 pub trait ForReaders: Send + Sync {

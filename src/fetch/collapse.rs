@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -70,6 +70,8 @@ struct Fetch {
     left: Notify,
     /// Told when it is given up for another's sake.
     given_up: Notify,
+    /// Whether somebody waited for it then.
+    is_taken_away: AtomicBool,
 }
 
 impl Fetch {
@@ -131,7 +133,15 @@ impl Collapse {
         }
         let (progress, followers) = (watch::Sender::new(Progress::Pending), AtomicUsize::new(1));
         let askers = Arc::new(Askers::one(party));
-        let fetch = Arc::new(Fetch { asked_at, askers, progress, followers, left: Notify::new(), given_up: Notify::new() });
+        let fetch = Arc::new(Fetch {
+            asked_at,
+            askers,
+            progress,
+            followers,
+            left: Notify::new(),
+            given_up: Notify::new(),
+            is_taken_away: AtomicBool::new(false),
+        });
         fetches.newest = Some(Arc::clone(&fetch));
         fetches.count += 1;
         let led = Led { collapse: Arc::clone(self), canonical: canonical.0.clone(), fetch: Arc::clone(&fetch) };
@@ -191,6 +201,18 @@ impl Work for Led {
         }
         is_alone
     }
+
+    fn take_away(&self) -> bool {
+        self.fetch.is_taken_away.store(true, Ordering::Relaxed);
+        // Whoever comes from now on begins another fetch.
+        self.remove(&mut self.collapse.fetches());
+        self.fetch.given_up.notify_one();
+        true
+    }
+
+    fn askers(&self) -> Option<Vec<Party>> {
+        self.fetch.askers.all()
+    }
 }
 
 impl Leader {
@@ -218,9 +240,10 @@ impl Leader {
         led
     }
 
-    /// Waits until the fetch is given up. Nobody follows it then, and nobody can.
-    pub async fn given_up(&self) {
+    /// Waits until the fetch is given up, and returns how that is told. Nobody can follow it from then on, and mostly nobody does.
+    pub async fn given_up(&self) -> Failure {
         self.0.fetch.given_up.notified().await;
+        if self.0.fetch.is_taken_away.load(Ordering::Relaxed) { Failure::Overloaded } else { Failure::Lost }
     }
 
     /// The response is for everyone who waits.

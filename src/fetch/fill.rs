@@ -6,7 +6,8 @@
 //! go, and gives back its part of the budget. What the fastest reader has not read yet keeps its part, however slowly that one reads. Readers
 //! that are behind have what else the body had of the budget, and a bounded overdraft of it; one that is further behind is cut off.
 //!
-//! What is held of a body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way.
+//! What is held of a body that is stored, or will not be, is kept for those that still read it, and gives way to bodies on their way. So does
+//! a body on its way that nobody reads any more: it goes on for the cache alone as long as nothing else needs its room.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -21,7 +22,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::budget::{Budget, ForReaders};
+use super::budget::{Budget, ForReaders, TIME_TO_READ};
 use crate::body::{BoxError, Stream};
 use crate::cache::entry::Entry;
 use crate::http::encoding::Coding;
@@ -35,6 +36,8 @@ const FIRST_READER: Duration = Duration::from_secs(2);
 const ALONE: Duration = Duration::from_secs(60);
 /// The same for one that says how long it is.
 const ALONE_WITH_LENGTH: Duration = Duration::from_secs(300);
+/// After this long a body that is on its way for nobody gives way to others that need its room.
+const ALONE_AT_EASE: Duration = Duration::from_secs(2);
 /// How far the writer may be ahead of the fastest reader once the body passes by, and another reader behind it with no room of its own.
 const WINDOW: usize = 64 << 10;
 
@@ -108,8 +111,10 @@ struct State {
     charged: usize,
     /// Bytes beyond the budget that are ours, for readers that are behind the fastest one.
     overdrawn: usize,
-    /// Whether the budget knows it as one that is for its readers alone.
+    /// Whether the budget knows it as one that may give way.
     queued: bool,
+    /// Since when it is for its readers alone.
+    for_readers_since: Option<Instant>,
     /// Why it is not held for the cache.
     passing: Option<NotHeld>,
     end: Option<Result<(), Failure>>,
@@ -172,11 +177,14 @@ impl Fill {
 
     /// Waits until the body is of no use to anybody, and gives it up: nobody reads it, and it will not be stored (`is_stored`), or is
     /// read for nobody for too long.
-    pub async fn useless(&self, is_stored: bool) {
+    pub async fn useless(self: &Arc<Self>, is_stored: bool) {
         loop {
             let left = self.left.notified();
             let wait = {
                 let mut state = self.state();
+                if state.given_up {
+                    return;
+                }
                 let patience = match (is_stored && state.passing.is_none(), state.next_reader) {
                     (true, _) if self.head.length.is_some() => ALONE_WITH_LENGTH,
                     (true, _) => ALONE,
@@ -187,6 +195,9 @@ impl Fill {
                 if wait == Some(Duration::ZERO) {
                     state.given_up = true;
                     return;
+                }
+                if wait.is_some() {
+                    self.queue(state);
                 }
                 wait
             };
@@ -259,11 +270,12 @@ impl Fill {
         if state.readers.is_empty() {
             self.give_back(&mut state);
         } else {
+            state.for_readers_since = Some(Instant::now());
             self.queue(state);
         }
     }
 
-    /// Has its bytes of the budget kept for its readers until they are needed.
+    /// Has its bytes of the budget kept until they are needed.
     fn queue(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if state.charged > 0 && !state.queued {
             state.queued = true;
@@ -345,6 +357,11 @@ impl State {
         }
     }
 
+    /// Whether it is on its way for nobody, and has been for a while.
+    fn is_for_nobody(&self) -> bool {
+        !self.is_over() && self.alone_since.is_some_and(|since| since.elapsed() >= ALONE_AT_EASE)
+    }
+
     /// Bytes of the budget that it keeps while it passes by: for what the fastest reader has not read. Those would otherwise stay in memory
     /// and in no account, for as long as that reader likes.
     fn kept_for_fastest(&self) -> usize {
@@ -398,18 +415,29 @@ impl ForReaders for Fill {
             let kept = state.kept_for_fastest();
             self.budget.give_back(std::mem::replace(&mut state.charged, kept) - kept);
             self.make_room(&mut state);
-        } else {
+        } else if state.is_over() || state.is_for_nobody() {
+            if !state.is_over() {
+                // Its beginning is gone: it must not be stored, nor read.
+                (state.given_up, state.passing) = (true, Some(NotHeld::NoRoom));
+                self.left.notify_one();
+            }
             while state.drop_first() {}
             self.give_back(&mut state);
         }
         state.wake_readers();
         drop(state);
         self.room.notify_one();
+        self.ended.notify_waiters();
     }
 
     fn bytes(&self) -> usize {
         let state = self.state();
-        if state.passing.is_some() { state.charged_for_behind() } else { state.charged }
+        let had_their_time = || state.for_readers_since.is_none_or(|since| since.elapsed() >= TIME_TO_READ);
+        match state.passing {
+            Some(_) if had_their_time() => state.charged_for_behind(),
+            None if state.is_over() && had_their_time() || state.is_for_nobody() => state.charged,
+            _ => 0,
+        }
     }
 
     fn has_any(&self) -> bool {
@@ -497,6 +525,7 @@ impl Writer {
         state.wake_readers();
         if held && !storable {
             // What it has of the budget is of use to its readers alone.
+            state.for_readers_since = Some(Instant::now());
             fill.queue(state);
         }
     }
@@ -687,6 +716,35 @@ pub(super) mod tests {
         assert_eq!(read, 50 * WINDOW);
         assert_eq!(writing.await.unwrap(), Err(NotHeld::TooLarge));
         assert!(fill.reader().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_on_its_way_for_nobody_gives_way_to_one_that_is_read() {
+        let (slow, writer, budget) = start(1000, 1000);
+        writer.push(chunk(800)).await.unwrap();
+        let reader = slow.reader().unwrap();
+        let useless = tokio::spawn({
+            let slow = Arc::clone(&slow);
+            async move { slow.useless(true).await }
+        });
+        let other = || Fill::start(Head { length: Some(500), ..head() }, 1000, Arc::clone(&budget));
+        tokio::time::sleep(TIME * 2).await;
+        assert!(!other().0.head.stored, "it is read");
+        drop(reader);
+        tokio::time::sleep(TIME / 2).await;
+        assert!(!other().0.head.stored, "another reader may come");
+        let reader = slow.reader().unwrap();
+        tokio::time::sleep(TIME * 2).await;
+        assert!(!other().0.head.stored, "one came");
+        drop(reader);
+        tokio::time::sleep(TIME).await;
+        assert!(!useless.is_finished(), "nothing else needs its room");
+        let (stored, _writer) = other();
+        assert!(stored.head.stored && budget.used() == 500);
+        useless.await.unwrap();
+        assert!(slow.reader().is_none());
+        writer.push(chunk(10)).await.unwrap();
+        assert_eq!(writer.complete(), Err(NotHeld::NoRoom), "its beginning is gone");
     }
 
     #[tokio::test]

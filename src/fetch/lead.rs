@@ -33,6 +33,8 @@ use crate::upstream::response_fields;
 
 /// A backend that breaks off may do so as often as a client asks.
 static BROKE_OFF: Seldom = Seldom::new();
+/// And so may one that misunderstands validators.
+static UNASKED_304: Seldom = Seldom::new();
 
 /// More fields than this are not told to an upstream that names them in `Vary`.
 const MOST_NAMED: usize = 16;
@@ -76,11 +78,12 @@ impl Fetcher {
         }
         let (response, may_be_stored) = tokio::select! {
             contracted = self.as_contracted(&job, response) => contracted,
-            () = leader.given_up() => return leader.fail(Failure::Lost),
+            failure = leader.given_up() => return leader.fail(failure),
         };
         self.note_whether_shared(&job, &response);
         let status = response.status();
-        if is_for_its_credentials(&job, response.headers()) {
+        if let Some(why) = for_its_credentials(&job, response.headers()) {
+            self.unstored.note(&job.collapse_key, why, status.as_u16());
             // Of what others have, and of what they will be answered, it says nothing.
             if let Some(key) = job.credentials_key.as_ref().filter(|_| takes_back(status)) {
                 self.uncacheable.note(key, Why::Credentials);
@@ -88,11 +91,15 @@ impl Fetcher {
             return self.deliver_privately(&job, leader, private, response);
         }
         let Vary::Fields(names) = Vary::of(response.headers()) else {
+            self.unstored.note(&job.collapse_key, Unstorable::VaryAny, status.as_u16());
             self.end_replaced(&job, status).await;
             self.note_private(&job, status);
             return self.deliver_privately(&job, leader, private, response);
         };
         let verdict = self.judge(&job.policy, job.requested_host.as_ref(), &response);
+        if let Verdict::Private(why) | Verdict::Share(why) = verdict {
+            self.unstored.note(&job.collapse_key, why, status.as_u16());
+        }
         let lifetimes = match verdict {
             // An error must not take the place of what may be served instead of it.
             Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
@@ -143,8 +150,10 @@ impl Fetcher {
             came = Instant::now();
             validated = self.validated(job, response).await;
         }
-        if validated.is_none() {
-            tracing::warn!(route = &*job.party.rule, "the backend answered 304 to what was not asked; it counts as a failure");
+        if validated.is_none()
+            && let Some(left_out) = UNASKED_304.next()
+        {
+            tracing::warn!(route = &*job.party.rule, left_out, "the backend answered 304 to what was not asked; it counts as a failure");
         }
         Ok((validated.ok_or(Failure::Invalid)?, came))
     }
@@ -209,15 +218,14 @@ impl Fetcher {
             () = leader.abandoned(), if is_awaited => return Err(Failure::Lost),
         };
         let response = match admitted {
-            Ok(mut admitted) => {
-                if is_awaited {
-                    admitted.is_for(leader.work());
-                }
+            Ok(admitted) => {
+                // Sluice's own is given up too, unless a client waits for it by then.
+                admitted.is_for(leader.work());
                 tokio::select! {
                     response = self.upstream.call_admitted(admitted, self.settings.silence) => response,
-                    () = leader.given_up() => {
+                    failure = leader.given_up() => {
                         self.upstream.count_given_up(&job.party.rule, job.began);
-                        return Err(Failure::Lost);
+                        return Err(failure);
                     }
                 }
             }
@@ -307,6 +315,7 @@ impl Fetcher {
 
     /// The same where a response was too large to be stored.
     fn note_too_large(&self, job: &Job, status: StatusCode) {
+        self.unstored.note(&job.collapse_key, Unstorable::TooLarge, status.as_u16());
         if !status.is_server_error() {
             self.uncacheable.note(&job.collapse_key, Why::TooLarge);
         }
@@ -396,14 +405,20 @@ impl Fetcher {
     }
 }
 
-/// Whether a response is for the credentials of its request alone: it does not say that others may have it (RFC 9111 §3.5), or says
-/// that they may not.
-fn is_for_its_credentials(job: &Job, fields: &HeaderMap) -> bool {
+/// Why a response is for the credentials of its request alone: it does not say that others may have it (RFC 9111 §3.5), or says
+/// that they may not. `None`: it is not.
+fn for_its_credentials(job: &Job, fields: &HeaderMap) -> Option<Unstorable> {
     if !job.policy.authorized {
-        return false;
+        return None;
     }
     let control = CacheControl::of(fields);
-    !control.shares_authorized() || control.private || (control.no_store && !control.must_understand)
+    if control.no_store && !control.must_understand {
+        return Some(Unstorable::NoStore);
+    }
+    if control.private {
+        return Some(Unstorable::Private);
+    }
+    (!control.shares_authorized()).then_some(Unstorable::Authorized)
 }
 
 /// For how long the upstream is not to be asked again, as far as that is obeyed.

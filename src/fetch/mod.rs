@@ -25,6 +25,7 @@ pub mod other_methods;
 pub mod partial;
 pub mod remembered;
 pub mod storing;
+pub mod unstored;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,7 @@ use impatient::{Impatient, Place};
 use marks::Marks;
 use partial::Beginnings;
 use remembered::{Remembered, remembered};
+use unstored::{LastUnstored, Unstored};
 
 /// For how many keys room is made where something is remembered of them.
 const KEYS: usize = 16_384;
@@ -181,6 +183,7 @@ pub struct Fetcher {
     budget: Arc<Budget>,
     failing: Failing,
     uncacheable: Marks,
+    unstored: LastUnstored,
     /// By canonical request: what its responses vary by.
     varying: Remembered<Arc<[HeaderName]>>,
     /// Canonical requests whose last response said that it is for all who have credentials too (RFC 9111 §3.5).
@@ -217,6 +220,7 @@ impl Fetcher {
             budget: Arc::new(Budget::new(settings.fill_budget, Arc::clone(&metrics))),
             failing: Failing::new(Arc::clone(&metrics)),
             uncacheable: Marks::default(),
+            unstored: LastUnstored::default(),
             varying: remembered(VARYING_KEYS),
             shared: remembered(SHARED_KEYS),
             impatient: Impatient::default(),
@@ -242,6 +246,12 @@ impl Fetcher {
         self.uncacheable.holds(key)
     }
 
+    /// The last response for this key, if it was not stored.
+    #[must_use]
+    pub fn last_unstored(&self, key: &Canonical) -> Option<Unstored> {
+        self.unstored.get(key)
+    }
+
     /// Looks at a response that is passed for an uncacheable key. If it could have been stored, the next request for the key is fetched
     /// again, for all who wait. `requested_host` is the authority that the client asked for.
     pub fn note_passed(
@@ -256,6 +266,10 @@ impl Fetcher {
         let verdict = self.judge(policy, requested_host, response);
         if fits && matches!(verdict, Verdict::Store(_) | Verdict::StoreForValidation(_)) && !is_failure(response.status()) {
             self.uncacheable.lift(key, length);
+        }
+        match verdict {
+            Verdict::Private(why) | Verdict::Share(why) => self.unstored.note(key, why, response.status().as_u16()),
+            Verdict::Store(_) | Verdict::StoreForValidation(_) => {}
         }
     }
 
@@ -280,7 +294,7 @@ impl Fetcher {
     /// How many bytes take what is remembered of keys beside what is stored.
     #[must_use]
     pub fn remembered_bytes(&self) -> u64 {
-        let keys = self.uncacheable.bytes() + self.varying.bytes() + self.shared.bytes();
+        let keys = self.uncacheable.bytes() + self.unstored.bytes() + self.varying.bytes() + self.shared.bytes();
         keys + self.failing.bytes() + self.beginnings.bytes()
     }
 

@@ -20,7 +20,11 @@ use crate::http::encoding::{self, Coding};
 use crate::http::freshness::Lifetimes;
 use crate::http::headers::age;
 use crate::http::vary::content_language;
+use crate::telemetry::seldom::Seldom;
 use crate::upstream::response_fields::OWN_VIA;
+
+/// Such a body may come as often as it is asked for.
+static NO_GZIP: Seldom = Seldom::new();
 
 /// Bodies from this size on are compressed where they hold up no request.
 const COMPRESS_ELSEWHERE: usize = 64 << 10;
@@ -36,7 +40,10 @@ impl Fetcher {
     /// Stores the body of a fill, and says what was made of it. The leader, if there is one, lives until the entry can be found.
     pub(super) async fn store(&self, job: &Job, leader: Option<Leader>, fill: &Arc<Fill>, bytes: Bytes, lifetimes: Lifetimes) {
         let Some(mut body) = self.prepare(fill, bytes).await else {
-            tracing::warn!(route = &*job.party.rule, "the backend's gzip body is not valid or inflates too far; it was not stored");
+            if let Some(left_out) = NO_GZIP.next() {
+                let route = &*job.party.rule;
+                tracing::warn!(route, left_out, "the backend's gzip body is not valid or inflates too far; it was not stored");
+            }
             return fill.settle(None);
         };
         let head = &fill.head;
@@ -86,6 +93,7 @@ impl Fetcher {
         fill.settle(Some(Arc::clone(&stored)));
         drop(body);
         self.uncacheable.remove(&job.collapse_key);
+        self.unstored.remove(&job.collapse_key);
         match lifetimes.fresh.is_zero() {
             // The next request would have it revalidated at once, and the one after that, without end.
             true => self.failing.stored_stale(&job.collapse_key, job.began.elapsed()),

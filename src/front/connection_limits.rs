@@ -1,6 +1,6 @@
 //! How many connections there may be, in all and from one address.
 //!
-//! When all are open, those that are idle give way to new ones, beginning with the address that has most. One address may
+//! When all are open, those that are idle give way to new ones, beginning with the address that has most. One address, or one /48 of IPv6, may
 //! have no more than are free: it never takes the last ones from others (see [`admission`](crate::upstream::admission) for the rule). Trusted
 //! proxies have no limit of their own.
 
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::deadlines::{Activity, Overdue};
 use crate::config::Limits;
-use crate::request::client::counted_address;
+use crate::request::client::{counted_address, counted_network};
 
 /// How often the log says that connections are refused.
 const WARN_EVERY: Duration = Duration::from_secs(60);
@@ -55,6 +55,8 @@ pub struct Counted {
 struct Open {
     /// How many, by address, of those whose number is bounded.
     by_address: HashMap<IpAddr, usize>,
+    /// The same by network: [`counted_network`].
+    by_network: HashMap<IpAddr, usize>,
     connections: HashMap<u64, OneOpen>,
     next: u64,
 }
@@ -63,11 +65,17 @@ impl Open {
     /// One less of an address.
     fn give_back(&mut self, address: Option<IpAddr>) {
         let Some(address) = address else { return };
-        if let Some(count) = self.by_address.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_address.remove(&address);
-            }
+        less(&mut self.by_address, address);
+        less(&mut self.by_network, counted_network(address));
+    }
+}
+
+/// One less of an address, which is forgotten at zero.
+fn less(counts: &mut HashMap<IpAddr, usize>, address: IpAddr) {
+    if let Some(count) = counts.get_mut(&address) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&address);
         }
     }
 }
@@ -127,10 +135,13 @@ impl ConnectionLimits {
         // Where one address may have all, that is the operator's word.
         let may_have_all = self.limits.connections_per_address >= self.limits.connections;
         let mut open = self.open();
+        let network = counted_network(address);
         let held = open.by_address.get(&address).copied().unwrap_or(0);
-        let may = held < self.limits.connections_per_address && (held <= free || may_have_all);
+        let of_network = open.by_network.get(&network).copied().unwrap_or(0);
+        let may = held < self.limits.connections_per_address && (of_network <= free || may_have_all);
         if may {
             open.by_address.insert(address, held + 1);
+            open.by_network.insert(network, of_network + 1);
         }
         may
     }
@@ -255,6 +266,19 @@ mod tests {
         assert_eq!(open.get(), 10);
         drop((_second, _third, _sixth, _seventh, proxies));
         assert!(limits.open().by_address.is_empty() && limits.open().connections.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_site_of_ipv6_leaves_room_to_others_from_however_many_of_its_networks_it_comes() {
+        let limits = limits("connections=64\nconnections_per_address=40");
+        let mut held = Vec::new();
+        for network in 0..200_u16 {
+            held.extend(limits.admit(format!("2001:db8:0:{network:x}::1").parse().unwrap()).await);
+        }
+        assert!(held.len() <= 40, "{}", held.len());
+        assert!(limits.admit("2001:db8:1::1".parse().unwrap()).await.is_some());
+        held.clear();
+        assert!(limits.open().by_network.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

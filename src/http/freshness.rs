@@ -97,8 +97,12 @@ impl Lifetimes {
 /// Why a response is not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unstorable {
-    /// `no-store`, `no-cache` or `private`.
-    Directive,
+    /// `no-store`.
+    NoStore,
+    /// `private`.
+    Private,
+    /// `no-cache`, and nothing to validate it by.
+    NoCache,
     /// It sets a cookie.
     SetCookie,
     /// It answers a request with `Authorization` and does not say that others may have it (RFC 9111 §3.5).
@@ -117,6 +121,30 @@ pub enum Unstorable {
     Reflection,
     /// An answer that is an error and is therefore not stored, though it may be shared by those who wait for it.
     Error,
+    /// Its body is larger than what may be stored (`cache.max_object`).
+    TooLarge,
+}
+
+impl Unstorable {
+    /// The reason as `Cache-Status` and the access log name it.
+    #[must_use]
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::NoStore => "uncacheable-no-store",
+            Self::Private => "uncacheable-private",
+            Self::NoCache => "uncacheable-no-cache",
+            Self::SetCookie => "uncacheable-set-cookie",
+            Self::Authorized => "uncacheable-authorization",
+            Self::VaryAny => "uncacheable-vary",
+            Self::Coding => "uncacheable-coding",
+            Self::NoFreshness => "uncacheable-no-freshness",
+            Self::Status => "uncacheable-status",
+            Self::Endless => "uncacheable-stream",
+            Self::Reflection => "uncacheable-redirect",
+            Self::Error => "uncacheable-error",
+            Self::TooLarge => "uncacheable-too-large",
+        }
+    }
 }
 
 /// What may be done with a response that has just arrived.
@@ -152,7 +180,7 @@ pub fn verdict(policy: &FreshnessPolicy, status: StatusCode, headers: &HeaderMap
     if control.no_cache {
         // §5.2.2.4: never used without being validated, not even when the backend fails.
         let lifetimes = Lifetimes { validatable, ..Lifetimes::default() };
-        return if validatable.is_zero() { Verdict::Private(Unstorable::Directive) } else { Verdict::StoreForValidation(lifetimes) };
+        return if validatable.is_zero() { Verdict::Private(Unstorable::NoCache) } else { Verdict::StoreForValidation(lifetimes) };
     }
     let declared = if policy.respect_origin { explicit(&control, headers, now) } else { None };
     // Without a word from the backend, what it answered to others may be coded otherwise.
@@ -204,8 +232,10 @@ fn stale_lifetimes(policy: &FreshnessPolicy, control: &CacheControl) -> (Duratio
 
 /// What no rule can allow to be shared.
 fn never_shared(control: &CacheControl, headers: &HeaderMap, set_cookie: bool) -> Option<Unstorable> {
-    if control.no_store || control.private {
-        Some(Unstorable::Directive)
+    if control.no_store {
+        Some(Unstorable::NoStore)
+    } else if control.private {
+        Some(Unstorable::Private)
     } else if headers.contains_key(SET_COOKIE) && !set_cookie {
         Some(Unstorable::SetCookie)
     } else if Vary::of(headers) == Vary::Any {
@@ -334,9 +364,9 @@ mod tests {
         for respect_origin in [true, false] {
             let policy = FreshnessPolicy { respect_origin, ..POLICY };
             for (field, why) in [
-                (("cache-control", "private"), Unstorable::Directive),
-                (("cache-control", "no-store"), Unstorable::Directive),
-                (("cache-control", "no-cache=\"x\""), Unstorable::Directive),
+                (("cache-control", "private"), Unstorable::Private),
+                (("cache-control", "no-store"), Unstorable::NoStore),
+                (("cache-control", "no-cache=\"x\""), Unstorable::NoCache),
                 (("set-cookie", "a=b"), Unstorable::SetCookie),
                 (("vary", "origin, *"), Unstorable::VaryAny),
                 (("content-encoding", "br"), Unstorable::Coding),
@@ -370,7 +400,7 @@ mod tests {
             FreshnessPolicy { ttl: Duration::ZERO, stale_while_revalidate: Duration::ZERO, stale_if_error: Duration::ZERO, ..POLICY };
         let tag = ("etag", "\"a\"");
         assert_eq!(judge(&POLICY, 200, &[("cache-control", "no-cache"), tag]), Verdict::StoreForValidation(hour));
-        assert_eq!(judge(&POLICY, 200, &[("cache-control", "no-cache")]), Verdict::Private(Unstorable::Directive));
+        assert_eq!(judge(&POLICY, 200, &[("cache-control", "no-cache")]), Verdict::Private(Unstorable::NoCache));
         assert_eq!(judge(&rule, 200, &[("cache-control", "max-age=0"), tag]), Verdict::StoreForValidation(hour));
         assert_eq!(judge(&rule, 200, &[("last-modified", "Wed, 01 Jan 2025 00:00:00 GMT")]), Verdict::StoreForValidation(hour));
         let s = Duration::from_secs;
@@ -392,7 +422,7 @@ mod tests {
     fn must_understand_and_the_targeted_field() {
         assert_eq!(judge(&POLICY, 200, &[("cache-control", "max-age=9, no-store, must-understand")]), stored(9, 60, 86_400));
         let unknown = judge(&POLICY, 599, &[("cache-control", "max-age=9, no-store, must-understand")]);
-        assert_eq!(unknown, Verdict::Private(Unstorable::Directive));
+        assert_eq!(unknown, Verdict::Private(Unstorable::NoStore));
         assert_eq!(judge(&POLICY, 200, &[("cache-control", "no-store"), ("cdn-cache-control", "max-age=9")]), stored(9, 60, 86_400));
         assert_eq!(judge(&POLICY, 200, &[("cdn-cache-control", "max-age=9"), ("expires", "0")]), stored(9, 60, 86_400));
         let none = judge(

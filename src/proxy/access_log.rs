@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
+use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
@@ -55,11 +57,24 @@ macro_rules! log_line {
     };
 }
 
+/// Bytes that are all there are handed out in pieces of this size if there are more, so that the line tells how many a client took that left.
+const PIECE: usize = 64 << 10;
+
 impl Line {
-    /// Writes the line once a body has been sent: now if it is all there, else when it ends.
+    /// Writes the line once the body of a response has been sent: now if it is all there, else when it ends.
     #[must_use]
-    pub fn write_with(self, body: Reply) -> Reply {
+    pub fn write_with(self, response: Response<Reply>) -> Response<Reply> {
+        let announced = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        response.map(|body| self.write_with_body(body, announced))
+    }
+
+    fn write_with_body(self, body: Reply, announced: Option<u64>) -> Reply {
         match body {
+            Reply::Full(Some(bytes)) if bytes.len() > PIECE && self.method != "HEAD" => {
+                let length = Some(bytes.len() as u64);
+                let inner = Pieces(bytes).boxed_unsync();
+                Reply::Stream(CountedBody { inner, bytes: 0, length, whole: false, line: self }.boxed_unsync())
+            }
             Reply::Full(bytes) => {
                 self.write(bytes.as_ref().map_or(0, Bytes::len) as u64, true);
                 Reply::Full(bytes)
@@ -67,7 +82,8 @@ impl Line {
             Reply::Stream(inner) => {
                 // A body that is not sent is all there.
                 let whole = self.method == "HEAD" || inner.is_end_stream();
-                Reply::Stream(CountedBody { inner, bytes: 0, whole, line: self }.boxed_unsync())
+                let length = inner.size_hint().exact().or(announced);
+                Reply::Stream(CountedBody { inner, bytes: 0, length, whole, line: self }.boxed_unsync())
             }
         }
     }
@@ -98,10 +114,34 @@ fn milliseconds(span: Duration) -> f64 {
     (span.as_secs_f64() * 1e6).round() / 1e3
 }
 
+/// Bytes that are handed out in pieces.
+struct Pieces(Bytes);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let size = self.0.len().min(PIECE);
+        let piece = self.0.split_to(size);
+        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
 /// A body whose bytes are counted for its access line, which is written when it is dropped.
 struct CountedBody {
     inner: Stream,
     bytes: u64,
+    /// How long it is, so far as that is known: the library does not ask for the end of one whose length it has announced.
+    length: Option<u64>,
     whole: bool,
     line: Line,
 }
@@ -115,8 +155,7 @@ impl Body for CountedBody {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-                // The library does not ask for more where it knows that nothing is left.
-                self.whole = self.inner.is_end_stream() || self.inner.size_hint().exact() == Some(0);
+                self.whole |= self.inner.is_end_stream() || self.length == Some(self.bytes);
             }
             Poll::Ready(None) => self.whole = true,
             _ => {}

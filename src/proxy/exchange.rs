@@ -131,7 +131,7 @@ impl Exchange {
         if is_slow {
             line.write_slow(&self.spent);
         }
-        if is_logged { response.map(|body| line.write_with(body)) } else { response }
+        if is_logged { line.write_with(response) } else { response }
     }
 
     fn line(&self, told: Told<'_>, client: IpAddr, head: Duration) -> Line {

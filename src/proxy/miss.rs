@@ -23,7 +23,7 @@ use crate::fetch::{Fetched, Job};
 use crate::http::cache_control::CacheControl;
 use crate::http::encoding::{Coding, accepts_gzip};
 use crate::http::endless::asks_for_events;
-use crate::http::freshness::{FreshnessPolicy, is_failure};
+use crate::http::freshness::{FreshnessPolicy, Unstorable, is_failure};
 use crate::http::request_directives::RequestDirectives;
 use crate::request::client::request_authority;
 use crate::request::refusal::Refusal;
@@ -100,7 +100,7 @@ impl Proxy {
             }
             stored = found.ok();
         }
-        self.pass_because(request, PassWhy::Uncacheable, has_fallback).await
+        self.pass_as_uncacheable(request, has_fallback).await
     }
 
     /// One fetch, that others may share. `None`: what came is not for this request, whose key says now what it is to ask for.
@@ -118,7 +118,7 @@ impl Proxy {
         let key = request.collapse_key();
         if self.fetcher.is_uncacheable(&key) {
             let response = not_failed(self.pass_uncacheable(request, &key).await?, has_fallback)?;
-            return Ok(Some(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable) }));
+            return Ok(Some(Answer { response, outcome: Outcome::Pass(PassWhy::Uncacheable(self.why_unstored(&key))) }));
         }
         let fetched = if asks_for_events(&request.parts.headers) {
             Fetched::NotShared
@@ -129,7 +129,10 @@ impl Proxy {
             }
             request.spent.on(Step::Fetch, self.fetcher.fetch(job)).await
         };
-        let fetched_as = |stored, collapsed| Outcome::Fetched(FetchedOutcome { why, stored, collapsed });
+        let fetched_as = |stored: bool, collapsed| {
+            let unstored = if stored { None } else { self.why_unstored(&key) };
+            Outcome::Fetched(FetchedOutcome { why, stored, collapsed, unstored })
+        };
         match fetched {
             Fetched::Shared { fill, .. } if !is_selected_by(request, &fill) => Ok(None),
             Fetched::Stored(entry) if !is_for(request, &entry) => {
@@ -140,18 +143,18 @@ impl Proxy {
                 match request.spent.on(Step::Fetch, self.respond_from_fill(request, &fill, has_fallback)).await? {
                     Some(response) => Ok(Some(Answer { response, outcome: fetched_as(fill.head.stored, collapsed) })),
                     // Its beginning is gone.
-                    None => self.pass_because(request, PassWhy::Uncacheable, false).await.map(Some),
+                    None => self.pass_as_uncacheable(request, false).await.map(Some),
                 }
             }
             Fetched::Stored(entry) => match self.respond(request, Some(&entry)).await {
                 Some(response) => Ok(Some(Answer { response, outcome: fetched_as(true, true) })),
-                None => self.pass_because(request, PassWhy::Uncacheable, has_fallback).await.map(Some),
+                None => self.pass_as_uncacheable(request, has_fallback).await.map(Some),
             },
             Fetched::Private(response) => {
                 let response = not_failed(deliver(respond::recode(response, &request.parts.headers)), has_fallback)?;
                 Ok(Some(Answer { response, outcome: fetched_as(false, false) }))
             }
-            Fetched::NotShared => self.pass_because(request, PassWhy::Uncacheable, has_fallback).await.map(Some),
+            Fetched::NotShared => self.pass_as_uncacheable(request, has_fallback).await.map(Some),
             Fetched::TooSlow(_place) => self.pass_because(request, PassWhy::WaitedTooLong, has_fallback).await.map(Some),
             Fetched::Failed(failure) => Err(failure),
             Fetched::Full if has_fallback => Err(Failure::Overloaded),
@@ -211,6 +214,17 @@ impl Proxy {
             Ok(response) => Answer { response, outcome: Outcome::Pass(PassWhy::NoStore) },
             Err(failure) => Answer::failed(failure),
         }
+    }
+
+    /// Why the last response for a key was not stored, if it was not.
+    fn why_unstored(&self, key: &Canonical) -> Option<Unstorable> {
+        self.fetcher.last_unstored(key).map(|last| last.why)
+    }
+
+    /// Asks for this client alone, since what was fetched is not for it.
+    async fn pass_as_uncacheable(&self, request: &CacheableRequest<'_>, has_fallback: bool) -> Result<Answer, Failure> {
+        let why = PassWhy::Uncacheable(self.why_unstored(&request.collapse_key()));
+        self.pass_because(request, why, has_fallback).await
     }
 
     /// Asks for this client alone, and says why. With a fallback an error response counts as a failure.

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Whatever happens ends in one [`Outcome`], from which `Cache-Status`, metrics and the access log are made in one place
-//! (`Proxy::finish`). The rare and long steps are boxed: a hit's future is moved several times, and stays small.
+//! (`Proxy::finish`); what would become of a request is told by the same steps ([`foresee`]). The rare and long steps are boxed: a hit's future is moved several times, and stays small.
 //!
 //! Knows everything below it. Knows nothing of sockets, or of what its own endpoints answer.
 
@@ -25,6 +25,7 @@ pub mod decide;
 pub mod effect;
 pub mod errors;
 pub mod exchange;
+pub mod foresee;
 pub mod hottest;
 pub mod lookup;
 pub mod miss;
@@ -266,6 +267,7 @@ impl Proxy {
         answer: Answer,
     ) -> Response<Reply> {
         let Answer { mut response, outcome } = answer;
+        let outcome = outcome.with_status(response.status());
         let headers = response.headers_mut();
         relocate(headers, &self.authorities, parts, client, self.public.as_ref());
         headers.insert(CACHE_STATUS, outcome.cache_status());

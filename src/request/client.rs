@@ -70,6 +70,16 @@ pub fn counted_address(address: IpAddr) -> IpAddr {
     }
 }
 
+/// The address by which a client is counted where clients share what there is. A site of IPv6 mostly has a /48, which are 65,536 of those that
+/// count as one elsewhere: they share as the clients behind one address of IPv4 do.
+#[must_use]
+pub fn counted_network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 80))),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
 /// An address as `X-Forwarded-For` has it, perhaps with a port.
 fn read_address(text: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(text).ok()?.trim();

@@ -9,7 +9,7 @@ pub const MAX_LEN: usize = 8192;
 
 /// Stands for a `+` that was not percent-encoded. Backends that read forms take it for a space and others do not, so
 /// it is kept apart from both `%20` and `%2B`. Control characters are refused, so the byte is free.
-const PLUS: u8 = 0x01;
+pub const PLUS: u8 = 0x01;
 
 /// Reserved characters (RFC 3986 §2.2). Percent-encoded they are data, plain they may be structure, so that the two are different
 /// targets to some backends and equal to others: where one was encoded, a byte of its own stands for it, counted from [`MARKS`].
@@ -155,7 +155,8 @@ impl Parameter<'_> {
 }
 
 /// Decoded bytes as text: an unencoded `+` is a space, and whether another character was encoded does not matter.
-fn as_text(bytes: &[u8]) -> Cow<'_, str> {
+#[must_use]
+pub fn as_text(bytes: &[u8]) -> Cow<'_, str> {
     if bytes.iter().any(|&byte| byte < b' ') {
         let plain: Vec<u8> = bytes.iter().map(|&byte| if byte == PLUS { b' ' } else { unmarked(byte) }).collect();
         return Cow::Owned(String::from_utf8_lossy(&plain).into_owned());

@@ -1,7 +1,7 @@
 //! Log lines that one client could have written a thousand times a second.
 
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
@@ -48,9 +48,40 @@ impl Seldom {
     }
 }
 
+/// A line that is written when something begins, and not again before it is over.
+#[derive(Debug, Default)]
+pub struct Once(AtomicBool);
+
+impl Once {
+    /// It has not begun.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// It is so now. Whether it was not before, so that the line is due.
+    #[must_use]
+    pub fn begins(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+
+    /// It is over.
+    pub fn ends(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lasts_is_told_when_it_begins() {
+        let line = Once::new();
+        assert_eq!([line.begins(), line.begins()], [true, false]);
+        line.ends();
+        assert!(line.begins());
+    }
 
     #[test]
     fn one_line_a_second_says_how_many_were_left_out() {

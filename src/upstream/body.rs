@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::admission::machine::Phase;
 use super::admission::{Place, Work};
 use super::failure::{BrokenBody, Failure};
 use super::room::Taken;
@@ -25,7 +26,12 @@ pub struct DeadlineBody<B> {
     /// Whether the next piece is waited for. While nobody asks for it, the upstream is not to blame.
     is_awaited: bool,
     place: Option<Held>,
+    /// Bytes that came since it moved last.
+    came: usize,
 }
+
+/// A download has moved when so many more bytes of it came: one that comes byte by byte holds its place as one that rests does.
+const MOVED: usize = 4 << 10;
 
 /// What a body holds while it is on its way.
 pub enum Held {
@@ -85,18 +91,30 @@ impl<B: Send> Work for Carried<B> {
 impl<B: Send + 'static> DeadlineBody<B> {
     /// Passes `inner` on; a silence longer than `silence` ends it with [`BrokenBody`] of [`Failure::Timeout`]. Once its place is another's
     /// it ends with one of [`Failure::Overloaded`].
-    pub fn new(inner: B, silence: Duration, mut place: Option<Held>) -> Self {
+    pub fn new(inner: B, silence: Duration, place: Option<Held>) -> Self {
         let carried = Arc::new(Carried {
             inner: Mutex::new(Inner { inner: Some(inner), reader: None }),
             start: Instant::now(),
             moved: AtomicU64::new(0),
             is_awaited: AtomicBool::new(false),
         });
-        if let Some(Held::Place(place)) = &mut place {
+        if let Some(Held::Place(place)) = &place {
             let work: Weak<Carried<B>> = Arc::downgrade(&carried);
             place.is_for(work);
         }
-        Self { carried, silence, timer: Box::pin(sleep_until(Instant::now() + silence)), is_awaited: true, place }
+        Self { carried, silence, timer: Box::pin(sleep_until(Instant::now() + silence)), is_awaited: true, place, came: 0 }
+    }
+}
+
+impl<B> DeadlineBody<B> {
+    /// Notes when it moved. Of a stream each piece counts, however small.
+    fn note_moved(&mut self, frame: &Option<Result<Frame<Bytes>, BoxError>>) {
+        self.came += frame.iter().flatten().filter_map(Frame::data_ref).map(Bytes::len).sum::<usize>();
+        let is_download = matches!(&self.place, Some(Held::Place(place)) if place.phase() == Phase::Download);
+        if !is_download || self.came >= MOVED {
+            self.came = 0;
+            self.carried.moved.store(millis(self.carried.start.elapsed()), Ordering::Relaxed);
+        }
     }
 }
 
@@ -119,7 +137,7 @@ where
         if let Poll::Ready(frame) = Pin::new(&mut *inner).poll_frame(cx) {
             let is_over = !matches!(frame, Some(Ok(_))) || inner.is_end_stream();
             drop(held);
-            this.carried.moved.store(millis(this.carried.start.elapsed()), Ordering::Relaxed);
+            this.note_moved(&frame);
             this.carried.is_awaited.store(false, Ordering::Relaxed);
             this.is_awaited = false;
             if is_over {

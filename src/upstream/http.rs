@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
+use super::resolve::Resolver;
 use super::upload::{Progress, Watched};
 use super::{AbortOnDrop, Backend, BackendError, ResponseFuture};
 use crate::body::{self, BoxError, Stream};
@@ -60,14 +61,14 @@ where
 
 /// Makes connections within a deadline, which covers the resolution of the name too.
 #[derive(Clone)]
-struct Connector<C = HttpConnector> {
+struct Connector<C = HttpConnector<Resolver>> {
     inner: C,
     deadline: Duration,
 }
 
 impl Connector {
     fn new(deadline: Duration) -> Self {
-        let mut inner = HttpConnector::new();
+        let mut inner = HttpConnector::new_with_resolver(Resolver::default());
         inner.set_connect_timeout(Some(deadline));
         inner.set_nodelay(true);
         inner.set_keepalive(Some(Duration::from_secs(15)));

@@ -10,6 +10,7 @@ pub mod failure;
 pub mod http;
 pub mod locations;
 pub mod request_fields;
+pub mod resolve;
 pub mod response_fields;
 pub mod room;
 pub mod selecting;
@@ -190,8 +191,8 @@ pub struct Admitted {
 
 impl Admitted {
     /// Says what it is sent for. If that is of use to nobody when another request needs the place, it is [given up](Work::give_up).
-    pub fn is_for(&mut self, work: Weak<dyn Work>) {
-        if let Some(place) = &mut self.place {
+    pub fn is_for(&self, work: Weak<dyn Work>) {
+        if let Some(place) = &self.place {
             place.is_for(work);
         }
     }
@@ -314,7 +315,7 @@ impl Upstream {
 
     async fn call_within_bounds(
         &self,
-        (askers, mut place): (&Askers, Option<Place>),
+        (askers, place): (&Askers, Option<Place>),
         request: Request<Stream>,
         progress: Arc<Progress>,
         silence: Duration,
@@ -322,7 +323,9 @@ impl Upstream {
         let late = || BackendError::Timeout(self.timeout);
         let is_beside = place.is_none();
         let may_change = !request.method().is_safe();
-        if let Some(place) = place.as_mut().filter(|place| place.phase() == Phase::Upload) {
+        // What may change something is not given up once it is sent: nobody would know what became of it.
+        let may_end = |place: &&Place| place.phase() == Phase::Upload || !may_change;
+        if let Some(place) = place.as_ref().filter(may_end) {
             let work: Weak<Progress> = Arc::downgrade(&progress);
             place.is_for(work);
         }

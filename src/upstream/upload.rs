@@ -23,8 +23,9 @@ use crate::body::{BoxError, ClientFault, Stream};
 /// Bytes are added to a piece of a body until it has this size: many small ones would cost more than they hold.
 const PIECE: usize = 16 << 10;
 
-/// What a body is counted as besides its bytes.
-const FLOOR: usize = 1 << 10;
+/// What a body is counted as besides its bytes: its request holds about so much while it is gathered, and over HTTP/2 one connection may bring
+/// a hundred of them.
+const FLOOR: usize = 16 << 10;
 
 /// Memory for bodies that are gathered. One address may hold as much of it as it leaves free.
 pub struct UploadRoom {
@@ -153,9 +154,13 @@ pub struct Progress {
     gives_up: Notify,
 }
 
-/// An upload whose client sends nothing may have to give up its place.
+/// An upload whose client sends nothing may have to give up its place, and so may a request that lasts.
 impl Work for Progress {
     fn give_up(&self) -> bool {
+        false
+    }
+
+    fn take_away(&self) -> bool {
         self.gives_up.notify_one();
         true
     }
@@ -295,7 +300,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_fits_is_gathered_and_the_rest_follows_in_order() {
-        for (buffer, memory, is_whole) in [(100, 4000, true), (6, 4000, true), (5, 4000, false), (100, 2 * FLOOR + 2, false), (0, 0, false)]
+        for (buffer, memory, is_whole) in
+            [(100, 4 * FLOOR, true), (6, 4 * FLOOR, true), (5, 4 * FLOOR, false), (100, 2 * FLOOR + 2, false), (0, 0, false)]
         {
             let used = IntGauge::new("a", "a").unwrap();
             let room = UploadRoom::new(buffer, memory, used.clone());
@@ -330,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn one_address_leaves_room_to_others() {
         let used = IntGauge::new("a", "a").unwrap();
-        let room = UploadRoom::new(100, 4500, used.clone());
+        let room = UploadRoom::new(100, 4 * FLOOR + 400, used.clone());
         let address = |number: u8| Some(IpAddr::from([10, 0, 0, number]));
         let mut held = Vec::new();
         for (number, is_whole) in [(1, true), (1, true), (1, false), (2, true), (2, false)] {

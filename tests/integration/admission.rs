@@ -24,7 +24,8 @@ fn answer(asked: &Asked) -> Vec<Step> {
 }
 
 fn sluice(backend: &Backend, lines: &str) -> Sluice {
-    let text = format!("[backend]\nurl='http://{}'\n{lines}\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let text =
+        format!("own.endpoints=true\n[backend]\nurl='http://{}'\n{lines}\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
     Sluice::with(&text, &[])
 }
 
@@ -56,7 +57,7 @@ async fn heads_without_their_bodies_take_no_place() {
     for _ in 0..8 {
         clients.push(open(&sluice, "POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nhalf").await);
     }
-    until("all are gathered", || async { sluice.metric("upload_bytes", &[]).await == f64::from(8 * (1024 + 4)) }).await;
+    until("all are gathered", || async { sluice.metric("upload_bytes", &[]).await == f64::from(8 * ((16 << 10) + 4)) }).await;
     assert_eq!(active(&sluice, "ask").await + active(&sluice, "upload").await, 0.0);
     others_are_answered(&sluice).await;
 }
@@ -159,6 +160,26 @@ async fn also_where_each_of_those_who_left_had_an_address_of_its_own() {
     until("all have left", || async { sluice.metric("inflight", &[]).await == 0.0 }).await;
     others_are_answered(&sluice).await;
     assert_eq!(sluice.metric("backend_requests_total", &["status=\"given-up\""]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_addresses_that_wait_for_what_hangs_leave_the_backend_to_others() {
+    let backend = Backend::start(answer).await;
+    let sluice = sluice(&backend, "max_in_flight=16");
+    let mut clients = Vec::new();
+    for number in 0..60 {
+        let mut stream = connect_from(sluice.address, 5 + number % 3).await;
+        stream.write_all(format!("GET /hang/{number} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).await.unwrap();
+        clients.push(stream);
+    }
+    until("all places are taken that one rule may have", || async { backend.count() >= 15 }).await;
+    // Not one of them leaves. Others find a place all the same, and few requests are given up for that.
+    for number in 0..20 {
+        assert_eq!(sluice.get(&format!("/new/{number}")).await.status, 200, "{number}");
+    }
+    let displaced = sluice.metric("backend_rejected_total", &["phase=\"ask\"", "why=\"displaced\""]).await;
+    assert!((1.0..4.0).contains(&displaced), "{displaced}");
+    drop(clients);
 }
 
 #[tokio::test(flavor = "multi_thread")]

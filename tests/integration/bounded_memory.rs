@@ -104,7 +104,11 @@ async fn what_is_remembered_of_long_targets_is_bounded_too() {
         _ => ok("Cache-Control: public\r\n", b"x"),
     })
     .await;
-    let text = format!("[backend]\nurl='http://{}'\n[cache]\nmemory='8MiB'\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let text = format!(
+        "own.endpoints=true\n[backend]\nurl='http://{}'\n[cache]\nmemory='8MiB'\nredis=''\n{}",
+        backend.address,
+        one_rule("ttl='1h'")
+    );
     let sluice = Sluice::with(&text, &[]);
     sluice.get("/health").await;
     let before = sluice.process.resident();

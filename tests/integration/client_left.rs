@@ -80,6 +80,23 @@ async fn one_who_has_all_is_logged_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_who_leaves_within_a_hit_is_logged_so() {
+    let backend = Backend::start(|_| ok("", &vec![b'x'; 8 << 20])).await;
+    let text = format!("[log]\naccess='all'\n[backend]\nurl='http://{}'\n[cache]\nredis=''\n{}", backend.address, one_rule("ttl='1h'"));
+    let sluice = Sluice::with(&text, &[]);
+    until("it is a hit", || async { sluice.get("/x").await.cache_status().contains("hit") }).await;
+    let mut client = Connection::open(sluice.address).await;
+    client.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(client.head().await.unwrap().status, 200);
+    drop(client);
+    let line = |line: &&str| line.contains(" access ") && line.contains("whole=false");
+    until("the line is written", || async { sluice.logged().lines().any(|one| line(&one)) }).await;
+    let logged = sluice.logged();
+    let of_it: Vec<&str> = logged.lines().filter(line).collect();
+    assert!(of_it.len() == 1 && of_it[0].contains("hit") && !of_it[0].contains("bytes=8388608"), "{of_it:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_who_leaves_within_a_body_is_logged_with_what_was_sent() {
     let backend = Backend::start(|_| {
         let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n".to_vec();

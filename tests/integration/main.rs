@@ -4,7 +4,7 @@
 //! [`differential`], [`short_way`], [`variants`], [`taken_back`], [`streams`], [`readers`]), how requests are forwarded ([`forwarding`], [`admission`],
 //! [`collapsed_forwarding`]), what messages are over both protocols ([`messages`]), what fails
 //! ([`upstream_outages`], [`failure_scopes`], [`redis_outages`], [`shared_voids`], [`void_faults`]), what clients change ([`changes`]), what attacks ([`attacks`], [`bounded_memory`], [`slow_clients`], [`neighbours`]), who asks too much
-//! ([`rate_limits`]), what operators use ([`client_left`], [`alerts`], [`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
+//! ([`rate_limits`]), what operators use ([`client_left`], [`outcomes`], [`explain`], [`alerts`], [`management`], [`admin_page`], [`traces`], [`redaction`], [`command_line`], [`reload`], [`restarts`], [`rollout`], [`warming`]), the
 //! API answered here ([`native_api`]), answers computed from orders ([`timeline`]), also under load ([`timeline_load`]), how these heal ([`healing`]), what operators see of them
 //! ([`timeline_states`]) and what the service's own
 //! cache changed of them ([`timeline_texts`]), what the guides say and what is shipped beside them ([`guides`],
@@ -27,6 +27,7 @@ mod collapsed_forwarding;
 mod command_line;
 mod deployment;
 mod differential;
+mod explain;
 mod failure_scopes;
 mod forwarding;
 mod guides;
@@ -38,6 +39,7 @@ mod management;
 mod messages;
 mod native_api;
 mod neighbours;
+mod outcomes;
 mod rate_limits;
 mod readers;
 mod recorded_api;

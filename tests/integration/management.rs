@@ -164,6 +164,33 @@ async fn the_apis_own_cache_endpoints_are_sluices() {
     assert_eq!(backend.count(), asked_before + 2, "only warming asked the backend");
 }
 
+/// Sluice takes no path of the backend's unless it is asked to.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_own_endpoints_every_path_is_the_backends() {
+    let backend = Backend::start(|asked| ok("", format!("{} {}", asked.method, asked.target).as_bytes())).await;
+    let rules = "[[route]]\nname='health'\npath='/health'\nttl='1h'\n[[route]]\nname='stats'\npath='/api/cache/stats'\nttl='1h'\n";
+    let plain = format!("[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\n[cache]\nredis=''\n{rules}", backend.address);
+    for text in [plain.clone(), format!("own.endpoints=false\n{plain}")] {
+        let sluice = Sluice::with(&text, &[]);
+        for target in ["/health", "/api/cache/stats"] {
+            assert_eq!(sluice.get(target).await.text(), format!("GET {target}"));
+            assert!(sluice.get(target).await.cache_status().contains("hit"), "{target} is cached by its rule");
+        }
+        for target in ["/health/", "/livez", "/readyz", "/openapi.json", "/docs", "/api/cache/warm", "/api/cache/clear"] {
+            for method in ["GET", "POST"] {
+                let answer = Connection::open(sluice.address).await.ask(method, target, &[], b"").await;
+                assert_eq!((answer.status, answer.text()), (200, format!("{method} {target}")));
+            }
+        }
+        let explained = get(sluice.admin, "/explain?target=/health", &[]).await.text();
+        assert!(explained.contains("rule       health"), "{explained}");
+        // Whether they are taken is fixed while it runs.
+        std::fs::write(&sluice.file, format!("own.endpoints=true\n{plain}")).unwrap();
+        let refused = sluice.manage("/reload").await;
+        assert!(refused.status == 409 && refused.text().contains("[own]"), "{} {}", refused.status, refused.text());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_redis_the_cache_endpoints_tell_of_it() {
     let redis = Redis::start(&[]).await;

@@ -11,7 +11,7 @@ const RULE: &str = "[[route]]\nname='all'\npath='/api/*'\nttl='1h'\n";
 
 fn limited(backend: &Backend, redis: &str, rules: &str) -> String {
     format!(
-        "trusted_proxies=['127.0.0.0/8']\n[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\n[cache]\nredis='{redis}'\n{rules}",
+        "own.endpoints=true\ntrusted_proxies=['127.0.0.0/8']\n[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{}'\n[cache]\nredis='{redis}'\n{rules}",
         backend.address
     )
 }

@@ -2,6 +2,7 @@
 //! nothing out of the cache.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use flate2::Compression;
@@ -63,6 +64,34 @@ async fn clients_that_do_not_read_keep_nothing_out_of_the_cache() {
     until("it is stored", || async { sluice.get("/large/9").await.cache_status().contains("hit") }).await;
     drop(idle);
     until("the room is free", || async { sluice.metric("fill_bytes", &[]).await == 0.0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_come_slowly_for_nobody_keep_nothing_out_of_the_cache() {
+    let backend = Backend::start(|asked| match asked.target.split('/').nth(1).unwrap_or("") {
+        "slow" => vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nabc".to_vec()), Step::Hang],
+        _ => ok("", &vec![b'x'; 500_000]),
+    })
+    .await;
+    let cache = "[cache]\nmemory='8MiB'\nmax_object='1MiB'\nredis=''";
+    let sluice = Sluice::with(
+        &format!("[backend]\ntimeout='10m'\nbody_timeout='10m'\nurl='http://{}'\n{cache}\n{}", backend.address, one_rule("ttl='1h'")),
+        &[],
+    );
+    for number in 0..3 {
+        drop(at_the_head(&sluice, &format!("/slow/{number}")).await);
+    }
+    until("they have left, and have all the room", || async {
+        sluice.metric("inflight", &[]).await == 0.0 && sluice.metric("fill_bytes", &[]).await == 2e6
+    })
+    .await;
+    let number = AtomicUsize::new(0);
+    until("another answer is stored", || async {
+        let target = format!("/large/{}", number.fetch_add(1, Ordering::Relaxed));
+        sluice.get(&target).await;
+        sluice.get(&target).await.cache_status().contains("hit")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

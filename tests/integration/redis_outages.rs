@@ -431,7 +431,7 @@ async fn sealed_entries_are_read_and_forged_by_nobody() {
     let backend = Backend::start(|asked| ok("", format!("the words of {}", asked.target).as_bytes())).await;
     let start = async |lines: &str| {
         let text = format!(
-            "[backend]\nurl='http://{}'\n[cache]\nmemory='0B'\nredis_timeout='5s'\nredis='{}'\n{lines}\n{}",
+            "own.endpoints=true\n[backend]\nurl='http://{}'\n[cache]\nmemory='0B'\nredis_timeout='5s'\nredis='{}'\n{lines}\n{}",
             backend.address,
             redis.url(),
             one_rule("ttl='1h'")

@@ -25,7 +25,7 @@ async fn counting() -> (Backend, Arc<AtomicU64>) {
 
 fn over(backend: &Backend, redis: &str) -> Sluice {
     let url = format!("url='http://{}'", backend.address);
-    Sluice::with(&format!("[admin]\ntoken='{TOKEN}'\n[backend]\n{url}\n[cache]\nredis='{redis}'\n{RULES}"), &[])
+    Sluice::with(&format!("own.endpoints=true\n[admin]\ntoken='{TOKEN}'\n[backend]\n{url}\n[cache]\nredis='{redis}'\n{RULES}"), &[])
 }
 
 async fn connected(sluice: &Sluice) {

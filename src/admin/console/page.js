@@ -272,8 +272,14 @@ at("explain").addEventListener("submit", async (event) => {
   let target = at("target").value.trim();
   try { const url = new URL(target); target = url.pathname + url.search; } catch { /* It is a path already. */ }
   at("explained").hidden = false;
+  at("verdict").hidden = true;
   try {
-    at("explained").textContent = await ask(`explain?target=${encodeURIComponent(target)}`);
+    const text = await ask(`explain?target=${encodeURIComponent(target)}`);
+    at("explained").textContent = text;
+    // The last line says whether it is a hit.
+    const verdict = text.trimEnd().split("\n").pop();
+    at("verdict").textContent = verdict.replace(/^answer +/, "");
+    at("verdict").hidden = !verdict.startsWith("answer ");
   } catch (error) {
     at("explained").textContent = error.message;
   }

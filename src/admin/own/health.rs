@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::recent::Recent;
 use super::schema::{Component, Components, HealthReport};
+use crate::admin::readiness::serves_stored;
 use crate::body::{self, Reply};
 use crate::clock::Wall;
 use crate::proxy::{Proxy, errors};
@@ -24,7 +25,8 @@ const MAX_HEALTH: usize = 64 << 10;
 #[derive(Default)]
 pub struct Health(Recent<Component>);
 
-/// `GET /health`: the database as the backend sees it, the shared tier as Sluice sees it.
+/// `GET /health`: the database as the backend sees it, the shared tier as Sluice sees it. An instance that serves what is stored while the
+/// database is away is `degraded` and not unhealthy: a load balancer that asks here must not take it out just then.
 #[utoipa::path(
     get,
     path = "/health",
@@ -33,8 +35,8 @@ pub struct Health(Recent<Component>);
     description = "",
     tag = "health",
     responses(
-        (status = 200, description = "The database answers", body = HealthReport),
-        (status = 503, description = "It does not", body = HealthReport),
+        (status = 200, description = "The database answers, or what is stored is served without it (`degraded`)", body = HealthReport),
+        (status = 503, description = "Neither", body = HealthReport),
     ),
 )]
 pub async fn get(health: &Health, proxy: &Arc<Proxy>) -> Response<Reply> {
@@ -47,10 +49,14 @@ pub async fn get(health: &Health, proxy: &Arc<Proxy>) -> Response<Reply> {
         Some(tier) if tier.up => Component { hit_rate: Some(hit_rate(proxy)), ..component("healthy", "Redis connection successful") },
         _ => component("degraded", "Redis not available - running in fallback mode"),
     };
-    let status = if healthy { "healthy" } else { "unhealthy" }.to_owned();
-    let report = HealthReport { status, timestamp: timestamp(Wall::now()), components: Components { database, redis } };
+    let (status, code) = match healthy {
+        true => ("healthy", 200),
+        false if serves_stored(proxy) => ("degraded", 200),
+        false => ("unhealthy", 503),
+    };
+    let report = HealthReport { status: status.to_owned(), timestamp: timestamp(Wall::now()), components: Components { database, redis } };
     // Structs of strings and numbers always serialise.
-    errors::json(if healthy { 200 } else { 503 }, serde_json::to_string(&report).unwrap_or_default())
+    errors::json(code, serde_json::to_string(&report).unwrap_or_default())
 }
 
 fn component(status: &str, message: &str) -> Component {

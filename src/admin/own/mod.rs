@@ -1,5 +1,5 @@
-//! What Sluice answers itself on the main listener, in the contract's shapes: `/health` and `/api/cache/*`, and in native mode
-//! the API's description.
+//! What Sluice answers itself on the main listener where `[own]` says so, in the contract's shapes: `/health` and `/api/cache/*`, and in
+//! native mode the API's description. Which paths these are: [`crate::config::own`].
 //!
 //! | endpoint                                      | who may call it            |
 //! |-----------------------------------------------|----------------------------|
@@ -22,6 +22,7 @@ use http::{Method, Response};
 
 use super::audit::Actor;
 use crate::body::Reply;
+use crate::config::own::{Endpoint, OwnPaths};
 use crate::config::tokens::Right;
 use crate::proxy::answer::Answer;
 use crate::proxy::asked::Asked;
@@ -41,83 +42,33 @@ pub struct Endpoints {
     pub health: Health,
     /// What Redis said of itself, by its own names; `None`: it did not answer, or there is none.
     pub server: Recent<Option<BTreeMap<String, String>>>,
-    /// Whether the API is answered here, so that its description is here too.
-    pub native: bool,
+    /// Which paths are Sluice's.
+    pub paths: OwnPaths,
 }
 
-/// One of Sluice's own endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint<'a> {
-    /// `GET /health`.
-    Health,
-    /// `GET /api/cache/stats`.
-    Stats,
-    /// `POST /api/cache/clear`.
-    Clear,
-    /// `POST /api/cache/invalidate/symbol/{symbol}`.
-    InvalidateSymbol(&'a str),
-    /// `POST /api/cache/invalidate/symbols`.
-    InvalidateSymbols,
-    /// `POST /api/cache/warm`.
-    Warm,
-    /// `GET /openapi.json`, in native mode.
-    Description,
-    /// `GET /docs`, in native mode.
-    Documentation,
-}
-
-impl<'a> Endpoint<'a> {
-    /// The endpoint of a decoded path; the flag says that a slash too many follows it.
-    #[must_use]
-    pub fn of(path: &'a str, native: bool) -> Option<(Self, bool)> {
-        // What most requests ask for is told apart by the first bytes.
-        if path.starts_with("/api/") && !path.starts_with("/api/cache/") {
-            return None;
-        }
-        let exact = path.strip_suffix('/').unwrap_or(path);
-        let endpoint = match exact {
-            "/health" => Self::Health,
-            "/api/cache/stats" => Self::Stats,
-            "/api/cache/clear" => Self::Clear,
-            "/api/cache/invalidate/symbols" => Self::InvalidateSymbols,
-            "/api/cache/warm" => Self::Warm,
-            "/openapi.json" if native => Self::Description,
-            "/docs" if native => Self::Documentation,
-            _ => {
-                let symbol = exact.strip_prefix("/api/cache/invalidate/symbol/")?;
-                if symbol.is_empty() || symbol.contains('/') {
-                    return None;
-                }
-                Self::InvalidateSymbol(symbol)
-            }
-        };
-        Some((endpoint, exact.len() < path.len()))
-    }
-
-    /// The method that it is asked with.
-    const fn method(self) -> Method {
-        match self {
-            Self::Health | Self::Stats | Self::Description | Self::Documentation => Method::GET,
-            Self::Clear | Self::InvalidateSymbol(_) | Self::InvalidateSymbols | Self::Warm => Method::POST,
-        }
+/// The method that an endpoint is asked with.
+const fn method_of(endpoint: Endpoint<'_>) -> Method {
+    match endpoint {
+        Endpoint::Health | Endpoint::Stats | Endpoint::Description | Endpoint::Documentation => Method::GET,
+        Endpoint::Clear | Endpoint::InvalidateSymbol(_) | Endpoint::InvalidateSymbols | Endpoint::Warm => Method::POST,
     }
 }
 
 impl OwnEndpoints for Endpoints {
     fn owns(&self, path: &str) -> bool {
-        Endpoint::of(path, self.native).is_some()
+        Endpoint::of(path, self.paths).is_some()
     }
 
     fn answer<'a>(&'a self, asked: Asked<'a>, proxy: &'a Arc<Proxy>) -> AnswerFuture<'a> {
         Box::pin(async move {
             let local = |response| Answer { response, outcome: Outcome::Local };
-            let Some((endpoint, slash)) = Endpoint::of(&asked.target.path, self.native) else {
+            let Some((endpoint, slash)) = Endpoint::of(&asked.target.path, self.paths) else {
                 return local(errors::json(404, r#"{"detail":"Not Found"}"#));
             };
             if slash {
                 return local(without_slash(asked));
             }
-            let (wanted, method) = (endpoint.method(), &asked.parts.method);
+            let (wanted, method) = (method_of(endpoint), &asked.parts.method);
             if *method != wanted && !(wanted == Method::GET && *method == Method::HEAD && proxy.head_as_get) {
                 return local(errors::wrong_method(if wanted == Method::GET { "GET" } else { "POST" }));
             }
@@ -154,31 +105,4 @@ fn without_slash(asked: Asked<'_>) -> Response<Reply> {
         response.headers_mut().insert(LOCATION, location);
     }
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_of_sluices_own_endpoints() {
-        for (path, expected) in [
-            ("/health", Some((Endpoint::Health, false))),
-            ("/health/", Some((Endpoint::Health, true))),
-            ("/healthy", None),
-            ("/api/cache/stats", Some((Endpoint::Stats, false))),
-            ("/api/cache/invalidate/symbols", Some((Endpoint::InvalidateSymbols, false))),
-            ("/api/cache/invalidate/symbol/BTC USDT", Some((Endpoint::InvalidateSymbol("BTC USDT"), false))),
-            ("/api/cache/invalidate/symbol/", None),
-            ("/api/cache/invalidate/symbol/a/b", None),
-            ("/api/cache", None),
-            ("/api/symbols", None),
-            ("/docs", None),
-            ("/", None),
-        ] {
-            assert_eq!(Endpoint::of(path, false), expected, "{path}");
-        }
-        assert_eq!(Endpoint::of("/docs", true), Some((Endpoint::Documentation, false)));
-        assert_eq!(Endpoint::of("/openapi.json", true), Some((Endpoint::Description, false)));
-    }
 }

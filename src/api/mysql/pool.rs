@@ -113,7 +113,7 @@ impl Pool {
     /// A connection for one query, all of which must be answered within `limit`.
     ///
     /// # Errors
-    /// [`OrdersError::Busy`] if too many wait or none becomes free in time; [`OrdersError::Unavailable`] if no
+    /// [`OrdersError::Busy`] if too many wait or none becomes free in time; [`OrdersError::Unreachable`] if no
     /// connection can be made.
     pub async fn ask(&self, lane: Lane, limit: Duration) -> Result<Lease, OrdersError> {
         let permits = match lane {
@@ -169,7 +169,7 @@ impl Pool {
         let mut attempt = 1;
         let connection = loop {
             if self.connections.status().available == 0 && self.breaker.enter() == Gate::Open {
-                return Err(OrdersError::Unavailable("it could not be reached lately and is left alone for a moment".into()));
+                return Err(OrdersError::Unreachable("it could not be reached lately and is left alone for a moment".into()));
             }
             let lent = match self.connections.get().await {
                 Ok(mut connection) => connection.limit(on_server).await.map(|()| connection),
@@ -197,7 +197,7 @@ impl Pool {
             self.metrics.breaker_open.with_label_values(&["mysql"]).set(1);
             tracing::warn!(%error, ?pause, "the database cannot be reached ([mysql] says where it is and who asks)");
         }
-        OrdersError::Unavailable(error.into())
+        OrdersError::Unreachable(error.into())
     }
 
     /// Whether the server takes connections and answers, whatever the pool is busy with.

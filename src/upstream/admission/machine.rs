@@ -1,17 +1,17 @@
 //! Who may take which place: counts and a queue, without I/O and without a clock. The rules are those of the page of
 //! [`admission`](super).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
 
-use crate::request::client::counted_address;
+use crate::request::client::counted_network;
 
 /// The client and the rule that a place is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Party {
     /// The client's address, as far as it counts: [`Party::client`]. `None`: Sluice itself.
     pub address: Option<IpAddr>,
@@ -23,7 +23,7 @@ impl Party {
     /// A client at `address`, on a rule.
     #[must_use]
     pub fn client(address: IpAddr, rule: &str) -> Self {
-        Self { address: Some(counted_address(address)), rule: rule.into() }
+        Self { address: Some(counted_network(address)), rule: rule.into() }
     }
 
     /// Sluice itself, on a rule: no client waits.
@@ -140,6 +140,10 @@ struct Pool {
     held: usize,
     by_address: HashMap<Holder, usize, RandomState>,
     by_rule: HashMap<Arc<str>, usize, RandomState>,
+    /// Of those of an address, how many last.
+    lasting: HashMap<Holder, usize, RandomState>,
+    /// Whether what lasts is held to the share of phases where places are held for long.
+    is_scarce: bool,
 }
 
 impl Pool {
@@ -149,6 +153,10 @@ impl Pool {
 
     fn of_address(&self, party: &Party) -> usize {
         self.by_address.get(&Holder::of(party)).copied().unwrap_or(0)
+    }
+
+    fn lasting_of(&self, party: &Party) -> usize {
+        self.lasting.get(&Holder::of(party)).copied().unwrap_or(0)
     }
 
     fn of_rule(&self, party: &Party) -> usize {
@@ -161,9 +169,13 @@ impl Pool {
 
     /// Whether the party may take a place where so many are free, and its rule holds so many.
     fn has_place(&self, party: &Party, free: usize, of_rule: usize) -> bool {
-        let address_share = if party.address.is_none() { 1 } else { self.address_share };
-        let room = self.room(free, of_rule);
-        room > 0 && self.of_address(party) <= room.saturating_mul(address_share)
+        self.may_hold(party, self.of_address(party), self.room(free, of_rule))
+    }
+
+    /// Whether a party whose address holds so many may have one of those that its rule may still take.
+    fn may_hold(&self, party: &Party, of_address: usize, room: usize) -> bool {
+        let share = if party.address.is_none() { 1 } else { self.address_share };
+        room > 0 && of_address <= room.saturating_mul(share) && (!self.is_scarce || self.lasting_of(party) <= room)
     }
 
     /// How many more places a rule may take, one after another, where so many are free and it holds so many.
@@ -188,6 +200,11 @@ impl Pool {
     /// Whether a holder's address has at least two places more than the party's. Sluice's own work never takes what a client uses.
     fn is_unfair_to(&self, party: &Party, holder: &Party) -> bool {
         party.address.is_some() && self.of_address(holder) >= self.of_address(party) + 2
+    }
+
+    /// Whether a holder's address has at least two places that last more than the party's has any.
+    fn outlasts(&self, party: &Party, holder: &Party) -> bool {
+        party.address.is_some() && self.lasting_of(holder) >= self.of_address(party) + 2
     }
 
     fn take(&mut self, party: &Party) {
@@ -225,6 +242,36 @@ struct Pending {
     asked: Duration,
 }
 
+/// The requests of one party that wait for a place of one phase. Of each party one alone may be next, or be displaced: so a full queue costs
+/// an arrival no more than there are parties in it.
+#[derive(Debug, Default)]
+struct Line {
+    /// By when they came.
+    oldest: BTreeSet<Ticket>,
+    /// By when they were asked for last: the newest ticket of each, and its own.
+    newest: BTreeSet<(Ticket, Ticket)>,
+}
+
+/// The lines of a phase.
+type Lines = HashMap<Party, Line, RandomState>;
+
+/// A request stands in its party's line from now on.
+fn enter(lines: &mut Lines, ticket: Ticket, pending: &Pending) {
+    let line = lines.entry(pending.party.clone()).or_default();
+    line.oldest.insert(ticket);
+    line.newest.insert((pending.newest, ticket));
+}
+
+/// It stands there no longer.
+fn exit(lines: &mut Lines, ticket: Ticket, pending: &Pending) {
+    let Some(line) = lines.get_mut(&pending.party) else { return };
+    line.oldest.remove(&ticket);
+    line.newest.remove(&(pending.newest, ticket));
+    if line.oldest.is_empty() {
+        lines.remove(&pending.party);
+    }
+}
+
 /// All places, and the queue for them.
 #[derive(Debug)]
 pub struct Machine {
@@ -233,6 +280,8 @@ pub struct Machine {
     queue: Pool,
     /// Those that wait, the oldest first.
     pending: BTreeMap<Ticket, Pending>,
+    /// The same by phase and party.
+    lines: [Lines; Phase::ALL.len()],
     /// How many of them wait for a place of each phase.
     waiting: [usize; Phase::ALL.len()],
     next: Ticket,
@@ -248,6 +297,7 @@ impl Machine {
             pools,
             queue: Pool::new(bounds.queue, (ADDRESS_SHARE, RULE_SHARE)),
             pending: BTreeMap::new(),
+            lines: Default::default(),
             waiting: [0; Phase::ALL.len()],
             next: 0,
         }
@@ -271,11 +321,24 @@ impl Machine {
         self.pending.len()
     }
 
+    /// How many requests of a party's address wait.
+    #[must_use]
+    pub fn queued_of(&self, party: &Party) -> usize {
+        self.queue.of_address(party)
+    }
+
+    /// How many parties wait for a place of a phase.
+    #[must_use]
+    pub fn parties_waiting(&self, phase: Phase) -> usize {
+        self.lines[phase as usize].len()
+    }
+
     /// Whether nothing is held and nobody waits.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         let mut pools = self.pools.iter().chain([&self.queue]);
-        self.pending.is_empty() && pools.all(|pool| pool.held == 0 && pool.by_address.is_empty() && pool.by_rule.is_empty())
+        let is_empty = |pool: &Pool| pool.held == 0 && pool.by_address.is_empty() && pool.by_rule.is_empty() && pool.lasting.is_empty();
+        self.pending.is_empty() && self.lines.iter().all(HashMap::is_empty) && pools.all(is_empty)
     }
 
     /// Which of the parties that hold places of the phase ask, for work that is of use to nobody, are to lose one so that a request gets it:
@@ -289,6 +352,47 @@ impl Machine {
         }
         let gives_way = |holder, is_old| (is_old || pool.is_unfair_to(party, holder)) && pool.would_have_place_of(holder, party);
         in_order(pool, holders.filter(|(_, holder, is_old)| gives_way(holder, *is_old)).map(|(work, holder, _)| (work, holder)))
+    }
+
+    /// A place of the phase ask lasts from now on: it has been held for longer than most are.
+    pub fn lasts(&mut self, party: &Party) {
+        *self.pools[Phase::Ask as usize].lasting.entry(Holder::of(party)).or_default() += 1;
+    }
+
+    /// One that lasts is about to [end](Self::end).
+    pub fn lasts_no_longer(&mut self, party: &Party) {
+        less(&mut self.pools[Phase::Ask as usize].lasting, &Holder::of(party));
+    }
+
+    /// Whether places of the phase ask are scarce.
+    #[must_use]
+    pub const fn is_scarce(&self) -> bool {
+        self.pools[Phase::Ask as usize].is_scarce
+    }
+
+    /// Says whether places of the phase ask are scarce: whether a request waited in vain beside those that last. Returns those that have a
+    /// place from now on.
+    #[must_use]
+    pub fn set_scarce(&mut self, now: Duration, is_scarce: bool) -> Vec<Ticket> {
+        self.pools[Phase::Ask as usize].is_scarce = is_scarce;
+        self.admit_next(now, Phase::Ask)
+    }
+
+    /// Which of the places of the phase ask that last are to be given up for a request that waits in vain, though somebody waits for each of
+    /// them: the first is to be tried first. A place comes with all who wait for it; each of them must have many that last.
+    #[must_use]
+    pub fn outlasting<I: Ord + Copy>(&self, party: &Party, holders: impl Iterator<Item = (I, Party, Vec<Party>)>) -> Vec<I> {
+        let pool = &self.pools[Phase::Ask as usize];
+        if pool.may_take(party) {
+            return Vec::new();
+        }
+        let gives_way = |holder: &Party, waiting: &[Party]| {
+            [holder].into_iter().chain(waiting).all(|one| pool.outlasts(party, one)) && pool.would_have_place_of(holder, party)
+        };
+        let giving = holders.filter(|(_, holder, waiting)| gives_way(holder, waiting));
+        let mut giving: Vec<_> = giving.map(|(place, holder, _)| (usize::MAX - pool.lasting_of(&holder), place)).collect();
+        giving.sort_unstable();
+        giving.into_iter().map(|(_, place)| place).collect()
     }
 
     /// Which of the parties that hold places of a phase where places are held for long are to lose one to a request that finds none: the
@@ -347,7 +451,9 @@ impl Machine {
         self.queue.take(party);
         let ticket = self.next;
         self.next += 1;
-        self.pending.insert(ticket, Pending { phase, party: party.clone(), since: now, newest: ticket, asked: now });
+        let pending = Pending { phase, party: party.clone(), since: now, newest: ticket, asked: now };
+        enter(&mut self.lines[phase as usize], ticket, &pending);
+        self.pending.insert(ticket, pending);
         self.waiting[phase as usize] += 1;
         (Arrival::Pending(ticket), displaced)
     }
@@ -358,10 +464,11 @@ impl Machine {
     fn displaced_by(&self, now: Duration, party: &Party) -> Option<Ticket> {
         let own = self.queue.of_address(party);
         let is_full = self.queue.held >= self.queue.most;
-        let waiting = self.pending.iter().filter(|(_, pending)| is_full || pending.party.rule == party.rule);
-        let counted = waiting.map(|(&ticket, pending)| {
-            let is_old = now.saturating_sub(pending.asked) > HOPELESS;
-            (self.queue.of_address(&pending.party), Ticket::MAX - pending.newest, is_old, ticket)
+        let lines = self.lines.iter().flatten().filter(|(other, _)| is_full || other.rule == party.rule);
+        let counted = lines.filter_map(|(other, line)| {
+            let &(newest, ticket) = line.newest.first()?;
+            let is_old = now.saturating_sub(self.pending.get(&ticket)?.asked) > HOPELESS;
+            Some((self.queue.of_address(other), Ticket::MAX - newest, is_old, ticket))
         });
         counted.filter(|&(held, _, is_old, _)| held >= own + 2 || (is_old && held > own)).max().map(|(.., ticket)| ticket)
     }
@@ -380,8 +487,11 @@ impl Machine {
     /// Another party asks for what a request that waits is for.
     pub fn join(&mut self, now: Duration, ticket: Ticket, party: &Party) -> Joined {
         let Some(pending) = self.pending.get_mut(&ticket) else { return Joined::Unchanged };
-        (pending.newest, pending.asked, self.next) = (self.next, now, self.next + 1);
         let (phase, charged) = (pending.phase, pending.party.clone());
+        let lines = &mut self.lines[phase as usize];
+        exit(lines, ticket, pending);
+        (pending.newest, pending.asked, self.next) = (self.next, now, self.next + 1);
+        enter(lines, ticket, pending);
         if self.pools[phase as usize].may_take(party) {
             self.leave(ticket);
             self.pools[phase as usize].take(party);
@@ -393,7 +503,9 @@ impl Machine {
         self.queue.give_back(&charged);
         self.queue.take(party);
         if let Some(pending) = self.pending.get_mut(&ticket) {
+            exit(&mut self.lines[phase as usize], ticket, pending);
             pending.party = party.clone();
+            enter(&mut self.lines[phase as usize], ticket, pending);
         }
         Joined::Moved
     }
@@ -402,6 +514,11 @@ impl Machine {
     #[must_use]
     pub fn end(&mut self, now: Duration, phase: Phase, party: &Party) -> Vec<Ticket> {
         self.pools[phase as usize].give_back(party);
+        self.admit_next(now, phase)
+    }
+
+    /// Gives places that are free to those that wait and may take one.
+    fn admit_next(&mut self, now: Duration, phase: Phase) -> Vec<Ticket> {
         let mut admitted = Vec::new();
         // A place that is free may let in several: it raises what each party may hold.
         while let Some(ticket) = self.next_of(now, phase) {
@@ -419,6 +536,7 @@ impl Machine {
 
     fn remove(&mut self, ticket: Ticket) -> Option<Pending> {
         let pending = self.pending.remove(&ticket)?;
+        exit(&mut self.lines[pending.phase as usize], ticket, &pending);
         self.queue.give_back(&pending.party);
         self.waiting[pending.phase as usize] -= 1;
         Some(pending)
@@ -430,14 +548,29 @@ impl Machine {
         if pool.held >= pool.most || waiting == 0 {
             return None;
         }
-        let of_phase = || self.pending.iter().filter(|(_, pending)| pending.phase == phase);
-        let oldest = of_phase().next().map_or(now, |(_, pending)| pending.since);
+        let lines = &self.lines[phase as usize];
+        let first = lines.values().filter_map(|line| line.oldest.first()).min();
+        let oldest = first.and_then(|ticket| self.pending.get(ticket)).map_or(now, |pending| pending.since);
         let is_overloaded = waiting * 2 > self.queue.most || now.saturating_sub(oldest) > OVERLOAD;
-        let order = |&(&ticket, pending): &(&Ticket, &Pending)| {
-            let age = if is_overloaded { Ticket::MAX - pending.newest } else { ticket };
-            (pending.party.address.is_none(), pool.of_address(&pending.party), pool.of_rule(&pending.party), age)
+        let next = |line: &Line| match is_overloaded {
+            true => line.newest.last().map(|&(newest, ticket)| (Ticket::MAX - newest, ticket)),
+            false => line.oldest.first().map(|&ticket| (ticket, ticket)),
         };
-        of_phase().filter(|(_, pending)| pool.may_take(&pending.party)).min_by_key(order).map(|(&ticket, _)| ticket)
+        let free = pool.most.saturating_sub(pool.held);
+        let (mut rule, mut of_rule, mut room, mut best) = (None, 0, 0, None);
+        for (party, line) in lines {
+            // Mostly all wait for one rule.
+            if rule != Some(&party.rule) {
+                of_rule = pool.of_rule(party);
+                (rule, room) = (Some(&party.rule), pool.room(free, of_rule));
+            }
+            let of_address = pool.of_address(party);
+            if let Some((age, ticket)) = next(line).filter(|_| pool.may_hold(party, of_address, room)) {
+                let key = ((party.address.is_none(), of_address, of_rule, age), ticket);
+                best = Some(best.map_or(key, |best| key.min(best)));
+            }
+        }
+        best.map(|(_, ticket)| ticket)
     }
 }
 
@@ -510,8 +643,8 @@ mod tests {
     #[test]
     fn addresses_of_one_ipv6_network_are_one() {
         let one = Party::client("2001:db8::1".parse().unwrap(), "a");
-        assert_eq!(one, Party::client("2001:db8::2".parse().unwrap(), "a"));
-        assert_ne!(one, Party::client("2001:db8:0:1::1".parse().unwrap(), "a"));
+        assert_eq!(one, Party::client("2001:db8:0:ffff::2".parse().unwrap(), "a"));
+        assert_ne!(one, Party::client("2001:db8:1::1".parse().unwrap(), "a"));
         assert_eq!(party(1), Party::client("::ffff:10.0.0.1".parse().unwrap(), "a"));
     }
 
@@ -626,6 +759,32 @@ mod tests {
         machine.pass_on(Phase::Download, &party(1), &party(6));
         assert_eq!(machine.active(Phase::Download), 8);
         assert!(of(&machine, &party(5)).is_empty(), "nobody has two more");
+    }
+
+    #[test]
+    fn what_lasts_is_given_up_for_who_waits_in_vain_if_all_who_wait_for_it_have_many() {
+        let mut machine = Machine::new(bounds(4, 100));
+        let holders = [1, 1, 1, 2].map(party);
+        for holder in &holders {
+            assert_eq!(machine.arrive(NOW, Phase::Ask, holder, false).0, Arrival::Admitted);
+        }
+        let of = |machine: &Machine, asking: &Party, others: [&[Party]; 4]| {
+            machine.outlasting(asking, (0..4).map(|number| (number, holders[number].clone(), others[number].to_vec())))
+        };
+        assert!(of(&machine, &party(9), [&[]; 4]).is_empty(), "none has been held for long");
+        holders.iter().for_each(|holder| machine.lasts(holder));
+        assert_eq!(of(&machine, &party(9), [&[], &[], &[], &[]]), [0, 1, 2]);
+        assert_eq!(of(&machine, &party(9), [&[party(7)], &[party(2)], &[party(1)], &[]]), [2], "others wait for them");
+        assert!(of(&machine, &party(2), [&[], &[], &[], &[]]).len() == 3 && of(&machine, &Party::own("a"), [&[]; 4]).is_empty());
+        machine.lasts_no_longer(&party(1));
+        assert!(machine.end(NOW, Phase::Ask, &party(1)).is_empty());
+        assert!(of(&machine, &party(9), [&[]; 4]).is_empty(), "a place is free");
+        // It is for those who hold no more that lasts than are free.
+        assert!(machine.set_scarce(NOW, true).is_empty());
+        let waiting = pending(machine.arrive(NOW, Phase::Ask, &party(1), true).0);
+        assert_eq!(machine.arrive(NOW, Phase::Ask, &party(9), false).0, Arrival::Admitted);
+        assert!(machine.end(NOW, Phase::Ask, &party(9)).is_empty());
+        assert_eq!(machine.set_scarce(NOW, false), [waiting]);
     }
 
     #[test]

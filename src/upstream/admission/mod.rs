@@ -16,13 +16,21 @@ use tokio::time::{Instant, timeout_at};
 use crate::telemetry::metrics::Metrics;
 use machine::{Arrival, Bounds, Joined, Machine, Party, Phase, Ticket};
 
-/// How often a request that waits looks whether another is to give its place up by now: less often where many wait, so that all of them
-/// together take little time.
+/// How often a request that waits looks whether another is to give its place up by now: less often where many of its address wait, or many
+/// parties, so that all of them together take little time.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-const FEW_WAIT: usize = 64;
+const FEW_OF_ADDRESS: usize = 4;
+const FEW_PARTIES: usize = 256;
 
 /// A body that has not moved for so long, or a fetch of use to nobody that has taken so long, may lose its place to who finds none.
 const AT_REST: Duration = Duration::from_secs(1);
+
+/// A request that waits for so long, while no place comes back for it, has one given up that lasts. Where places are scarce already, it need
+/// only have looked once.
+const IN_VAIN: Duration = Duration::from_secs(1);
+
+/// Places that were scarce are held to be for so long after a request waited in vain.
+const SCARCE: Duration = Duration::from_secs(30);
 
 /// How many addresses are known of those who ask for one answer. Of more, it is those that hold fewest places.
 const MOST_ASKERS: usize = 8;
@@ -51,6 +59,13 @@ impl Askers {
     #[must_use]
     pub fn rule(&self) -> &str {
         &self.rule
+    }
+
+    /// All of them. `None`: there may be more than are known.
+    #[must_use]
+    pub fn all(&self) -> Option<Vec<Party>> {
+        let asking = self.asking();
+        (asking.parties.len() < MOST_ASKERS).then(|| asking.parties.clone())
     }
 
     /// The address of the first one.
@@ -96,6 +111,16 @@ pub trait Work: Send + Sync {
     /// Gives it up, so that another gets its place. `false`: it goes on, since somebody waits for it. Called under a lock: it only tells.
     fn give_up(&self) -> bool;
 
+    /// Gives it up though somebody waits for it. `false`: it goes on, since it may change something.
+    fn take_away(&self) -> bool {
+        self.give_up()
+    }
+
+    /// Those for whom it is, beside the one who is charged for its place. `None`: they are too many to be known.
+    fn askers(&self) -> Option<Vec<Party>> {
+        Some(Vec::new())
+    }
+
     /// Since when nothing of it has moved. In the phase ask nobody asks.
     fn rests_since(&self) -> Option<Instant> {
         None
@@ -118,27 +143,73 @@ pub struct Admission {
 struct State {
     machine: Machine,
     waiting: HashMap<Ticket, Waiter>,
-    /// By phase, those that hold a place and can be given up, the oldest first.
-    works: [BTreeMap<u64, Working>; Phase::ALL.len()],
-    next_work: u64,
+    /// By phase, the places that are taken, the oldest first.
+    places: [BTreeMap<u64, Taken>; Phase::ALL.len()],
+    next_place: u64,
+    /// The places of the phase ask before this one last.
+    first_fresh: u64,
+    /// When a request waited in vain last.
+    scarce_since: Option<Instant>,
 }
 
-/// A place that can be given up.
-struct Working {
-    holder: Party,
+/// A place that is taken.
+struct Taken {
+    party: Party,
     since: Instant,
-    work: Weak<dyn Work>,
+    /// What it is for, if that can be given up.
+    work: Option<Weak<dyn Work>>,
+}
+
+impl Taken {
+    /// Its work, if that is under way and can be given up.
+    fn work(&self) -> Option<Arc<dyn Work>> {
+        self.work.as_ref()?.upgrade()
+    }
 }
 
 impl State {
-    /// Gives up the first of these that can be. Its place is nobody's then.
-    fn give_up(&mut self, phase: Phase, in_order: impl IntoIterator<Item = u64>) -> Option<(Party, Arc<dyn Work>)> {
-        let works = &mut self.works[phase as usize];
+    /// Takes down a place that was given.
+    fn note(&mut self, phase: Phase, party: &Party) -> u64 {
+        let number = self.next_place;
+        self.next_place += 1;
+        self.places[phase as usize].insert(number, Taken { party: party.clone(), since: Instant::now(), work: None });
+        number
+    }
+
+    /// Forgets a place that is about to end.
+    fn forget(&mut self, phase: Phase, number: u64) -> Option<Taken> {
+        let taken = self.places[phase as usize].remove(&number)?;
+        if phase == Phase::Ask && number < self.first_fresh {
+            self.machine.lasts_no_longer(&taken.party);
+        }
+        Some(taken)
+    }
+
+    /// Notes which places of the phase ask have been held for long by now.
+    fn age(&mut self, now: Instant) {
+        let fresh = self.places[Phase::Ask as usize].range(self.first_fresh..);
+        for (&number, taken) in fresh.take_while(|(_, taken)| now.saturating_duration_since(taken.since) >= AT_REST) {
+            self.machine.lasts(&taken.party);
+            self.first_fresh = number + 1;
+        }
+    }
+
+    /// How long a request waits until it looks again.
+    fn pause(&self, phase: Phase, ticket: Ticket) -> Duration {
+        let of_address = self.waiting.get(&ticket).map_or(0, |waiter| self.machine.queued_of(&waiter.party));
+        let times = 1 + of_address / FEW_OF_ADDRESS + self.machine.parties_waiting(phase) / FEW_PARTIES;
+        LOOK_AGAIN.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
+    }
+
+    /// Gives up the first of these that can be, though somebody waits for it if `is_taken_away`. Its place is nobody's then.
+    fn give_up(&mut self, phase: Phase, in_order: impl IntoIterator<Item = u64>, is_taken_away: bool) -> Option<(Party, Arc<dyn Work>)> {
+        let places = &self.places[phase as usize];
         let (number, work) = in_order.into_iter().find_map(|number| {
-            let work = works.get(&number)?.work.upgrade()?;
-            work.give_up().then_some((number, work))
+            let work = places.get(&number)?.work()?;
+            let is_given_up = if is_taken_away { work.take_away() } else { work.give_up() };
+            is_given_up.then_some((number, work))
         })?;
-        works.remove(&number).map(|working| (working.holder, work))
+        self.forget(phase, number).map(|taken| (taken.party, work))
     }
 }
 
@@ -156,9 +227,7 @@ struct Waiter {
 pub struct Place {
     admission: Arc<Admission>,
     phase: Phase,
-    party: Party,
-    /// The number of the work that it is for, if that can be given up.
-    work: Option<u64>,
+    number: u64,
 }
 
 impl Place {
@@ -168,19 +237,18 @@ impl Place {
         self.phase
     }
 
-    /// Says what the place is for. It is given up when another request is to have the place, as the page says.
-    pub fn is_for(&mut self, work: Weak<dyn Work>) {
+    /// Says what the place is for, unless that was said. It is given up when another request is to have the place, as the page says.
+    pub fn is_for(&self, work: Weak<dyn Work>) {
         let mut state = self.admission.state();
-        let number = state.next_work;
-        state.next_work += 1;
-        state.works[self.phase as usize].insert(number, Working { holder: self.party.clone(), since: Instant::now(), work });
-        self.work = Some(number);
+        if let Some(taken) = state.places[self.phase as usize].get_mut(&self.number) {
+            taken.work.get_or_insert(work);
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.admission.end(self.phase, &self.party, self.work);
+        self.admission.end(self.phase, self.number);
     }
 }
 
@@ -212,8 +280,14 @@ impl Admission {
                 metrics.backend_rejected.with_label_values(&[phase.name(), why]);
             }
         }
-        let state = State { machine: Machine::new(bounds), waiting: HashMap::new(), works: Default::default(), next_work: 0 };
-        let state = Mutex::new(state);
+        let state = Mutex::new(State {
+            machine: Machine::new(bounds),
+            waiting: HashMap::new(),
+            places: Default::default(),
+            next_place: 0,
+            first_fresh: 0,
+            scarce_since: None,
+        });
         Arc::new(Self { state, start: Instant::now(), patience, active, metrics })
     }
 
@@ -228,8 +302,9 @@ impl Admission {
         self.metrics.backend_pending.set(i64::try_from(state.machine.queued()).unwrap_or(i64::MAX));
     }
 
-    fn place(self: &Arc<Self>, phase: Phase, party: &Party) -> Place {
-        Place { admission: Arc::clone(self), phase, party: party.clone(), work: None }
+    /// A place that the machine has given. Not to be dropped under the lock.
+    fn place(self: &Arc<Self>, state: &mut State, phase: Phase, party: &Party) -> Place {
+        Place { admission: Arc::clone(self), phase, number: state.note(phase, party) }
     }
 
     fn refuse(&self, phase: Phase, why: &str) {
@@ -239,6 +314,7 @@ impl Admission {
     /// A place of a phase, waited for in the queue if need be. A caller that is dropped meanwhile leaves the queue. `None`: the queue
     /// is full, or no place was free in time.
     pub async fn admit(self: &Arc<Self>, phase: Phase, askers: &Askers) -> Option<Place> {
+        self.look_at_scarcity();
         if let Some(place) = self.take_over(phase, askers, None) {
             return Some(place);
         }
@@ -254,7 +330,7 @@ impl Admission {
                 self.refuse(waiter.phase, "displaced");
             }
             match arrival {
-                Arrival::Admitted => return Some(self.place(phase, &party)),
+                Arrival::Admitted => return Some(self.place(&mut state, phase, &party)),
                 Arrival::Refused => {
                     self.refuse(phase, "full");
                     return None;
@@ -267,15 +343,19 @@ impl Admission {
                 }
             }
         };
+        let began = Instant::now();
         let last = Instant::now() + self.patience * 2;
         let mut until = Instant::now() + self.patience;
         while Instant::now() < until {
-            let pause = LOOK_AGAIN * u32::try_from(1 + self.state().waiting.len() / FEW_WAIT).unwrap_or(u32::MAX);
+            let pause = self.state().pause(phase, waiting.ticket);
             if let Ok(given) = timeout_at(until.min(Instant::now() + pause), &mut receiver).await {
                 return given.ok();
             }
             if let Some(place) = self.take_over(phase, askers, Some(waiting.ticket)) {
                 return Some(place);
+            }
+            if phase == Phase::Ask {
+                self.take_away(waiting.ticket, began.elapsed());
             }
             // One who joined has patience of its own, within bounds.
             let since = self.state().waiting.get(&waiting.ticket).map(|waiter| waiter.since);
@@ -302,10 +382,11 @@ impl Admission {
                 }
             }
             Joined::Admitted => {
-                let admitted = state.waiting.remove(&ticket).map(|waiter| Waiter { party: party.clone(), ..waiter });
+                let waiter = state.waiting.remove(&ticket).map(|waiter| Waiter { party: party.clone(), ..waiter });
+                let given = self.give(&mut state, waiter);
                 self.tell(&state);
                 drop(state);
-                self.hand_on(admitted);
+                hand_on(given);
             }
         }
     }
@@ -319,82 +400,148 @@ impl Admission {
         let party = askers.asking().least(&state.machine, phase);
         let (arrival, _) = state.machine.arrive(self.start.elapsed(), phase, &party, false);
         self.tell(&state);
-        drop(state);
         if arrival != Arrival::Admitted {
             self.refuse(phase, "full");
             return None;
         }
-        Some(self.place(phase, &party))
+        Some(self.place(&mut state, phase, &party))
     }
 
     /// Has another give its place up to a request that finds none. The request waits under `ticket`, if it does; one that has left the queue
     /// by now, or has a place, needs none. `None`: nobody gives a place up, or it is handed on as any that is free.
     fn take_over(self: &Arc<Self>, phase: Phase, askers: &Askers, ticket: Option<Ticket>) -> Option<Place> {
         let mut state = self.state();
-        let works = &state.works[phase as usize];
-        if works.is_empty() || ticket.is_some_and(|ticket| !state.waiting.contains_key(&ticket)) {
+        let places = &state.places[phase as usize];
+        if places.is_empty() || ticket.is_some_and(|ticket| !state.waiting.contains_key(&ticket)) {
             return None;
         }
         let waiter = ticket.and_then(|ticket| state.waiting.get(&ticket)).map(|waiter| waiter.party.clone());
         let party = waiter.unwrap_or_else(|| askers.asking().least(&state.machine, phase));
         let now = Instant::now();
         let is_old = |since: Instant| now.saturating_duration_since(since) >= AT_REST;
+        let works = places.iter().filter_map(|(&number, taken)| Some((number, taken, taken.work.as_ref()?)));
         if phase == Phase::Ask {
-            let holders = works.iter().map(|(&number, working)| (number, &working.holder, is_old(working.since)));
-            let in_order = state.machine.useless_for(&party, holders);
-            let (holder, work) = state.give_up(phase, in_order)?;
-            let admitted = self.ended(&mut state, phase, &holder);
+            let in_order = state.machine.useless_for(&party, works.map(|(number, taken, _)| (number, &taken.party, is_old(taken.since))));
+            let (holder, work) = state.give_up(phase, in_order, false)?;
+            let given = self.ended(&mut state, phase, &holder);
             drop(state);
             work.let_go();
-            self.hand_on(admitted);
+            hand_on(given);
             return None;
         }
         let at_rest = |work: &Weak<dyn Work>| work.upgrade()?.rests_since().filter(|&since| is_old(since));
-        let holders = works.iter().map(|(number, working)| ((*number, &working.work), &working.holder));
+        let holders = works.map(|(number, taken, work)| ((number, work), &taken.party));
         let in_order = state.machine.unfair_to(phase, &party, holders, |(number, work)| Some((at_rest(work)?, number)));
-        let (holder, work) = state.give_up(phase, in_order.into_iter().map(|(_, number)| number))?;
+        let (holder, work) = state.give_up(phase, in_order.into_iter().map(|(_, number)| number), true)?;
         state.machine.pass_on(phase, &holder, &party);
         if let Some(ticket) = ticket {
             state.machine.leave(ticket);
             state.waiting.remove(&ticket);
         }
         self.tell(&state);
+        let place = self.place(&mut state, phase, &party);
         drop(state);
         work.let_go();
         self.refuse(phase, "displaced");
-        Some(self.place(phase, &party))
+        Some(place)
     }
 
-    /// A place is free again, unless it was taken back from its work.
-    fn end(self: &Arc<Self>, phase: Phase, party: &Party, work: Option<u64>) {
-        let mut state = self.state();
-        if work.is_some_and(|number| state.works[phase as usize].remove(&number).is_none()) {
-            return;
-        }
-        let admitted = self.ended(&mut state, phase, party);
+    /// Has a place of the phase ask given up that lasts, for a request that has `waited` in vain under `ticket`. The place is handed on as any
+    /// that is free, and places are scarce from then on.
+    fn take_away(self: &Arc<Self>, ticket: Ticket, waited: Duration) {
+        let (mut state, now) = (self.state(), Instant::now());
+        let given = self.end_scarcity(&mut state, now);
+        state.age(now);
+        let in_vain = if state.machine.is_scarce() { Duration::ZERO } else { IN_VAIN.min(self.patience / 2) };
+        let waiter = state.waiting.get(&ticket).filter(|_| waited >= in_vain).map(|waiter| waiter.party.clone());
+        let taken_away = waiter.and_then(|party| {
+            let (phase, fresh) = (Phase::Ask, state.first_fresh);
+            let lasting = state.places[phase as usize].range(..fresh);
+            let holders = lasting.filter_map(|(&number, taken)| Some((number, taken.party.clone(), taken.work()?.askers()?)));
+            let in_order = state.machine.outlasting(&party, holders);
+            state.give_up(phase, in_order, true)
+        });
+        let Some((holder, work)) = taken_away else {
+            drop(state);
+            return hand_on(given);
+        };
+        state.scarce_since = Some(now);
+        let mut given = given;
+        given.extend(self.set_scarce(&mut state, true));
+        given.extend(self.ended(&mut state, Phase::Ask, &holder));
         drop(state);
-        self.hand_on(admitted);
+        self.refuse(Phase::Ask, "displaced");
+        work.let_go();
+        hand_on(given);
     }
 
-    /// Returns those that have a place from now on.
-    fn ended(&self, state: &mut State, phase: Phase, party: &Party) -> Vec<Waiter> {
-        let admitted = state.machine.end(self.start.elapsed(), phase, party);
-        let admitted = admitted.iter().filter_map(|ticket| state.waiting.remove(ticket)).collect();
-        self.tell(state);
-        admitted
+    /// Ends it where it is over, also for what arrives now.
+    fn look_at_scarcity(self: &Arc<Self>) {
+        let mut state = self.state();
+        let given = self.end_scarcity(&mut state, Instant::now());
+        drop(state);
+        hand_on(given);
     }
 
-    /// Unlocked: the place of one that has just left is dropped, which ends it.
-    fn hand_on(self: &Arc<Self>, admitted: impl IntoIterator<Item = Waiter>) {
-        for Waiter { phase, party, told, .. } in admitted {
-            drop(told.send(self.place(phase, &party)));
+    /// Places are scarce no more, if no request has waited in vain for a while.
+    fn end_scarcity(self: &Arc<Self>, state: &mut State, now: Instant) -> Vec<Given> {
+        match state.scarce_since.take_if(|since| now.saturating_duration_since(*since) >= SCARCE) {
+            Some(_) => self.set_scarce(state, false),
+            None => Vec::new(),
         }
+    }
+
+    fn set_scarce(self: &Arc<Self>, state: &mut State, is_scarce: bool) -> Vec<Given> {
+        let admitted = state.machine.set_scarce(self.start.elapsed(), is_scarce);
+        let waiters: Vec<_> = admitted.iter().filter_map(|ticket| state.waiting.remove(ticket)).collect();
+        self.give(state, waiters)
+    }
+
+    /// A place is free again, unless it was taken from its holder.
+    fn end(self: &Arc<Self>, phase: Phase, number: u64) {
+        let mut state = self.state();
+        let now = Instant::now();
+        state.age(now);
+        let Some(taken) = state.forget(phase, number) else { return };
+        let mut given = self.end_scarcity(&mut state, now);
+        given.extend(self.ended(&mut state, phase, &taken.party));
+        drop(state);
+        hand_on(given);
+    }
+
+    /// Returns the places of those that have one from now on.
+    fn ended(self: &Arc<Self>, state: &mut State, phase: Phase, party: &Party) -> Vec<Given> {
+        let admitted = state.machine.end(self.start.elapsed(), phase, party);
+        let waiters: Vec<_> = admitted.iter().filter_map(|ticket| state.waiting.remove(ticket)).collect();
+        let given = self.give(state, waiters);
+        self.tell(state);
+        given
+    }
+
+    /// The places of those that wait no longer.
+    fn give(self: &Arc<Self>, state: &mut State, waiters: impl IntoIterator<Item = Waiter>) -> Vec<Given> {
+        let mut given = Vec::new();
+        for Waiter { phase, party, told, .. } in waiters {
+            given.push((told, self.place(state, phase, &party)));
+        }
+        given
+    }
+}
+
+/// A place, and where the one hears of it that waited.
+type Given = (oneshot::Sender<Place>, Place);
+
+/// Unlocked: the place of one that has just left is dropped, which ends it.
+fn hand_on(given: Vec<Given>) {
+    for (told, place) in given {
+        drop(told.send(place));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::time::timeout;
 
     fn client(number: u8) -> Party {
@@ -461,7 +608,8 @@ mod tests {
         assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
         admission.join(&askers, &client(2));
         held.push(waiting.await.unwrap());
-        assert_eq!(held.last().unwrap().party, client(2));
+        let charged = |place: &Place| admission.state().places[Phase::Ask as usize][&place.number].party.clone();
+        assert_eq!(charged(held.last().unwrap()), client(2));
         // None is free. The second's patience begins when it joins.
         let askers = party(1);
         let began = Instant::now();
@@ -473,9 +621,64 @@ mod tests {
         // Those who joined before it waits are known too.
         admission.join(&askers, &client(4));
         drop(held.pop());
-        assert_eq!(admission.admit(Phase::Ask, &askers).await.unwrap().party.address, client(3).address);
+        let place = admission.admit(Phase::Ask, &askers).await.unwrap();
+        assert_eq!(charged(&place).address, client(3).address);
+        drop(place);
         held.clear();
         assert!(admission.state().machine.is_empty() && admission.state().waiting.is_empty());
+    }
+
+    /// Work that somebody waits for.
+    struct Awaited(Vec<Party>, AtomicBool);
+
+    impl Work for Awaited {
+        fn give_up(&self) -> bool {
+            false
+        }
+
+        fn take_away(&self) -> bool {
+            !self.1.swap(true, Ordering::Relaxed)
+        }
+
+        fn askers(&self) -> Option<Vec<Party>> {
+            Some(self.0.clone())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_in_vain_beside_many_that_last_gets_one_of_their_places() {
+        let admission = admission(16, 100);
+        let (mut held, mut works) = (Vec::new(), Vec::new());
+        for number in [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4] {
+            let place = admission.try_admit(Phase::Ask, &party(number)).unwrap();
+            // One of them is asked for by another address too.
+            let askers = if held.is_empty() { vec![client(8)] } else { Vec::new() };
+            let work = Arc::new(Awaited(askers, AtomicBool::new(false)));
+            let weak: Weak<Awaited> = Arc::downgrade(&work);
+            place.is_for(weak);
+            held.push(place);
+            works.push(work);
+        }
+        let began = Instant::now();
+        let first = admission.admit(Phase::Ask, &party(9)).await;
+        assert!(first.is_some() && (1..3).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        let taken = || works.iter().filter(|work| work.1.load(Ordering::Relaxed)).count();
+        assert!(taken() == 1 && !works[0].1.load(Ordering::Relaxed));
+        // What it gives back is left to those with few, though the others wait for it.
+        let greedy = party(3);
+        let mut waiting = Box::pin(admission.admit(Phase::Ask, &greedy));
+        assert!(timeout(Duration::from_millis(10), &mut waiting).await.is_err());
+        drop(first);
+        for _ in 0..3 {
+            assert!(timeout(Duration::from_millis(1), admission.admit(Phase::Ask, &party(9))).await.unwrap().is_some());
+        }
+        assert_eq!(taken(), 1);
+        drop(waiting);
+        tokio::time::advance(SCARCE).await;
+        assert!(admission.admit(Phase::Ask, &greedy).await.is_some(), "nobody else has asked for a while");
+        held.clear();
+        let state = admission.state();
+        assert!(state.machine.is_empty() && state.waiting.is_empty() && state.places.iter().all(BTreeMap::is_empty));
     }
 
     #[tokio::test]

@@ -23,6 +23,8 @@ struct World {
     /// The places in `active` whose work is of use to nobody, or does not move.
     useless: Vec<(Phase, Party)>,
     pending: BTreeMap<Ticket, (Phase, Party)>,
+    /// The places of the phase ask that last.
+    lasting: Vec<(Phase, Party)>,
 }
 
 impl World {
@@ -34,6 +36,14 @@ impl World {
             Phase::Upload | Phase::Download | Phase::Stream => machine.unfair_to(phase, party, holders, Some),
         };
         in_order.first().copied()
+    }
+
+    /// A place is about to end, which may be one of those that last.
+    fn ends(&mut self, machine: &mut Machine, ended: &(Phase, Party)) {
+        if count(&self.lasting, ended) > 0 && count(&self.lasting, ended) == count(&self.active, ended) {
+            self.lasting.remove(self.lasting.iter().position(|other| other == ended).unwrap_or_default());
+            machine.lasts_no_longer(&ended.1);
+        }
     }
 
     /// Takes a place out of `active`.
@@ -130,7 +140,7 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
             0 => Party::own(rule),
             number => Party::client(IpAddr::from([10, 0, 0, number]), rule),
         };
-        match random.u32(..11) {
+        match random.u32(..14) {
             0..6 => {
                 let phase = Phase::ALL[random.usize(..4)];
                 let may_wait = matches!(phase, Phase::Ask | Phase::Upload);
@@ -147,6 +157,7 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                 }
                 if let Some(number) = to_take_over {
                     let holder = world.useless.swap_remove(number);
+                    world.ends(&mut machine, &holder);
                     let admitted = machine.end(now, phase, &holder.1);
                     tell(format!("{holder:?} is given up for {party:?}: {admitted:?} go on"));
                     has_room = admitted.is_empty();
@@ -180,6 +191,49 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                     world.useless.push(useless);
                 }
             }
+            11 if !world.active.is_empty() => {
+                let lasting = world.active[random.usize(..world.active.len())].clone();
+                if lasting.0 == Phase::Ask && count(&world.lasting, &lasting) < count(&world.active, &lasting) {
+                    tell(format!("{lasting:?} lasts"));
+                    machine.lasts(&lasting.1);
+                    world.lasting.push(lasting);
+                }
+            }
+            12 => {
+                let is_scarce = !machine.is_scarce();
+                let admitted = machine.set_scarce(now, is_scarce);
+                tell(format!("places are scarce: {is_scarce}; {admitted:?} go on"));
+                if is_scarce && !admitted.is_empty() {
+                    return Err("something waited that could take a free place".into());
+                }
+                world.admit(admitted)?;
+            }
+            13 => {
+                // All who wait for it have many.
+                let holders = world.lasting.iter().enumerate().map(|(number, (_, holder))| (number, holder.clone(), Vec::new()));
+                let Some(&number) = machine.outlasting(&party, holders).first() else { continue };
+                let taken = world.lasting[number].clone();
+                let held = |party: &Party| world.active.iter().filter(|(of, by)| *of == Phase::Ask && by.address == party.address).count();
+                if taken.1.address.is_some() && held(&taken.1) < held(&party) + 2 {
+                    return Err(format!("{taken:?} was taken away for {party:?}, which has as many"));
+                }
+                tell(format!("{taken:?} is taken away for {party:?}"));
+                world.lasting.swap_remove(number);
+                machine.lasts_no_longer(&taken.1);
+                world.remove(&taken);
+                if count(&world.useless, &taken) > count(&world.active, &taken) {
+                    world.useless.remove(world.useless.iter().position(|other| *other == taken).unwrap_or_default());
+                }
+                let admitted = machine.end(now, Phase::Ask, &taken.1);
+                let is_enough = !admitted.is_empty() || machine.arrive(now, Phase::Ask, &party, false).0 == Arrival::Admitted;
+                if !is_enough {
+                    return Err("what was taken away was not enough".into());
+                }
+                if admitted.is_empty() {
+                    world.active.push((Phase::Ask, party));
+                }
+                world.admit(admitted)?;
+            }
             9 if !world.pending.is_empty() => {
                 let number = random.usize(..world.pending.len());
                 let Some((&ticket, waiting)) = world.pending.iter_mut().nth(number) else { continue };
@@ -196,7 +250,9 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
                 }
             }
             7..9 if !world.active.is_empty() => {
-                let (phase, party) = world.active.swap_remove(random.usize(..world.active.len()));
+                let (phase, party) = world.active[random.usize(..world.active.len())].clone();
+                world.ends(&mut machine, &(phase, party.clone()));
+                world.remove(&(phase, party.clone()));
                 let ended = (phase, party.clone());
                 if count(&world.useless, &ended) > count(&world.active, &ended) {
                     world.useless.retain(|useless| *useless != ended);
@@ -219,7 +275,9 @@ fn run(seed: u64, is_told: bool) -> Result<(), String> {
         }
         check(&mut machine, &world, bounds)?;
     }
-    while let Some((phase, party)) = world.active.pop() {
+    while let Some((phase, party)) = world.active.last().cloned() {
+        world.ends(&mut machine, &(phase, party.clone()));
+        world.active.pop();
         let admitted = machine.end(now, phase, &party);
         world.admit(admitted)?;
     }

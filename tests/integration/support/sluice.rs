@@ -40,9 +40,11 @@ impl Sluice {
         Self::with(config, &[("BACKEND_URL", &format!("http://{backend}")), ("REDIS_URL", redis)])
     }
 
-    /// In front of `backend` with these rules, and `sections` beside them.
+    /// In front of `backend` with these rules, and Sluice's own endpoints before them.
     pub async fn ruled(backend: SocketAddr, redis: &str, rules: &str) -> Self {
-        let text = format!("[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{backend}'\ntimeout='5s'\n[cache]\nredis='{redis}'\n{rules}");
+        let text = format!(
+            "own.endpoints=true\n[admin]\ntoken='{TOKEN}'\n[backend]\nurl='http://{backend}'\ntimeout='5s'\n[cache]\nredis='{redis}'\n{rules}"
+        );
         Self::with(&text, &[])
     }
 
