@@ -365,7 +365,7 @@ impl<S: Orders> Engine<S> {
     #[must_use]
     pub fn foresee(&self, symbol: &Symbol, missing: i64) -> Option<Unanswered> {
         if self.tail(symbol).is_none() {
-            return Some(if symbol.failed().is_some() { Unanswered::NewestFailing } else { Unanswered::NewestMissing });
+            return Some(symbol.why_missing());
         }
         let is_paused = missing > 0 && symbol.filling().is_paused();
         let are_many = usize::try_from(missing).is_ok_and(|missing| missing > FEW);
@@ -389,19 +389,45 @@ impl<S: Orders> Engine<S> {
             }
             self.want(symbol);
             let late = tail.asked.elapsed().saturating_sub(self.settings.refresh);
-            if symbol.failed().is_some() || self.schedule().is_failing() {
+            let is_allowed = late <= allowed.late;
+            if self.is_failing(symbol) {
                 // It pauses after that, or waits for others: nothing comes soon.
                 let allowed = (late <= allowed.failing).then_some((tail, Newness::Failing(late), waited));
                 return allowed.ok_or(Unanswered::NewestFailing);
             }
-            let is_allowed = late <= allowed.late;
-            // One question that hangs does not hold up every request for as long as it hangs.
-            let until = if is_allowed { symbol.asking_since().unwrap_or(began) + PATIENCE } else { began + LONG_PATIENCE };
-            waited = true;
-            if timeout_at(until, ended.changed()).await.is_err() {
-                return is_allowed.then_some((tail, Newness::Late(late), true)).ok_or(Unanswered::NewestLate);
+            if symbol.failed() == Some(Ended::Unfit) {
+                // The backend is well, and knows what cannot be read here.
+                return is_allowed.then_some((tail, Newness::Late(late), waited)).ok_or(Unanswered::NewestUnfit);
+            }
+            let asking = symbol.asking_since();
+            let until = match asking {
+                // One question that hangs does not hold up every request for as long as it hangs.
+                _ if is_allowed => asking.unwrap_or(began) + PATIENCE,
+                Some(since) => (began + LONG_PATIENCE).min(since + hangs_after(symbol)),
+                None => began + LONG_PATIENCE,
+            };
+            // Nobody waits for a turn that is far away.
+            let is_far = is_allowed && asking.is_none() && self.is_behind();
+            waited |= !is_far;
+            if (is_far || timeout_at(until, ended.changed()).await.is_err()) && (is_allowed || !self.is_failing(symbol)) {
+                return is_allowed.then_some((tail, Newness::Late(late), waited)).ok_or(Unanswered::NewestLate);
             }
         }
+    }
+
+    /// Whether the source fails, or hangs for so long that it is taken to.
+    fn is_failing(&self, symbol: &Symbol) -> bool {
+        let hangs = match symbol.asking_since() {
+            Some(since) => since.elapsed() >= hangs_after(symbol),
+            // Others hang, and it waits for them.
+            None => self.is_sparing(),
+        };
+        hangs || symbol.failed() == Some(Ended::Failed) || self.schedule().is_failing()
+    }
+
+    /// Whether symbols wait for their turn longer than a request does.
+    fn is_behind(&self) -> bool {
+        self.schedule().behind(self.now()) >= PATIENCE
     }
 
     /// Asks for the newest part of a symbol, and says to all what came of it.
@@ -565,7 +591,7 @@ impl<S: Orders> Drop for Question<'_, S> {
         if self.ended == Ended::Answered {
             self.engine.took.store(millis(self.began.elapsed()), Ordering::Relaxed);
         }
-        self.symbol.end_question(self.ended == Ended::Answered);
+        self.symbol.end_question(self.ended);
         let (now, mut schedule) = (self.engine.now(), self.engine.schedule());
         let was_spared = schedule.is_sparing(now);
         schedule.ended(now, self.symbol.number, self.ended);
@@ -618,6 +644,11 @@ pub(super) fn note_change(asked_for: &str, change: Change) {
         Change::Spared => tracing::warn!(asked_for, "the source of the timeline fails and is asked by one question at a time"),
         Change::Back => tracing::info!(asked_for, "the source of the timeline answers again"),
     }
+}
+
+/// A question about a symbol that takes so long hangs: as long as requests wait, or three times as long as the last one took.
+fn hangs_after(symbol: &Symbol) -> Duration {
+    LONG_PATIENCE.max(symbol.took().saturating_mul(3))
 }
 
 /// A duration in whole milliseconds.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::engine::{Allowed, Engine, Newness, Source};
@@ -26,6 +27,8 @@ struct Kind {
     takes_ms: AtomicU64,
     fails: AtomicBool,
     hangs: AtomicBool,
+    /// Its streams are out of order.
+    unfit: AtomicBool,
     asking: AtomicUsize,
     most: AtomicUsize,
     by_symbol: Mutex<BTreeMap<String, u32>>,
@@ -77,7 +80,14 @@ impl Orders for Fake {
     }
 
     async fn stream(&self, symbol: &str, _: Span) -> Result<Batches<OrdersError>, OrdersError> {
-        self.0.ask(symbol).await.map(|()| Batches::none())
+        self.0.ask(symbol).await?;
+        if !self.0.unfit.load(Ordering::Relaxed) {
+            return Ok(Batches::none());
+        }
+        let (sender, receiver) = mpsc::channel(1);
+        // One without a time.
+        drop(sender.try_send(Ok(vec![Order::default()])));
+        Ok(Batches::new(receiver))
     }
 
     async fn check(&self) -> Result<(), OrdersError> {
@@ -179,20 +189,76 @@ async fn a_source_that_hangs_for_the_newest_orders_alone_goes_on_giving_those_of
     for symbol in &world.symbols {
         assert_eq!(world.engine.fill_few(symbol, &[day(1), day(2)]).await, Ok(()));
     }
-    // What is slow is no failure: requests wait a while, and go to the backend.
-    let allowed = Allowed { late: S, failing: S * 3600 };
-    let began = Instant::now();
-    assert_eq!(world.engine.new_tail(&world.symbols[0], allowed).await.map(|_| ()), Err(Unanswered::NewestLate));
-    assert!(began.elapsed() <= S * 10);
-    // What was given up is one: what is known is given at once then.
+    // What hangs for so long fails: what is known is given at once, for symbols that are asked for and for those that wait for them.
+    let failing = async || {
+        for symbol in &world.symbols {
+            let began = Instant::now();
+            let (_, newness, _) = world.engine.new_tail(symbol, Allowed { late: S, failing: S * 3600 }).await.unwrap();
+            assert!(matches!(newness, Newness::Failing(_)) && began.elapsed().is_zero(), "{newness:?}");
+        }
+    };
+    failing().await;
+    let nothing = Allowed { late: S, failing: S };
+    assert_eq!(world.engine.new_tail(&world.symbols[0], nothing).await.map(|_| ()), Err(Unanswered::NewestFailing));
     world.watch(120, 0).await;
-    let began = Instant::now();
-    let (_, newness, _) = world.engine.new_tail(&world.symbols[0], allowed).await.unwrap();
-    assert!(matches!(newness, Newness::Failing(_)) && began.elapsed().is_zero(), "{newness:?}");
+    failing().await;
     assert!(world.newest.most.load(Ordering::Relaxed) <= Settings::default().questions);
     world.newest.hangs.store(false, Ordering::Relaxed);
     let (oldest, _) = world.watch(200, 10).await;
     assert!(oldest <= S * 6, "{oldest:?} old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_hangs_is_waited_for_and_then_what_is_known_is_given() {
+    let world = World::new(1, Duration::from_millis(15));
+    let symbol = &world.symbols[0];
+    let allowed = Allowed { late: S, failing: S * 3600 };
+    world.watch(5, 0).await;
+    sleep(S * 10).await;
+    world.newest.hangs.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    let (_, newness, waited) = world.engine.new_tail(symbol, allowed).await.unwrap();
+    assert!(matches!(newness, Newness::Failing(_)) && waited && began.elapsed() == S * 10, "{newness:?} after {:?}", began.elapsed());
+    // A slow one does not hang.
+    world.newest.hangs.store(false, Ordering::Relaxed);
+    world.newest.takes_ms.store(9000, Ordering::Relaxed);
+    world.watch(250, 0).await;
+    world.newest.takes_ms.store(20_000, Ordering::Relaxed);
+    sleep(S * 60).await;
+    let began = Instant::now();
+    assert_eq!(world.engine.new_tail(symbol, allowed).await.map(|_| ()), Err(Unanswered::NewestLate));
+    assert_eq!(began.elapsed(), S * 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_nothing_to_compute_with_is_no_failure_of_the_backend() {
+    let world = World::new(1, Duration::from_millis(15));
+    let symbol = &world.symbols[0];
+    world.watch(5, 0).await;
+    world.newest.unfit.store(true, Ordering::Relaxed);
+    sleep(S * 10).await;
+    let allowed = Allowed { late: S, failing: S * 3600 };
+    assert_eq!(world.engine.new_tail(symbol, allowed).await.map(|_| ()), Err(Unanswered::NewestUnfit));
+    let longer = Allowed { late: S * 20, ..allowed };
+    assert!(matches!(world.engine.new_tail(symbol, longer).await, Ok((_, Newness::Late(_), _))));
+    world.newest.unfit.store(false, Ordering::Relaxed);
+    world.watch(70, 0).await;
+    assert!(matches!(world.engine.new_tail(symbol, allowed).await, Ok((_, Newness::Fresh, _))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_be_late_is_given_at_once_where_turns_are_far_away() {
+    let world = World::new(500, Duration::from_millis(15));
+    world.watch(5, 0).await;
+    world.newest.takes_ms.store(3000, Ordering::Relaxed);
+    world.watch(20, 0).await;
+    let allowed = Allowed { late: S * 60, failing: S * 60 };
+    for symbol in &world.symbols {
+        let began = Instant::now();
+        let (_, newness, waited) = world.engine.new_tail(symbol, allowed).await.unwrap();
+        let is_asked = symbol.asking_since().is_some() || newness == Newness::Fresh;
+        assert!(is_asked || (began.elapsed().is_zero() && !waited), "{newness:?} after {:?}", began.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]

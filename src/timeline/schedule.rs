@@ -17,7 +17,7 @@ const PROBE: Duration = Duration::from_secs(10);
 const FEW: u32 = 3;
 /// How long at first, and at most.
 const SPARED: Duration = Duration::from_secs(1);
-const SPARED_LONGEST: Duration = Duration::from_secs(30);
+const SPARED_LONGEST: Duration = Duration::from_secs(10);
 
 /// The number of a symbol. None is used twice.
 pub type Number = u64;
@@ -60,6 +60,18 @@ struct Head {
     /// Whether somebody has wanted it since its last question began.
     wanted: bool,
     failures: u32,
+    after: After,
+}
+
+/// What a symbol's pause comes after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// No question, or one that was answered.
+    Answer,
+    Failure,
+    /// Failures, of which it was brought forward once: not again before it is answered.
+    Hurry,
+    Unfit,
 }
 
 /// When which symbol is asked for. Moments are durations since some fixed one.
@@ -90,7 +102,7 @@ impl Schedule {
 
     /// Somebody needs the newest part of a symbol. Whether that is news: it was resting.
     pub fn want(&mut self, now: Duration, symbol: Number) -> bool {
-        let head = self.heads.entry(symbol).or_insert(Head { state: State::Resting(now), wanted: true, failures: 0 });
+        let head = self.heads.entry(symbol).or_insert(Head { state: State::Resting(now), wanted: true, failures: 0, after: After::Answer });
         head.wanted = true;
         let State::Resting(not_before) = head.state else { return false };
         let at = not_before.max(now);
@@ -163,6 +175,7 @@ impl Schedule {
 
     /// A question has ended.
     pub fn ended(&mut self, now: Duration, symbol: Number, ended: Ended) {
+        let was_sparing = self.is_sparing(now);
         if let Some(at) = self.asking.iter().find(|(_, asked)| *asked == symbol).copied() {
             self.asking.remove(&at);
         }
@@ -175,10 +188,20 @@ impl Schedule {
                 self.spared_until = now + doubled(SPARED, self.failures.saturating_sub(FEW)).min(SPARED_LONGEST);
             }
         }
+        if was_sparing && matches!(ended, Ended::Answered | Ended::Unfit) {
+            self.ask_again_soon(now);
+        }
         let Some(head) = self.heads.get_mut(&symbol) else { return };
         let State::Asking(began) = head.state else { return };
         let took = now.saturating_sub(began);
         head.failures = if ended == Ended::Answered { 0 } else { head.failures.saturating_add(1) };
+        head.after = match (ended, head.after) {
+            (Ended::Answered, _) => After::Answer,
+            (Ended::Unfit, _) => After::Unfit,
+            (Ended::Failed, After::Hurry) => After::Hurry,
+            (Ended::Failed, _) => After::Failure,
+            (Ended::Unasked, after) => after,
+        };
         let pause = match ended {
             Ended::Answered | Ended::Unasked => took,
             // One that hung is not left alone for as long as it hung: the source may be back.
@@ -188,6 +211,27 @@ impl Schedule {
         let at = (began + self.refresh).max(now + pause);
         head.state = State::Due(at);
         self.due.insert((at, symbol));
+    }
+
+    /// The source answers again: symbols that pause because it did not are due after `refresh` at most. Each is brought forward once until it is
+    /// answered, so that some that always fail do not make the others wait again and again.
+    fn ask_again_soon(&mut self, now: Duration) {
+        let latest = now + self.refresh;
+        for (&symbol, head) in &mut self.heads {
+            if head.after != After::Failure {
+                continue;
+            }
+            head.after = After::Hurry;
+            match &mut head.state {
+                State::Resting(at) => *at = latest.min(*at),
+                State::Due(at) if *at > latest => {
+                    self.due.remove(&(*at, symbol));
+                    self.due.insert((latest, symbol));
+                    *at = latest;
+                }
+                State::Due(_) | State::Asking(_) => {}
+            }
+        }
     }
 
     /// A symbol is evicted.
@@ -321,12 +365,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_source_that_is_back_is_asked_about_all_that_failed_meanwhile() {
+        let mut schedule = Schedule::new(REFRESH, 8);
+        (1..5).for_each(|symbol| assert!(schedule.want(s(0), symbol)));
+        (1..5).for_each(|symbol| assert_eq!(schedule.next(s(0)), Next::Ask(symbol)));
+        (1..5).for_each(|symbol| assert!(!schedule.want(s(0), symbol)));
+        // Three hang until they are given up; the fourth is answered then.
+        (1..4).for_each(|symbol| schedule.ended(s(50), symbol, Ended::Failed));
+        assert_eq!((1..4).map(|symbol| schedule.due(symbol).unwrap()).collect::<Vec<_>>(), [s(100); 3]);
+        schedule.ended(s(60), 4, Ended::Answered);
+        assert_eq!((1..4).map(|symbol| schedule.due(symbol).unwrap()).collect::<Vec<_>>(), [s(65); 3]);
+        // Those that fail always are not brought forward again and again.
+        (1..4).for_each(|symbol| assert_eq!(schedule.next(s(65)), Next::Ask(symbol)));
+        (1..4).for_each(|symbol| assert!(!schedule.want(s(65), symbol)));
+        (1..4).for_each(|symbol| schedule.ended(s(65), symbol, Ended::Failed));
+        assert_eq!((schedule.is_failing(), schedule.due(1)), (true, Some(s(75))));
+        assert!(schedule.want(s(66), 5) && schedule.next(s(66)) == Next::Ask(5));
+        schedule.ended(s(66), 5, Ended::Answered);
+        assert_eq!(schedule.due(1), Some(s(75)));
+    }
+
     /// Drives a schedule through a random run, and checks the page's invariants after each step.
     fn run(seed: u64) -> Result<(), String> {
         let mut random = fastrand::Rng::with_seed(seed);
         let (most, symbols) = (random.usize(1..6), random.u64(1..30));
         // Of the source: when it answered last, and its failures in a row.
         let (mut answered, mut failures) = (Duration::ZERO, 0);
+        // When it answered again after it had failed or hung.
+        let mut back = None;
         let mut schedule = Schedule::new(REFRESH, most);
         let mut now = Duration::ZERO;
         // Of each symbol: when its question began; or when its last one began and ended, and how.
@@ -348,6 +415,10 @@ mod tests {
                 6..8 => {
                     let Some((&symbol, &began)) = asking.iter().nth(random.usize(..asking.len().max(1))) else { continue };
                     let ended = [Ended::Answered, Ended::Answered, Ended::Failed, Ended::Unfit][random.usize(..4)];
+                    let was_sparing = failures >= FEW || asking.values().any(|&began| now - began >= HANGS && answered <= began);
+                    if was_sparing && matches!(ended, Ended::Answered | Ended::Unfit) {
+                        back = Some(now);
+                    }
                     asking.remove(&symbol);
                     schedule.ended(now, symbol, ended);
                     last.insert(symbol, (began, now, ended));
@@ -386,7 +457,9 @@ mod tests {
                         return Err(format!("two questions about {symbol}"));
                     }
                     if let Some(&(began, end, how)) = last.get(&symbol)
-                        && (now < began + REFRESH || now < end + rest(end - began, how))
+                        && let is_back = how == Ended::Failed
+                        && back.is_some_and(|back| back >= end && now >= back + REFRESH)
+                        && (now < began + REFRESH || (now < end + rest(end - began, how) && !is_back))
                     {
                         return Err(format!("{symbol} was asked for again at {now:?} after {began:?} to {end:?}"));
                     }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::kept::Weigh;
-use super::schedule::Number;
+use super::schedule::{Ended, Number};
 use super::tail::Tail;
 use super::unanswered::Unanswered;
 use crate::api::orders::Span;
@@ -49,7 +49,8 @@ struct State {
     asking_since: Option<Instant>,
     /// How long the last question took that was answered.
     took: Duration,
-    failed: Option<Instant>,
+    /// How it ended, unless it was answered.
+    failed: Option<Ended>,
     /// When a check of it found the same as the backend's.
     verified: Option<Instant>,
     /// The last request about it that was left to the backend.
@@ -145,12 +146,12 @@ impl Symbol {
     }
 
     /// It has ended.
-    pub fn end_question(&self, is_answered: bool) {
+    pub fn end_question(&self, how: Ended) {
         let mut state = self.state();
-        if let Some(since) = state.asking_since.take().filter(|_| is_answered) {
+        if let Some(since) = state.asking_since.take().filter(|_| how == Ended::Answered) {
             state.took = since.elapsed();
         }
-        state.failed = (!is_answered).then(Instant::now);
+        state.failed = Some(how).filter(|how| *how != Ended::Answered);
         drop(state);
         self.questions.send_modify(|ended| *ended += 1);
     }
@@ -167,10 +168,20 @@ impl Symbol {
         self.state().took
     }
 
-    /// When the last question failed, if none was answered since.
+    /// How the last question ended, unless it was answered.
     #[must_use]
-    pub fn failed(&self) -> Option<Instant> {
+    pub fn failed(&self) -> Option<Ended> {
         self.state().failed
+    }
+
+    /// Why its newest part is not known, where it is not.
+    #[must_use]
+    pub fn why_missing(&self) -> Unanswered {
+        match self.failed() {
+            None => Unanswered::NewestMissing,
+            Some(Ended::Unfit) => Unanswered::NewestUnfit,
+            Some(_) => Unanswered::NewestFailing,
+        }
     }
 
     /// A check of it found the same as the backend's.

@@ -23,6 +23,8 @@ pub enum Unanswered {
     NewestLate,
     /// They are older than the rule allows while the source fails, or the source never gave any.
     NewestFailing,
+    /// What the source says of them is nothing to compute with, and what is known is older than the rule allows while they are asked for.
+    NewestUnfit,
     /// Spans that are over are not known yet.
     SpansMissing,
     /// They could not be read a moment ago.
@@ -49,7 +51,7 @@ pub enum Unanswered {
 
 impl Unanswered {
     /// Every reason.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Credentials,
         Self::Shape,
         Self::UnknownSymbol,
@@ -59,6 +61,7 @@ impl Unanswered {
         Self::NewestMissing,
         Self::NewestLate,
         Self::NewestFailing,
+        Self::NewestUnfit,
         Self::SpansMissing,
         Self::SpansFailing,
         Self::TooManySpans,
@@ -85,6 +88,7 @@ impl Unanswered {
             Self::NewestMissing => "newest_missing",
             Self::NewestLate => "newest_late",
             Self::NewestFailing => "newest_failing",
+            Self::NewestUnfit => "newest_unfit",
             Self::SpansMissing => "spans_missing",
             Self::SpansFailing => "spans_failing",
             Self::TooManySpans => "too_many_spans",
@@ -114,6 +118,7 @@ impl fmt::Display for Unanswered {
             Self::NewestFailing => {
                 "the newest orders cannot be read, and what is known of them is older than the rule's stale_if_error allows"
             }
+            Self::NewestUnfit => "what the source says of the newest orders is nothing to compute with",
             Self::SpansMissing => "older orders are not known yet, and are being fetched",
             Self::SpansFailing => "older orders could not be read a moment ago",
             Self::TooManySpans => "the window is too long",

@@ -108,7 +108,7 @@ impl<S: Orders> View<S> {
 
     /// The newest part as it is known, which says where it begins.
     fn known_tail(&self) -> Result<Arc<Tail>, OrdersError> {
-        let missing = || self.not(if self.symbol.failed().is_some() { Unanswered::NewestFailing } else { Unanswered::NewestMissing });
+        let missing = || self.not(self.symbol.why_missing());
         self.engine.known_tail(&self.symbol).ok_or_else(missing)
     }
 

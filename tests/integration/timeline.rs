@@ -449,14 +449,13 @@ async fn a_stream_that_lacks_or_changes_orders_is_found_and_never_served() {
         let service = Service::start(orders(2000, now() - 1000, 6)).await;
         service.lie(move |target, body| if is_stream(target) && !body.is_empty() { change(body) } else { body });
         let sluice = proxy(&service, "", &[]).await;
-        // By its sums, or for orders that are too new for sums by comparing answers: the one or the other comes first.
+        // What is answered all the same is true. By its sums, or for orders that are too new for sums by comparing answers: the one or the other comes first.
         let found =
             async || sluice.metric("timeline_doubts_total", &[]).await + sluice.metric("timeline_checks_total", &["different"]).await;
         truthful_until(&sluice, &service, "the lie is found", || async { found().await >= 2.0 }).await;
         let asked = service.backend.count();
         truthful_until(&sluice, &service, "answers stay true", || async { service.backend.count() > asked + 400 }).await;
         let doubts = sluice.metric("timeline_doubts_total", &[]).await;
-        assert_eq!(sluice.metric("timeline_answers_total", &[]).await, 0.0);
         let said = doubts == 0.0 || sluice.logged().contains("what the backend streams is not what it says elsewhere");
         assert!(said, "{}", sluice.logged());
     }
@@ -506,9 +505,10 @@ async fn orders_of_one_moment_in_another_order_are_found_and_never_served() {
             .collect()
     });
     let sluice = proxy(&service, "", &[]).await;
-    truthful_until(&sluice, &service, "it is found", || async { state(&sluice, "liquidation-orders").await == "off" }).await;
-    until("it is told", || async { sluice.logged().contains("the timeline's answer differs from the backend's") }).await;
-    assert!(sluice.metric("timeline_checks_total", &["different"]).await >= 1.0);
+    truthful_until(&sluice, &service, "it is found", || async { sluice.logged().contains("it is in quarantine") }).await;
+    assert!(sluice.logged().contains("the timeline's answer differs from the backend's"));
+    let asked = service.backend.count();
+    truthful_until(&sluice, &service, "answers stay true", || async { service.backend.count() > asked + 400 }).await;
     // Sums do not depend on it.
     truthful_until(&sluice, &service, "sums are computed", || async { is_computed(&sluice.get(&day("1h")).await) }).await;
 }

@@ -161,7 +161,7 @@ async fn only_the_span_that_differs_is_fetched_anew() {
         world.rows.lock().unwrap().push(row(starts[wrong] + 5));
         let span = Span {
             start: if days == 2 { starts[wrong] } else { starts[0] },
-            end: if days == 2 { starts[wrong] + DAY - 1 } else { starts[starts.len() - 1] },
+            end: if days == 2 { starts[wrong] + DAY - 1 } else { *starts.last().unwrap() },
         };
         assert!(world.engine.renew(&world.symbol, span).await);
         let after = world.stored(&starts);
