@@ -444,7 +444,13 @@ fn is_stream(target: &str) -> bool {
 async fn a_stream_that_lacks_or_changes_orders_is_found_and_never_served() {
     type Change = fn(Vec<u8>) -> Vec<u8>;
     let cut: Change = |body| body[..body[..body.len() * 2 / 3].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1)].to_vec();
-    let changed: Change = |body| String::from_utf8(body).unwrap().replacen("\"average_price\": ", "\"average_price\": 1", 1).into_bytes();
+    // In the middle: what is newest no check sees before something newer comes.
+    let changed: Change = |body| {
+        let text = String::from_utf8(body).unwrap();
+        let middle = text[..text.len() / 2].rfind('\n').map_or(0, |at| at + 1);
+        let (newer, older) = text.split_at(middle);
+        format!("{newer}{}", older.replacen("\"average_price\": ", "\"average_price\": 1", 1)).into_bytes()
+    };
     for change in [cut, changed] {
         let service = Service::start(orders(2000, now() - 1000, 6)).await;
         service.lie(move |target, body| if is_stream(target) && !body.is_empty() { change(body) } else { body });
