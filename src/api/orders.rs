@@ -133,12 +133,48 @@ pub trait Orders: Send + Sync + 'static {
     /// A page of a symbol's orders within a span, newest first, in an order that is the same from page to page.
     fn page(&self, symbol: &str, span: Span, page: Page) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send;
 
+    /// The time of a symbol's first order from 1970 on and before a moment, or a moment at most `grain` milliseconds before that order; `None`: there is
+    /// none. By pages of one order, each of which is one look into an index, unless there is a shorter way.
+    fn first(&self, symbol: &str, before: i64, grain: i64) -> impl Future<Output = Result<Option<i64>, OrdersError>> + Send {
+        first_by_pages(self, symbol, before, grain)
+    }
+
     /// All of a symbol's orders within a span, newest first, as fast as they are taken. Returns once the first are
     /// there, or it is known that there are none.
     fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches<Self::StreamError>, OrdersError>> + Send;
 
     /// Whether orders can be read at this moment.
     fn check(&self) -> impl Future<Output = Result<(), OrdersError>> + Send;
+}
+
+/// Goes back in steps that double until there is nothing, and then halves what lies between.
+async fn first_by_pages<O: Orders + ?Sized>(orders: &O, symbol: &str, before: i64, grain: i64) -> Result<Option<i64>, OrdersError> {
+    let newest_until = async |moment: i64| -> Result<Option<i64>, OrdersError> {
+        if moment < 0 {
+            return Ok(None);
+        }
+        let found = orders.page(symbol, Span { start: 0, end: moment }, Page { offset: 0, size: 1 }).await?;
+        Ok(found.first().and_then(|order| order.order_trade_time))
+    };
+    let Some(mut known) = newest_until(before - 1).await? else { return Ok(None) };
+    // Up to here there is nothing.
+    let (mut empty, mut step) = (-1, grain.saturating_mul(32));
+    while let moment = known.saturating_sub(step)
+        && moment > empty
+    {
+        match newest_until(moment).await? {
+            Some(time) => (known, step) = (time, step.saturating_mul(2)),
+            None => empty = moment,
+        }
+    }
+    while known - empty > grain {
+        let middle = empty.midpoint(known);
+        match newest_until(middle).await? {
+            Some(time) if time < known => known = time,
+            _ => empty = middle,
+        }
+    }
+    Ok(Some(empty + 1))
 }
 
 impl<O: Orders> Orders for Arc<O> {
@@ -162,6 +198,10 @@ impl<O: Orders> Orders for Arc<O> {
 
     fn page(&self, symbol: &str, span: Span, page: Page) -> impl Future<Output = Result<Vec<Order>, OrdersError>> + Send {
         (**self).page(symbol, span, page)
+    }
+
+    fn first(&self, symbol: &str, before: i64, grain: i64) -> impl Future<Output = Result<Option<i64>, OrdersError>> + Send {
+        (**self).first(symbol, before, grain)
     }
 
     fn stream(&self, symbol: &str, span: Span) -> impl Future<Output = Result<Batches<Self::StreamError>, OrdersError>> + Send {

@@ -190,6 +190,11 @@ impl Orders for Sample {
         Ok(self.within(symbol, span).iter().rev().skip(offset).take(page.size).cloned().collect())
     }
 
+    async fn first(&self, symbol: &str, before: i64, _grain: i64) -> Result<Option<i64>, OrdersError> {
+        self.pretend_to_query().await;
+        Ok(self.within(symbol, Span { start: 0, end: before - 1 }).first().and_then(|order| order.order_trade_time))
+    }
+
     async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<OrdersError>, OrdersError> {
         self.pretend_to_query().await;
         let (sender, receiver) = mpsc::channel(1);

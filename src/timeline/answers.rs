@@ -371,7 +371,7 @@ impl<S: Orders> Timeline for Answers<S> {
         let (mut in_memory, mut before_first) = (0, 0);
         for start in starts.take(MOST_LOCATED) {
             before_first += i64::from(start < oldest);
-            in_memory += i64::from(start >= oldest && self.engine.stored(&symbol, start).is_some());
+            in_memory += i64::from(start >= oldest && self.engine.is_stored(&symbol, start));
         }
         let missing = needs.count() - in_memory - before_first;
         let unanswered = off.or_else(|| self.engine.foresee(&symbol, missing));

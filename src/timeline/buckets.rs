@@ -1,29 +1,36 @@
-//! Sums by buckets of time, from the columns of adjoining spans.
+//! Sums by buckets of time, from the sums of blocks that follow one another.
 
 use crate::api::orders::{Bucket, Span, Text};
 use crate::api::usd::Usd;
 
-use super::columns::{Columns, Sums};
+use super::amounts::{Sums, Walk};
 
 /// The buckets of the orders within a span, `width` milliseconds wide (above zero) and counted from its start; by timestamp,
-/// then side. `None` if an amount is not certain, or two sides are one to the database.
+/// then side. `None` if an amount in the span is not known to all digits, or two sides of a bucket are one to the database.
 ///
-/// `columns` are those of adjoining spans, oldest first, that cover the span or reach beyond it. The work grows with the
-/// number of buckets that hold orders and with the number of columns, not with the number of orders.
+/// `sums` are those of blocks that follow one another, oldest first, and together hold all orders of the span. The work grows with the
+/// number of buckets that hold orders and with the number of blocks, not with the number of orders.
 #[must_use]
-pub fn buckets<'c>(columns: impl IntoIterator<Item = &'c Columns>, span: Span, width: i64) -> Option<Vec<Bucket>> {
+pub fn buckets<'s>(sums: impl IntoIterator<Item = &'s Sums>, span: Span, width: i64) -> Option<Vec<Bucket>> {
     let mut summed = Summed { buckets: Vec::new(), timestamp: span.start, open: Vec::new() };
-    for columns in columns {
-        if columns.within(span).is_empty() {
-            continue;
-        }
-        if !columns.is_certain() {
+    for sums in sums {
+        let Some(extent) = sums.extent().filter(|extent| extent.end >= span.start && extent.start <= span.end) else { continue };
+        if sums.is_inexact_in(span) {
             return None;
         }
-        let mut sides: Vec<Sums<'_>> = columns.sides().collect();
+        let bucket = |time: i64| (time - span.start) / width;
+        if extent.start >= span.start && extent.end <= span.end && bucket(extent.start) == bucket(extent.end) {
+            // All of it is of one bucket: its arrays need not be looked at.
+            summed.move_to(bucket(extent.start) * width + span.start);
+            for (side, amount) in sums.totals() {
+                summed.add(side, amount)?;
+            }
+            continue;
+        }
+        let mut sides: Vec<Walk<'_>> = sums.walks().collect();
         sides.iter_mut().for_each(|side| side.skip_to(span.start));
-        while let Some(time) = sides.iter().filter_map(Sums::next_time).min().filter(|&time| time <= span.end) {
-            let timestamp = (time - span.start) / width * width + span.start;
+        while let Some(time) = sides.iter().filter_map(Walk::next_time).min().filter(|&time| time <= span.end) {
+            let timestamp = bucket(time) * width + span.start;
             let last = timestamp.saturating_add(width - 1).min(span.end);
             summed.move_to(timestamp);
             for side in &mut sides {
@@ -37,7 +44,7 @@ pub fn buckets<'c>(columns: impl IntoIterator<Item = &'c Columns>, span: Span, w
     Some(summed.buckets)
 }
 
-/// Buckets that are whole, and the one that the next columns may add to.
+/// Buckets that are whole, and the one that the next block may add to.
 struct Summed {
     buckets: Vec<Bucket>,
     timestamp: i64,
@@ -78,7 +85,7 @@ impl Summed {
 #[cfg(test)]
 mod tests {
     use super::super::builder::Builder;
-    use super::super::columns::tests::order;
+    use super::super::columns::{Columns, tests::order};
     use super::*;
     use crate::api::orders::Order;
     use proptest::prelude::*;
@@ -120,7 +127,7 @@ mod tests {
                     Builder::columns(part).unwrap()
                 })
                 .collect();
-            prop_assert_eq!(buckets(&pieces, span, width), Some(added(&orders, span, width)));
+            prop_assert_eq!(buckets(pieces.iter().flat_map(Columns::sums), span, width), Some(added(&orders, span, width)));
         }
     }
 
@@ -128,7 +135,7 @@ mod tests {
     fn the_last_moment_that_there_is_has_a_bucket_too() {
         let all = Builder::columns(&[order(i64::MAX, "buy", Usd::Exact(1)), order(5, "buy", Usd::Exact(1))]).unwrap();
         for (start, width, expected) in [(0, i64::MAX, vec![0, i64::MAX]), (1, i64::MAX, vec![1]), (0, 10, vec![0, i64::MAX / 10 * 10])] {
-            let buckets = buckets([&all], Span { start, end: i64::MAX }, width).unwrap();
+            let buckets = buckets(all.sums(), Span { start, end: i64::MAX }, width).unwrap();
             assert_eq!(buckets.iter().map(|bucket| bucket.timestamp).collect::<Vec<_>>(), expected, "{start} {width}");
         }
     }
@@ -138,7 +145,20 @@ mod tests {
         let one = Builder::columns(&[order(1, "buy", Usd::Exact(1))]).unwrap();
         let two = Builder::columns(&[order(2, "BUY", Usd::Exact(1))]).unwrap();
         let span = Span { start: 0, end: 9 };
-        assert_eq!(buckets([&one, &two], span, 10), None);
-        assert!(buckets([&one, &two], span, 2).is_some());
+        let sums = || one.sums().chain(two.sums());
+        assert_eq!(buckets(sums(), span, 10), None);
+        assert!(buckets(sums(), span, 2).is_some());
+        let both = Builder::columns(&[order(2, "BUY", Usd::Exact(1)), order(1, "buy", Usd::Exact(1))]).unwrap();
+        assert_eq!(buckets(both.sums(), span, 10), None);
+        assert!(buckets(both.sums(), span, 2).is_some());
+    }
+
+    #[test]
+    fn an_amount_that_is_not_exact_matters_to_windows_that_hold_it_alone() {
+        let all =
+            Builder::columns(&[3, 2, 1].map(|time| order(time, "buy", if time == 2 { Usd::Rounded(1.0) } else { Usd::Exact(1) }))).unwrap();
+        for (start, end, is_known) in [(1, 3, false), (2, 2, false), (1, 1, true), (3, 9, true)] {
+            assert_eq!(buckets(all.sums(), Span { start, end }, 10).is_some(), is_known, "{start} {end}");
+        }
     }
 }

@@ -1,25 +1,40 @@
-//! Columns from orders as a source gives them, newest first, without holding the orders.
+//! Blocks from orders as a source gives them, newest first, without holding the orders.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::columns::{Columns, Kind, MAX_KINDS, NULL, Side, Unfit, sort_sides};
+use super::amounts::Maker;
+use super::columns::{BLOCK, Block, Columns, MOST_IN_BLOCK, Unfit};
+use super::details::{Details, Kind, MAX_KINDS, NULL};
+use super::kept::Weigh;
 use crate::api::orders::{Order, Text};
 use crate::api::texts::Texts;
 use crate::api::usd::Usd;
 
-/// Columns in the making.
+/// Blocks in the making.
 #[derive(Default)]
 pub struct Builder {
+    /// What came, newest first: blocks, and the orders of the one that is not full.
+    blocks: Vec<Block>,
+    open: Open,
+    texts: Texts,
+    /// The time of the last order.
+    last: Option<i64>,
+    /// What the blocks take, in bytes.
+    weight: u64,
+}
+
+/// The orders of a block, newest first.
+#[derive(Default)]
+struct Open {
     times: Vec<i64>,
     kind: Vec<u16>,
     numbers: Vec<[f64; 5]>,
-    amounts: Vec<Option<i128>>,
+    amounts: Vec<Usd>,
     kinds: Vec<Kind>,
     places: HashMap<Kind, u16, RandomState>,
-    texts: Texts,
-    uncertain: bool,
 }
 
 impl Builder {
@@ -30,7 +45,7 @@ impl Builder {
     pub fn columns<'o>(newest_first: impl IntoIterator<Item = &'o Order>) -> Result<Columns, Unfit> {
         let mut builder = Self::default();
         newest_first.into_iter().try_for_each(|order| builder.push(order))?;
-        Ok(builder.finish())
+        builder.finish()
     }
 
     /// Adds an order that is no newer than those before it.
@@ -39,10 +54,65 @@ impl Builder {
     /// [`Unfit`].
     pub fn push(&mut self, order: &Order) -> Result<(), Unfit> {
         let time = order.order_trade_time.ok_or(Unfit::Disordered)?;
-        if self.times.last().is_some_and(|&last| last < time) {
+        if self.last.is_some_and(|last| last < time) {
             return Err(Unfit::Disordered);
         }
-        let texts = &mut self.texts;
+        self.last = Some(time);
+        if self.open.ends_before(time) {
+            self.close()?;
+        }
+        self.open.push(time, order, &mut self.texts)
+    }
+
+    /// Ends the block, so that the next order begins another.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    pub fn close(&mut self) -> Result<(), Unfit> {
+        if !self.open.times.is_empty() {
+            let block = std::mem::take(&mut self.open).finish()?;
+            self.weight += block.weight();
+            self.blocks.push(block);
+        }
+        Ok(())
+    }
+
+    /// The blocks that have ended and were not taken yet, newest first.
+    #[must_use]
+    pub fn take_blocks(&mut self) -> Vec<Block> {
+        self.weight = 0;
+        std::mem::take(&mut self.blocks)
+    }
+
+    /// How many bytes it takes.
+    #[must_use]
+    pub const fn weight(&self) -> u64 {
+        let open = size_of::<i64>() + size_of::<u16>() + size_of::<[f64; 5]>() + size_of::<Usd>();
+        self.weight + (self.open.times.capacity() * open) as u64
+    }
+
+    /// The columns.
+    ///
+    /// # Errors
+    /// [`Unfit`].
+    pub fn finish(mut self) -> Result<Columns, Unfit> {
+        self.close()?;
+        Ok(Columns::of(self.blocks.into_iter().rev()))
+    }
+}
+
+impl Open {
+    /// Whether an order of this time belongs to the next block: this one is full, or too far away. What is of one moment stays together.
+    fn ends_before(&self, time: i64) -> bool {
+        let (Some(&newest), Some(&last)) = (self.times.first(), self.times.last()) else { return false };
+        let is_near = newest.checked_sub(time).is_some_and(|range| u32::try_from(range).is_ok());
+        !is_near || (self.times.len() >= BLOCK && time < last)
+    }
+
+    fn push(&mut self, time: i64, order: &Order, texts: &mut Texts) -> Result<(), Unfit> {
+        if self.times.len() >= MOST_IN_BLOCK {
+            return Err(Unfit::TooDense);
+        }
         let mut share = |text: &Text| text.as_deref().and_then(|text| texts.share(text));
         let kind = Kind {
             symbol: share(&order.symbol),
@@ -71,51 +141,26 @@ impl Builder {
             value(order.order_last_filled_quantity),
             value(order.order_filled_accumulated_quantity),
         ]);
-        self.uncertain |= matches!(order.usd, Usd::Rounded(_));
-        self.amounts.push(match order.usd {
-            Usd::Exact(amount) => Some(amount),
-            // What is unknown counts for nothing.
-            Usd::Rounded(_) | Usd::Unknown => None,
-        });
+        self.amounts.push(order.usd);
         Ok(())
     }
 
-    /// About how many bytes it takes.
-    #[must_use]
-    pub const fn weight(&self) -> u64 {
-        (self.times.len() * (8 + 2 + 40 + 32)) as u64
-    }
-
-    /// The columns.
-    #[must_use]
-    pub fn finish(self) -> Columns {
-        let Self { mut times, mut kind, mut numbers, amounts, kinds, uncertain, .. } = self;
-        times.reverse();
-        kind.reverse();
-        numbers.reverse();
-        let mut sides: Vec<Side> = Vec::new();
-        let mut certain = !uncertain;
-        let amounts = amounts.iter().rev();
-        for ((&time, &kind), amount) in times.iter().zip(&kind).zip(amounts) {
-            let Some(amount) = amount else { continue };
-            let side = &kinds[usize::from(kind)].side;
-            let at = sides.iter().position(|known| known.side == *side).unwrap_or_else(|| {
-                sides.push(Side { side: side.clone(), times: Vec::new(), sums: vec![0] });
-                sides.len() - 1
-            });
-            let known = &mut sides[at];
-            match known.sums.last().copied().unwrap_or(0).checked_add(*amount) {
-                Some(sum) => {
-                    known.times.push(time);
-                    known.sums.push(sum);
-                }
-                None => certain = false,
-            }
+    fn finish(self) -> Result<Block, Unfit> {
+        let Self { times, kind, numbers, amounts, kinds, .. } = self;
+        let base = times.last().copied().unwrap_or(0);
+        let mut sums = Maker::default();
+        for ((&time, &kind), &amount) in times.iter().zip(&kind).zip(&amounts).rev() {
+            sums.push(time, &kinds[usize::from(kind)].side, amount);
         }
-        certain &= sort_sides(&mut sides);
-        let mut columns = Columns { times, kind, kinds, numbers, sides, certain };
-        columns.shrink();
-        columns
+        let offset = |&time: &i64| u32::try_from(time - base).map_err(|_| Unfit::Disordered);
+        let details = Details {
+            base,
+            times: times.iter().rev().map(offset).collect::<Result<_, _>>()?,
+            kind: kind.into_iter().rev().collect(),
+            kinds: kinds.into(),
+            numbers: numbers.into_iter().rev().collect(),
+        };
+        Ok(Block { sums: Arc::new(sums.finish().ok_or(Unfit::Disordered)?), details: Arc::new(details) })
     }
 }
 
@@ -130,7 +175,7 @@ mod tests {
         let late = order(2, "buy", Usd::Exact(1));
         assert_eq!(Builder::columns([&early, &late]).err(), Some(Unfit::Disordered));
         assert_eq!(Builder::columns([&Order { order_trade_time: None, ..early.clone() }]).err(), Some(Unfit::Disordered));
-        for doubtful in [order(1, "BUY", Usd::Exact(1)), order(1, "sell", Usd::Rounded(1.0)), order(1, "buy", Usd::Exact(i128::MAX))] {
+        for doubtful in [order(1, "sell", Usd::Rounded(1.0)), order(1, "buy", Usd::Exact(i128::MAX))] {
             assert!(!Builder::columns([&late, &doubtful]).unwrap().is_certain(), "{doubtful:?}");
         }
         let many: Vec<Order> =

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::amounts::Sums;
 use super::buckets::buckets;
 use super::columns::Columns;
 use crate::api::orders::{Bucket, Order, Span};
@@ -25,12 +26,12 @@ pub fn nearly(one: f64, two: f64) -> bool {
     (one - two).abs() <= LAST_DIGITS * one.abs().max(two.abs())
 }
 
-/// Holds columns (of adjoining spans, oldest first) against the sums that their source says, in buckets of `width`.
+/// Holds sums (of blocks that follow one another, oldest first) against the sums that their source says, in buckets of `width`.
 ///
 /// # Errors
 /// Where they differ.
-pub fn sums(columns: &[&Columns], span: Span, width: i64, said: &[Bucket]) -> Result<(), Doubt> {
-    let Some(own) = buckets(columns.iter().copied(), span, width) else { return Ok(()) };
+pub fn sums<'s>(sums: impl IntoIterator<Item = &'s Sums>, span: Span, width: i64, said: &[Bucket]) -> Result<(), Doubt> {
+    let Some(own) = buckets(sums, span, width) else { return Ok(()) };
     for (own, said) in own.iter().zip(said) {
         if (own.timestamp, &own.side) != (said.timestamp, &said.side) || !nearly(own.usd, said.usd) {
             let side = said.side.as_deref().unwrap_or("null");
@@ -81,14 +82,14 @@ mod tests {
         let orders = [order(30, "sell", usd(7)), order(12, "buy", usd(2)), order(5, "buy", usd(1))];
         let (all, cut) = (Builder::columns(&orders).unwrap(), Builder::columns(&orders[1..]).unwrap());
         let span = Span { start: 0, end: 99 };
-        let said = buckets([&all], span, 10).unwrap();
-        assert_eq!(sums(&[&all], span, 10, &said), Ok(()));
-        assert!(sums(&[&cut], span, 10, &said).is_err() && sums(&[&all], span, 10, &said[1..]).is_err());
+        let said = buckets(all.sums(), span, 10).unwrap();
+        assert_eq!(sums(all.sums(), span, 10, &said), Ok(()));
+        assert!(sums(cut.sums(), span, 10, &said).is_err() && sums(all.sums(), span, 10, &said[1..]).is_err());
         let mut changed = said.clone();
         changed[0].usd += 1e-3;
-        assert!(sums(&[&all], span, 10, &changed).is_err());
+        assert!(sums(all.sums(), span, 10, &changed).is_err());
         changed[0].usd = said[0].usd * (1.0 + 1e-12);
-        assert_eq!(sums(&[&all], span, 10, &changed), Ok(()), "the last digits");
+        assert_eq!(sums(all.sums(), span, 10, &changed), Ok(()), "the last digits");
     }
 
     #[test]

@@ -1,47 +1,67 @@
-//! Columns as bytes, for Redis. Whatever does not decode is not used: the entry around them has a checksum and may be sealed,
+//! Parts as bytes, for Redis. Whatever does not decode is not used: the entry around them has a checksum and may be sealed,
 //! but bytes from Redis are hostile all the same.
 //!
 //! ```text
-//! version:1  certain:1
+//! version:1
+//! from, to   the stretch of time
 //! kinds      how many, then five texts each (0: NULL, else 1 + length, bytes)
 //! orders     how many; times; kinds; numbers, five doubles each (NaN: NULL)
 //! sides      how many, then each: its text; how many orders; their times; their amounts
+//! others     the times of orders without an amount, and of those whose amount is not exact
 //! ```
 //! Whole numbers are LEB128, seven bits a byte; signed ones zigzag; times as differences. Doubles are little-endian.
 
 use std::sync::Arc;
 
-use super::columns::{Columns, Kind, MAX_KINDS, Side};
-use crate::api::orders::Text;
+use super::amounts::{Maker, Sums};
+use super::columns::{Block, MOST_IN_BLOCK};
+use super::details::{Details, Kind, MAX_KINDS};
+use crate::api::orders::{Span, Text};
+use crate::api::usd::Usd;
 
-/// Raised whenever the format changes.
-const VERSION: u8 = 1;
+/// Raised whenever the format changes. It is part of the key: what another format wrote is not found.
+pub const VERSION: u8 = 2;
 /// More sides than this are no sides of orders.
 const MAX_SIDES: usize = 1024;
 
-/// Writes columns.
+/// All orders of a stretch of time.
+#[derive(Debug)]
+pub struct Part {
+    /// Its first millisecond.
+    pub from: i64,
+    /// The first millisecond after it.
+    pub to: i64,
+    /// Its orders.
+    pub block: Block,
+}
+
+/// Writes a part.
 #[must_use]
-pub fn encode(columns: &Columns) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64 + columns.times.len() * 60);
-    out.extend_from_slice(&[VERSION, u8::from(columns.certain)]);
-    put(&mut out, columns.kinds.len() as u128);
-    for kind in &columns.kinds {
+pub fn encode(part: &Part) -> Vec<u8> {
+    let (details, sums) = (&part.block.details, &part.block.sums);
+    let mut out = Vec::with_capacity(64 + details.len() * 60);
+    out.push(VERSION);
+    put_signed(&mut out, part.from.into());
+    put_signed(&mut out, part.to.into());
+    put(&mut out, details.kinds.len() as u128);
+    for kind in &details.kinds {
         for text in [&kind.symbol, &kind.side, &kind.order_type, &kind.time_in_force, &kind.order_status] {
             put_text(&mut out, text);
         }
     }
-    put_times(&mut out, &columns.times);
-    columns.kind.iter().for_each(|&kind| put(&mut out, kind.into()));
-    for number in columns.numbers.iter().flatten() {
+    put_times(&mut out, (0..details.len()).map(|place| details.time(place)));
+    details.kind.iter().for_each(|&kind| put(&mut out, kind.into()));
+    for number in details.numbers.iter().flatten() {
         out.extend_from_slice(&number.to_le_bytes());
     }
-    put(&mut out, columns.sides.len() as u128);
-    for side in &columns.sides {
-        put_text(&mut out, &side.side);
-        put_times(&mut out, &side.times);
-        // Sums may wrap only in columns that are not certain, which then stay so.
-        side.sums.windows(2).for_each(|sums| put_signed(&mut out, sums[1].wrapping_sub(sums[0])));
+    let sides = sums.amounts();
+    put(&mut out, sides.len() as u128);
+    for (side, orders) in sides {
+        put_text(&mut out, side);
+        put_times(&mut out, orders.iter().map(|&(time, _)| time));
+        orders.iter().for_each(|&(_, amount)| put_signed(&mut out, amount));
     }
+    sums.without_amounts().into_iter().for_each(|times| put_times(&mut out, times.into_iter()));
     out
 }
 
@@ -67,37 +87,32 @@ fn put_text(out: &mut Vec<u8>, text: &Text) {
     }
 }
 
-fn put_times(out: &mut Vec<u8>, times: &[i64]) {
+fn put_times(out: &mut Vec<u8>, times: impl ExactSizeIterator<Item = i64>) {
     put(out, times.len() as u128);
     let mut last = 0;
-    for &time in times {
+    for time in times {
         put_signed(out, i128::from(time) - i128::from(last));
         last = time;
     }
 }
 
-/// Reads columns; `None` for anything but what [`encode`] wrote.
+/// Reads a part; `None` for anything but what [`encode`] wrote.
 #[must_use]
-pub fn decode(bytes: &[u8]) -> Option<Columns> {
-    let (&[version, certain], rest) = bytes.split_first_chunk()?;
-    if version != VERSION || certain > 1 {
+pub fn decode(bytes: &[u8]) -> Option<Part> {
+    let (&version, rest) = bytes.split_first()?;
+    if version != VERSION {
         return None;
     }
     let mut reader = Reader(rest);
-    let kinds = reader.count(5).filter(|&count| count <= MAX_KINDS)?;
-    let kinds = (0..kinds).map(|_| reader.kind()).collect::<Option<Vec<Kind>>>()?;
-    let times = reader.times()?;
-    let kind = times.iter().map(|_| u16::try_from(reader.number()?).ok().filter(|&kind| usize::from(kind) < kinds.len()));
-    let kind = kind.collect::<Option<Vec<u16>>>()?;
-    let numbers = times.iter().map(|_| reader.doubles()).collect::<Option<Vec<[f64; 5]>>>()?;
-    let sides = reader.count(2).filter(|&count| count <= MAX_SIDES)?;
-    let sides = (0..sides).map(|_| reader.side()).collect::<Option<Vec<Side>>>()?;
-    let folded = |side: &Side| side.side.as_deref().map(str::to_uppercase);
-    let certain = certain == 1;
-    if !reader.0.is_empty() || (certain && !sides.is_sorted_by(|one, two| folded(one) < folded(two))) {
+    let (from, to) = (reader.time()?, reader.time()?);
+    let details = reader.details()?;
+    let sums = reader.sums()?;
+    let extent = (!details.is_empty()).then(|| Span { start: details.time(0), end: details.time(details.len() - 1) });
+    let is_inside = extent.is_none_or(|extent| extent.start >= from && extent.end < to);
+    if !reader.0.is_empty() || from >= to || !is_inside || sums.extent() != extent || sums.len() != details.len() {
         return None;
     }
-    Some(Columns { times, kind, kinds, numbers, sides, certain })
+    Some(Part { from, to, block: Block { sums: Arc::new(sums), details: Arc::new(details) } })
 }
 
 struct Reader<'b>(&'b [u8]);
@@ -149,9 +164,13 @@ impl Reader<'_> {
         })
     }
 
+    fn time(&mut self) -> Option<i64> {
+        i64::try_from(self.signed()?).ok()
+    }
+
     /// Times in order.
     fn times(&mut self) -> Option<Vec<i64>> {
-        let count = self.count(1)?;
+        let count = self.count(1).filter(|&count| count <= MOST_IN_BLOCK)?;
         let mut times = Vec::with_capacity(count);
         let mut last = 0_i64;
         for place in 0..count {
@@ -178,17 +197,39 @@ impl Reader<'_> {
         Some(numbers)
     }
 
-    fn side(&mut self) -> Option<Side> {
-        let side = self.text()?;
+    fn details(&mut self) -> Option<Details> {
+        let kinds = self.count(5).filter(|&count| count <= MAX_KINDS)?;
+        let kinds = (0..kinds).map(|_| self.kind()).collect::<Option<Box<[Kind]>>>()?;
         let times = self.times()?;
-        let mut sums = Vec::with_capacity(times.len() + 1);
-        let mut sum = 0_i128;
-        sums.push(sum);
-        for _ in &times {
-            sum = sum.checked_add(self.signed()?)?;
-            sums.push(sum);
+        let base = times.first().copied().unwrap_or(0);
+        let offset = |&time: &i64| u32::try_from(time.checked_sub(base)?).ok();
+        let offsets = times.iter().map(offset).collect::<Option<Box<[u32]>>>()?;
+        let kind = times.iter().map(|_| u16::try_from(self.number()?).ok().filter(|&kind| usize::from(kind) < kinds.len()));
+        let kind = kind.collect::<Option<Box<[u16]>>>()?;
+        let numbers = times.iter().map(|_| self.doubles()).collect::<Option<Box<[[f64; 5]]>>>()?;
+        Some(Details { base, times: offsets, kind, kinds, numbers })
+    }
+
+    fn sums(&mut self) -> Option<Sums> {
+        let sides = self.count(2).filter(|&count| count <= MAX_SIDES)?;
+        let (mut sums, mut last, mut count) = (Maker::default(), None, 0);
+        for _ in 0..sides {
+            let side = self.text()?;
+            let key = Some((side.as_deref().map(str::to_uppercase), side.clone()));
+            let times = self.times()?;
+            count += times.len();
+            if key <= last || count > MOST_IN_BLOCK {
+                return None;
+            }
+            last = key;
+            for &time in &times {
+                sums.push(time, &side, Usd::Exact(self.signed()?));
+            }
         }
-        Some(Side { side, times, sums })
+        for usd in [Usd::Unknown, Usd::Rounded(0.0)] {
+            self.times()?.into_iter().for_each(|time| sums.push(time, &None, usd));
+        }
+        sums.finish()
     }
 }
 
@@ -198,42 +239,49 @@ mod tests {
     use super::super::builder::Builder;
     use super::super::columns::tests::order;
     use super::*;
-    use crate::api::orders::{Order, Span};
-    use crate::api::usd::Usd;
+    use crate::api::orders::Order;
     use proptest::prelude::*;
 
     const ALL: Span = Span { start: -1_000_000, end: 1_000_000 };
+
+    fn part(orders: &[Order]) -> Part {
+        let columns = Builder::columns(orders).unwrap();
+        Part { from: -900_000, to: 900_000, block: columns.blocks().first().cloned().unwrap_or_default() }
+    }
+
+    fn read(block: &Block) -> Vec<Order> {
+        (0..block.len()).map(|place| block.details.order(place)).collect()
+    }
 
     proptest! {
         #[test]
         fn what_was_written_reads_back(
             orders in proptest::collection::vec((-900_000_i64..900_000, ".{0,4}", proptest::option::of(any::<i64>()), proptest::option::of(-1e9..1e9)), 0..60),
+            inexact in 0_usize..90,
         ) {
             let mut orders: Vec<Order> = orders
                 .into_iter()
                 .map(|(time, side, usd, price)| Order { price, ..order(time, &side, usd.map_or(Usd::Unknown, |usd| Usd::Exact(usd.into()))) })
                 .collect();
             orders.sort_by_key(|order| std::cmp::Reverse(order.order_trade_time));
-            let columns = Builder::columns(&orders).unwrap();
-            for columns in [columns.part(-1000, 1000), columns] {
-                let read = decode(&encode(&columns)).unwrap();
-                prop_assert_eq!(read.orders(ALL).collect::<Vec<_>>(), columns.orders(ALL).collect::<Vec<_>>());
-                prop_assert_eq!(buckets([&read], ALL, 1000), buckets([&columns], ALL, 1000));
-                prop_assert_eq!(read.is_certain(), columns.is_certain());
-            }
+            orders.get_mut(inexact).into_iter().for_each(|order| order.usd = Usd::Rounded(1.5));
+            let part = part(&orders);
+            let again = decode(&encode(&part)).unwrap();
+            prop_assert_eq!((again.from, again.to, read(&again.block)), (part.from, part.to, read(&part.block)));
+            prop_assert_eq!(format!("{:?}", again.block.sums), format!("{:?}", part.block.sums));
         }
 
         #[test]
         fn hostile_bytes_are_read_calmly(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut: usize, at: usize, bit in 0_u8..8) {
             let _ = decode(&bytes);
-            let _ = decode(&[&[VERSION, 1][..], &bytes].concat());
-            let orders = [order(7, "sell", Usd::Exact(5)), order(5, "buy", Usd::Exact(-4))];
-            let mut good = encode(&Builder::columns(&orders).unwrap());
+            let _ = decode(&[&[VERSION, 1, 8][..], &bytes].concat());
+            let orders = [order(7, "sell", Usd::Exact(5)), order(5, "buy", Usd::Exact(-4)), order(4, "buy", Usd::Unknown)];
+            let mut good = encode(&part(&orders));
             prop_assert!(decode(&good[..cut % good.len()]).is_none());
             let at = at % good.len();
             good[at] ^= 1 << bit;
-            if let Some(columns) = decode(&good) {
-                let _ = (columns.orders(ALL).count(), buckets([&columns], ALL, 7));
+            if let Some(part) = decode(&good) {
+                let _ = (read(&part.block).len(), buckets([&*part.block.sums], ALL, 7), part.block.cut(-5, 6));
             }
         }
     }

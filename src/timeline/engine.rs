@@ -11,17 +11,19 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::amounts::Sums;
 use super::builder::Builder;
 use super::check::{self, Doubt};
-use super::columns::{Columns, Unfit};
+use super::columns::{BLOCK, Columns, Unfit};
+use super::details::Details;
 use super::judge::Judge;
-use super::kept::{Kept, SpanKey, StoredSpan};
 use super::piece::Piece;
 use super::room::Room;
 use super::schedule::{Ended, Next, Schedule};
 use super::shared::Shared;
+use super::spans::Spans;
 use super::symbol::{Symbol, Symbols};
-use super::tail::{FAR, MOST_RECENT, Tail, first_moment, moment};
+use super::tail::{FAR, MOST_RECENT, Tail, first_moment_by, moment};
 use super::turns::{Change, Turns};
 use super::unanswered::Unanswered;
 use super::verdict::Rules;
@@ -42,6 +44,8 @@ pub(super) const FEW: usize = 3;
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
 /// A source is slow that takes longer for a question.
 const SLOW: Duration = Duration::from_secs(1);
+/// If more orders than this are to be expected since it was asked for, a newest part begins anew.
+const MOST_AGAIN: usize = 8 * BLOCK;
 /// Sums are asked for from up to so many milliseconds later on: another question than the last, so that no cache of the source answers it.
 const MOVED: i64 = 60_000;
 /// Symbols of which anything is known.
@@ -61,7 +65,9 @@ pub struct Engine<S> {
     begun: Instant,
     /// Told when the schedule may say something else.
     changed: Arc<Notify>,
-    pub(super) spans: Kept<SpanKey, StoredSpan>,
+    /// What is over: what buckets need, and what lists and pages print, which is forgotten first.
+    pub(super) spans: Spans<Sums>,
+    pub(super) details: Spans<Details>,
     pub(super) shared: Option<Shared>,
     pub(super) cache: Arc<Cache>,
     /// Where answers are computed.
@@ -131,6 +137,7 @@ impl std::fmt::Display for AskError {
         match self {
             Self::Source(error) => write!(f, "{error}"),
             Self::Unfit(Unfit::Disordered) => f.write_str("orders came out of order, or one without a time"),
+            Self::Unfit(Unfit::TooDense) => f.write_str("more orders are of one millisecond than can be computed with"),
             Self::Unfit(Unfit::TooManyKinds) => f.write_str("the texts of its orders differ too much"),
             Self::Doubt(doubt) => write!(f, "{doubt}"),
             Self::TooMany => f.write_str("there are more orders than timeline.memory has room for"),
@@ -169,16 +176,11 @@ impl<S> Drop for Engine<S> {
 
 impl<S: Orders> Holder for Engine<S> {
     fn drop_void(&self) {
+        // What belongs to no symbol any more is checked once somebody asks for that again.
         for symbol in self.symbols.all() {
             drop((self.tail(&symbol), self.oldest(&symbol)));
-        }
-        for (key, span) in self.spans.all() {
-            // What belongs to no symbol any more is checked once somebody asks for that again.
-            if let Some(symbol) = self.symbols.get(&key.symbol)
-                && self.is_void(&symbol, Piece::Span(key.start), span.asked_at, &span.checked)
-            {
-                self.spans.remove(&key);
-            }
+            drop(self.known(&self.spans, &symbol, i64::MIN, i64::MAX));
+            drop(self.known(&self.details, &symbol, i64::MIN, i64::MAX));
         }
     }
 }
@@ -204,7 +206,8 @@ impl<S: Orders> Engine<S> {
             schedule: Mutex::new(Schedule::new(settings.refresh, settings.questions)),
             begun: Instant::now(),
             changed: Arc::default(),
-            spans: Kept::new(settings.memory / 8 * 5)?,
+            spans: Spans::new(settings.memory / 2),
+            details: Spans::new(settings.memory / 8),
             shared: Shared::new(&cache, settings.span),
             room: Room::new(settings.memory / 8),
             turns: Turns::new(settings.concurrency),
@@ -262,7 +265,8 @@ impl<S: Orders> Engine<S> {
             let schedule = self.schedule();
             (schedule.asking(), schedule.behind(self.now()))
         };
-        Size { symbols, newest_parts, spans: self.spans.count(), bytes: self.spans.bytes() + newest_bytes, questions, behind }
+        let bytes = self.spans.bytes() + self.details.bytes() + newest_bytes;
+        Size { symbols, newest_parts, spans: self.spans.count(), bytes, questions, behind }
     }
 
     /// How the schedule has a symbol.
@@ -456,9 +460,7 @@ impl<S: Orders> Engine<S> {
         // All three before the first question: what is purged or comes from then on may be missing in what the source says.
         let (asking, asked, asked_at) = (self.cache.ask(), Instant::now(), Wall::now());
         let latest = self.source.latest(&symbol.name, MOST_RECENT).await?;
-        // Those whose time lies in the future say nothing of which orders have come.
-        let newest = latest.iter().filter_map(|order| order.order_trade_time).find(|&time| time <= moment(asked_at));
-        let start = first_moment(newest, asked_at, self.span(), self.settle());
+        let start = first_moment_by(&latest, asked_at, self.span(), self.settle());
         let since = self.read(symbol, Span { start, end: FAR }).await?;
         if self.foreign {
             check::newest(&latest, start, &since).map_err(|doubt| self.doubt(symbol, doubt))?;
@@ -472,30 +474,40 @@ impl<S: Orders> Engine<S> {
     }
 
     /// The newest part once what may have changed of it is known anew.
-    async fn ask_again(&self, symbol: &Symbol, tail: &Tail) -> Result<Tail, AskError> {
+    async fn ask_again(self: &Arc<Self>, symbol: &Arc<Symbol>, tail: &Tail) -> Result<Tail, AskError> {
         let (asked, asked_at) = (Instant::now(), Wall::now());
         let from = tail.asked_again_from(self.settle());
+        let rested = asked_at.since(tail.asked_at);
+        if tail.millis_of(MOST_AGAIN).is_some_and(|most| whole_millis(rested) > most) {
+            // What came while it rested is better asked for by those who need it.
+            self.keep_settled(symbol, tail, from);
+            return self.ask_first(symbol).await;
+        }
         let newer = self.read(symbol, Span { start: from, end: FAR }).await?;
         if tail.misses_some_in(from, &newer) {
             return self.ask_first(symbol).await;
         }
-        Ok(tail.renewed(from, &newer, asked, asked_at)?)
+        Ok(tail.renewed(from, &newer, asked, asked_at))
     }
 
     /// Keeps a newest part, and what of it is over as spans of its own.
     fn keep_tail(self: &Arc<Self>, symbol: &Arc<Symbol>, tail: Tail) -> Result<(), AskError> {
-        let span = self.span();
-        let start = first_moment(tail.newest_until(moment(tail.asked_at)), tail.asked_at, span, self.settle()).max(tail.start);
-        let mut first = tail.start;
-        while first < start {
-            let columns = tail.columns.part(first, first + span);
-            self.keep_span(symbol, first, StoredSpan { columns, asked_at: tail.oldest_asked, checked: tail.checked.clone() });
-            first += span;
-        }
+        let start = tail.goes_on_from(self.span(), self.settle());
+        self.keep_settled(symbol, &tail, start);
         let tail = Arc::new(if start > tail.start { tail.from(start)? } else { tail });
         let evicted = self.symbols.keep_tail(symbol, tail).ok_or(AskError::TooMany)?;
         self.forget(&evicted);
         Ok(())
+    }
+
+    /// Keeps the orders of a newest part before a moment as what is over, by day.
+    fn keep_settled(self: &Arc<Self>, symbol: &Arc<Symbol>, tail: &Tail, to: i64) {
+        let (mut from, span) = (tail.start, self.span());
+        while from < to {
+            let next = from.div_euclid(span).saturating_add(1).saturating_mul(span).min(to);
+            self.keep_columns(symbol, (from, next), &tail.columns.part(from, next), tail);
+            from = next;
+        }
     }
 
     /// Holds what a foreign source streamed against the sums that it gives itself.
@@ -505,7 +517,8 @@ impl<S: Orders> Engine<S> {
             return Ok(());
         }
         let said = self.source.buckets(&symbol.name, span, self.span()).await?;
-        check::sums(columns, span, self.span(), &said).map_err(|doubt| self.doubt(symbol, doubt))?;
+        check::sums(columns.iter().flat_map(|columns| columns.sums()), span, self.span(), &said)
+            .map_err(|doubt| self.doubt(symbol, doubt))?;
         self.judge.agree(&symbol.name);
         Ok(())
     }
@@ -533,7 +546,7 @@ impl<S: Orders> Engine<S> {
                 return Err(AskError::TooMany);
             }
         }
-        Ok(columns.finish())
+        Ok(columns.finish()?)
     }
 }
 

@@ -1,28 +1,27 @@
-//! Spans that are over: kept in memory and in Redis, and brought from there or from the source.
+//! What is over and wanted: requests say what they need, and wait for a while; one task a symbol brings it, however many ask.
 //!
-//! One task a symbol brings them, however many requests need some: they say which, and wait for a while. What nobody waits for comes after
-//! what somebody does, the newest first. After a failure nothing is asked for, for a while that doubles.
+//! What somebody waits for comes before what nobody does, the newest first. What came stays: what is interrupted goes on where it stopped.
+//! After a failure nothing is asked for, for a while that doubles. Where it comes from says [`bring`](super::bring).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::builder::Builder;
-use super::columns::{Columns, Unfit};
+use super::amounts::Sums;
+use super::columns::BLOCK;
 use super::engine::{AskError, Engine, PATIENCE, note_change};
-use super::kept::{SpanKey, StoredSpan};
+use super::halves::Half;
 use super::piece::Piece;
-use super::symbol::{Filling, Symbol};
+use super::spans::{Spans, Stretch, gaps};
+use super::symbol::{Filling, Symbol, Want};
 use super::unanswered::Unanswered;
-use crate::api::orders::{Orders, Page, Span};
+use crate::api::orders::{Orders, Span};
 use crate::cache::entry::Checked;
 
 /// More spans than this make no window.
 pub const MOST_SPANS: i64 = 20_000;
-/// Spans that are asked for at once.
-const AT_ONCE: usize = 31;
-/// Spans that requests wait for, of one symbol.
+/// Stretches that requests wait for, of one symbol.
 const MOST_URGENT: usize = 64;
 /// Many spans of a symbol are asked for no more often than this.
 const BETWEEN_FILLS: Duration = Duration::from_secs(60);
@@ -31,30 +30,87 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What takes longer is given up.
 const LONGEST: Duration = Duration::from_secs(600);
-/// How often the source is asked what was before the oldest order that is known, until that is nothing.
-const STEPS_BACK: usize = 16;
+/// As many orders as a question is to bring.
+pub(super) const ORDERS: usize = 8 * BLOCK;
+/// What the sums of an order take, in bytes.
+const BYTES: u64 = 12;
+
+/// Stretches, and the gaps between them.
+type Known<V> = (Vec<Arc<Stretch<V>>>, Vec<(i64, i64)>);
 
 impl<S: Orders> Engine<S> {
-    /// Keeps a span that is over, also in Redis.
-    pub(super) fn keep_span(&self, symbol: &Symbol, start: i64, span: StoredSpan) {
-        let span = Arc::new(span);
-        self.spans.insert(SpanKey { symbol: Arc::clone(&symbol.name), start }, Arc::clone(&span));
-        if let Some(shared) = &self.shared {
-            let (shared, name, tags) = (shared.clone(), Arc::clone(&symbol.name), symbol.tags().to_vec());
-            self.runtime.spawn(async move { shared.put(&name, start, tags, &span).await });
+    /// The stretches of a symbol that reach into `from..to`, and what of it they do not cover; both oldest first. What is void is forgotten.
+    #[must_use]
+    pub(super) fn known<V: Half>(&self, spans: &Spans<V>, symbol: &Symbol, from: i64, to: i64) -> Known<V> {
+        loop {
+            let stretches = spans.within(&symbol.name, from, to);
+            let mut all_are_valid = true;
+            for stretch in &stretches {
+                let void = self.void_spans(symbol, stretch);
+                if !void.is_empty() {
+                    all_are_valid = false;
+                    self.keep_rest(spans, symbol, stretch, &void);
+                }
+            }
+            if all_are_valid {
+                let gaps = gaps(&stretches, from, to);
+                return (stretches, gaps);
+            }
         }
     }
 
-    /// The orders of a span that is over, if they are in memory.
-    #[must_use]
-    pub fn stored(&self, symbol: &Symbol, start: i64) -> Option<Arc<StoredSpan>> {
-        let key = SpanKey { symbol: Arc::clone(&symbol.name), start };
-        let span = self.spans.get(&key)?;
-        if self.is_void(symbol, Piece::Span(start), span.asked_at, &span.checked) {
-            self.spans.remove(&key);
-            return None;
+    /// The first moments of the spans in which a stretch is void. Each is checked against the same voids.
+    fn void_spans<V: Half>(&self, symbol: &Symbol, stretch: &Stretch<V>) -> Vec<i64> {
+        let length = self.span();
+        let first = stretch.from.div_euclid(length);
+        let mut starts = (first..=(stretch.to - 1).div_euclid(length)).map(|number| number.saturating_mul(length));
+        let checked = stretch.checked.clone();
+        let is_void = |start: i64, checked: &Checked| self.is_void(symbol, Piece::Span(start), stretch.asked_at, checked);
+        let mut void: Vec<i64> = starts.next().into_iter().filter(|&start| is_void(start, &checked)).collect();
+        if void.is_empty() && checked.until() == stretch.checked.until() {
+            // Nothing was voided since it was looked at last.
+            return void;
         }
-        Some(span)
+        void.extend(starts.filter(|&start| is_void(start, &stretch.checked.clone())));
+        if void.is_empty() {
+            stretch.checked.note(checked.until());
+        }
+        void
+    }
+
+    /// Keeps what is valid of a stretch that is void in some spans.
+    fn keep_rest<V: Half>(&self, spans: &Spans<V>, symbol: &Symbol, stretch: &Arc<Stretch<V>>, void: &[i64]) {
+        spans.remove(&symbol.name, stretch);
+        let mut from = stretch.from;
+        let ends = void.iter().copied().chain([stretch.to]);
+        for end in ends {
+            if from < end {
+                let rest = Stretch::new((from, end), Arc::new(stretch.orders.cut(from, end)), stretch.asked_at, stretch.checked.clone());
+                spans.insert(&symbol.name, rest);
+            }
+            from = end.saturating_add(self.span()).max(from);
+        }
+    }
+
+    /// What of a span is over, from its first moment up to, and not including, its last; `None`: nothing is.
+    #[must_use]
+    pub(super) fn over(&self, symbol: &Symbol, start: i64) -> Option<(i64, i64)> {
+        let to = start.saturating_add(self.span()).min(symbol.tail().map_or(i64::MAX, |tail| tail.start));
+        (start < to).then_some((start, to))
+    }
+
+    /// The sums of what of a span is over, if they are in memory.
+    #[must_use]
+    pub(super) fn stored(&self, symbol: &Symbol, start: i64) -> Option<Vec<Arc<Stretch<Sums>>>> {
+        let (from, to) = self.over(symbol, start)?;
+        let (stretches, gaps) = self.known(&self.spans, symbol, from, to);
+        gaps.is_empty().then_some(stretches)
+    }
+
+    /// Whether the sums of a span that is over are in memory.
+    #[must_use]
+    pub fn is_stored(&self, symbol: &Symbol, start: i64) -> bool {
+        self.known(&self.spans, symbol, start, start.saturating_add(self.span())).1.is_empty()
     }
 
     /// The first moment before which a symbol has no orders, if that is known.
@@ -64,19 +120,28 @@ impl<S: Orders> Engine<S> {
         (!self.is_void(symbol, Piece::Derived, first.asked_at, &first.checked)).then_some(first.moment)
     }
 
-    /// Waits for a few spans that are over to be known.
-    ///
-    /// # Errors
-    /// Why they are not.
-    pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64]) -> Result<(), Unanswered> {
-        self.bring(symbol, starts, Instant::now() + PATIENCE).await
+    /// What of a want is not known, the newest of it.
+    fn gap(&self, symbol: &Symbol, want: Want) -> Option<(i64, i64)> {
+        let gaps = match want.details {
+            true => self.known(&self.details, symbol, want.from, want.to).1,
+            false => self.known(&self.spans, symbol, want.from, want.to).1,
+        };
+        gaps.last().copied()
     }
 
-    /// Waits for spans that are over to be known, until a moment.
+    /// Waits for a little of what is over to be known.
     ///
     /// # Errors
-    /// Why they are not.
-    pub(super) async fn bring(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64], until: Instant) -> Result<(), Unanswered> {
+    /// Why it is not.
+    pub async fn fill_few(self: &Arc<Self>, symbol: &Arc<Symbol>, wants: &[Want]) -> Result<(), Unanswered> {
+        self.fill_until(symbol, wants, Instant::now() + PATIENCE).await
+    }
+
+    /// Waits for what is over to be known, until a moment.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub async fn fill_until(self: &Arc<Self>, symbol: &Arc<Symbol>, wants: &[Want], until: Instant) -> Result<(), Unanswered> {
         let mut fills = symbol.fills.subscribe();
         {
             let mut filling = symbol.filling();
@@ -86,12 +151,12 @@ impl<S: Orders> Engine<S> {
             if filling.urgent.len() > MOST_URGENT {
                 return Err(Unanswered::SpansMissing);
             }
-            filling.urgent.extend(starts);
+            filling.urgent.extend(wants);
             self.begin_filling(symbol, &mut filling);
         }
         loop {
             fills.mark_unchanged();
-            if starts.iter().all(|&start| self.stored(symbol, start).is_some()) {
+            if wants.iter().all(|&want| self.gap(symbol, want).is_none()) {
                 return Ok(());
             }
             if symbol.filling().is_paused() {
@@ -103,7 +168,7 @@ impl<S: Orders> Engine<S> {
         }
     }
 
-    /// Has the spans of a window asked for in the background, and says why they are not there.
+    /// Has what a window needs asked for in the background, and says why it is not there.
     pub fn fill_many(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span, tail_start: i64) -> Unanswered {
         let mut filling = symbol.filling();
         let now = Instant::now();
@@ -129,8 +194,8 @@ impl<S: Orders> Engine<S> {
         loop {
             let next = symbol.filling().next();
             let filled = match next {
-                Some(Wanted::Spans(starts, is_urgent)) => self.fill(&symbol, starts, is_urgent).await,
-                Some(Wanted::Window(span, tail_start)) => self.find_spans(&symbol, span, tail_start).await,
+                Some(Wanted::Stretch(want, is_urgent)) => self.fill(&symbol, want, is_urgent).await,
+                Some(Wanted::Window(span, tail_start)) => self.find_missing(&symbol, span, tail_start).await,
                 None => {
                     active.is_done = true;
                     return;
@@ -162,93 +227,58 @@ impl<S: Orders> Engine<S> {
         }
     }
 
-    /// Finds which spans a window needs.
-    async fn find_spans(&self, symbol: &Symbol, span: Span, tail_start: i64) -> Result<(), AskError> {
-        let oldest = self.find_oldest(symbol, tail_start).await?;
-        let length = self.span();
-        let first = span.start.div_euclid(length).saturating_mul(length).max(oldest);
-        let starts = (0..MOST_SPANS).map_while(|n| Some(first + n * length).filter(|&start| start < tail_start && start <= span.end));
-        let missing: Vec<i64> = starts.filter(|&start| self.stored(symbol, start).is_none()).collect();
-        symbol.filling().wanted.extend(missing);
+    /// Finds what a window needs that is not known.
+    async fn find_missing(&self, symbol: &Symbol, span: Span, tail_start: i64) -> Result<(), AskError> {
+        let (oldest, length) = (self.find_oldest(symbol, tail_start).await?, self.span());
+        let from = (span.start.div_euclid(length) * length).max(oldest);
+        let end = span.end.div_euclid(length).saturating_add(1).saturating_mul(length).min(tail_start);
+        let to = end.min(from.saturating_add(MOST_SPANS.saturating_mul(length)));
+        if from < to {
+            symbol.filling().wanted.insert(Want { to, from, details: false });
+        }
         Ok(())
     }
 
-    /// Brings spans that are over into memory: from Redis, or else from the source.
-    async fn fill(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: Vec<i64>, is_urgent: bool) -> Result<(), AskError> {
-        if !is_urgent && self.spans.bytes() > self.spans.capacity() / 10 * 9 {
-            // More would only drive out what was just brought.
-            return Err(AskError::TooMany);
-        }
-        let mut missing: Vec<i64> = starts.into_iter().filter(|&start| self.stored(symbol, start).is_none()).collect();
-        if let Some(shared) = &self.shared {
-            let found = shared.get(&symbol.name, &symbol.tags(), &missing).await;
-            for (start, span) in found {
-                if !self.is_void(symbol, Piece::Span(start), span.asked_at, &span.checked) {
-                    missing.retain(|&other| other != start);
-                    self.spans.insert(SpanKey { symbol: Arc::clone(&symbol.name), start }, Arc::new(span));
+    /// Brings what is missing of a stretch, the newest first, piece by piece.
+    async fn fill(self: &Arc<Self>, symbol: &Arc<Symbol>, mut want: Want, is_urgent: bool) -> Result<(), AskError> {
+        while let Some((from, to)) = self.gap(symbol, want) {
+            if !is_urgent {
+                let mut filling = symbol.filling();
+                if !filling.urgent.is_empty() {
+                    filling.wanted.insert(Want { to, ..want });
+                    return Ok(());
                 }
             }
-        }
-        let length = self.span();
-        for run in missing.chunk_by(|one, next| one + length == *next) {
-            let (Some(&first), Some(&last)) = (run.first(), run.last()) else { continue };
-            let filling = self.fill_run(symbol, Span { start: first, end: last + length - 1 });
-            let filled = self.in_turn(is_urgent, filling).await;
-            self.metrics.timeline_fetches.with_label_values(&["spans", if filled.is_ok() { "answered" } else { "failed" }]).inc();
-            filled?;
+            self.has_room(symbol, to - from, is_urgent)?;
+            // From here on backwards, so that it ends also where what came found no room.
+            want.to = self.bring(symbol, (from, to), is_urgent).await?;
+            symbol.fills.send_modify(|fills| *fills += 1);
+            if symbol.is_evicted() {
+                return Ok(());
+            }
         }
         Ok(())
     }
 
     /// Asks the source something about the past, once it is its turn.
-    async fn in_turn<T>(&self, is_urgent: bool, asking: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
+    pub(super) async fn in_turn<T>(&self, is_urgent: bool, asking: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
         let turn = self.turns.take(is_urgent).await.ok_or(AskError::Spared)?;
         let asked = timeout(LONGEST, asking).await.unwrap_or(Err(AskError::Late(LONGEST)));
         note_change("older orders", turn.end(asked.as_ref().is_err_and(is_of_source)));
         asked
     }
 
-    /// Asks the source for adjoining spans, as one stream.
-    async fn fill_run(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span) -> Result<(), AskError> {
-        let asked_at = self.cache.ask();
-        let length = self.span();
-        let mut batches = self.past.stream(&symbol.name, span).await?;
-        let mut found: Vec<(i64, Columns)> = Vec::new();
-        let (mut open, mut weight) = (Builder::default(), 0);
-        let mut start = span.end + 1 - length;
-        while let Some(batch) = batches.next().await {
-            for order in batch? {
-                let time = order.order_trade_time.ok_or(Unfit::Disordered)?;
-                if time < span.start || time > span.end || time >= start + length {
-                    return Err(Unfit::Disordered.into());
-                }
-                while time < start {
-                    let columns = std::mem::take(&mut open).finish();
-                    weight += columns.weight();
-                    found.push((start, columns));
-                    start -= length;
-                }
-                if weight + open.weight() > self.spans.capacity() / 2 {
-                    return Err(AskError::TooMany);
-                }
-                open.push(&order)?;
-            }
-        }
-        while start >= span.start {
-            found.push((start, std::mem::take(&mut open).finish()));
-            start -= length;
-        }
-        if self.foreign {
-            let columns: Vec<&Columns> = found.iter().rev().map(|(_, columns)| columns).collect();
-            self.hold_against_sums(symbol, span, &columns).await?;
-        }
-        for (start, columns) in found {
-            self.keep_span(symbol, start, StoredSpan { columns, asked_at, checked: Checked::default() });
-        }
-        Ok(())
+    /// Whether what would come would stay. More than that would only drive out what was just brought, to be read again.
+    fn has_room(&self, symbol: &Symbol, millis: i64, is_urgent: bool) -> Result<(), AskError> {
+        let (bytes, capacity) = (self.spans.bytes(), self.spans.capacity());
+        let reach = symbol.filling().reach;
+        let questions = millis.checked_div(reach).and_then(|questions| u64::try_from(questions).ok()).unwrap_or(0);
+        let expected = questions.saturating_mul(ORDERS as u64 * BYTES);
+        let has_room = if is_urgent { expected <= capacity / 2 } else { bytes <= capacity / 10 * 9 };
+        if has_room { Ok(()) } else { Err(AskError::TooMany) }
     }
 
-    /// Finds the span of a symbol's oldest order: by its sums, and by asking what is before.
+    /// Finds the first moment of the span of a symbol's oldest order.
     async fn find_oldest(&self, symbol: &Symbol, tail_start: i64) -> Result<i64, AskError> {
         match self.oldest(symbol) {
             Some(oldest) => Ok(oldest),
@@ -258,21 +288,10 @@ impl<S: Orders> Engine<S> {
 
     async fn ask_for_oldest(&self, symbol: &Symbol, tail_start: i64) -> Result<i64, AskError> {
         let (asked_at, length) = (self.cache.ask(), self.span());
-        let past = Span { start: 0, end: tail_start - 1 };
-        let sums = if past.end < 0 { Vec::new() } else { self.past.buckets(&symbol.name, past, length).await? };
-        let mut oldest = sums.first().map_or(tail_start, |bucket| bucket.timestamp);
-        for _ in 0..STEPS_BACK {
-            let before = Span { start: 0, end: oldest - 1 };
-            let found = if before.end < 0 { Vec::new() } else { self.past.page(&symbol.name, before, Page { offset: 0, size: 1 }).await? };
-            match found.first().and_then(|order| order.order_trade_time) {
-                Some(time) => oldest = time.div_euclid(length) * length,
-                None => {
-                    symbol.note_oldest(oldest, asked_at);
-                    return Ok(oldest);
-                }
-            }
-        }
-        Err(AskError::TooMany)
+        let first = if tail_start > 0 { self.past.first(&symbol.name, tail_start, length).await? } else { None };
+        let oldest = first.map_or(tail_start, |time| time.div_euclid(length) * length);
+        symbol.note_oldest(oldest, asked_at);
+        Ok(oldest)
     }
 }
 
@@ -283,8 +302,8 @@ const fn is_of_source(error: &AskError) -> bool {
 
 /// What is brought next.
 enum Wanted {
-    /// These spans, in order; whether a request waits for them.
-    Spans(Vec<i64>, bool),
+    /// This; whether a request waits for it.
+    Stretch(Want, bool),
     /// What a window needs, where the newest part begins at a moment.
     Window(Span, i64),
 }
@@ -292,13 +311,12 @@ enum Wanted {
 impl Filling {
     /// Takes what is to be brought next; `None`: nothing is, and the task ends.
     fn next(&mut self) -> Option<Wanted> {
-        for (starts, is_urgent) in [(&mut self.urgent, true), (&mut self.wanted, false)] {
-            // Newest first: those are asked for most.
-            let mut next: Vec<i64> = std::iter::from_fn(|| starts.pop_last()).take(AT_ONCE).collect();
-            if !next.is_empty() {
-                next.reverse();
-                return Some(Wanted::Spans(next, is_urgent));
-            }
+        // Newest first: those are asked for most.
+        if let Some(want) = self.urgent.pop_last() {
+            return Some(Wanted::Stretch(want, true));
+        }
+        if let Some(want) = self.wanted.pop_last() {
+            return Some(Wanted::Stretch(want, false));
         }
         if let Some((span, tail_start)) = self.window.take() {
             return Some(Wanted::Window(span, tail_start));

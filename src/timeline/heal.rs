@@ -13,14 +13,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::check;
 use super::endpoint::Endpoint;
 use super::engine::Engine;
-use super::kept::SpanKey;
-use super::piece::{self, Piece};
+use super::piece::{self, Piece, part_key};
 use super::sums::Part;
-use super::symbol::Symbol;
+use super::symbol::{Symbol, Want};
 use super::tail::{MOST_RECENT, Tail, moment};
 use super::verdict::{Scope, Verdict};
 use super::verify::{Found, Similar, Verifier, similar};
 use crate::api::orders::{Orders, Span};
+use crate::cache::key::Key;
 use crate::cache::void::Selection;
 use crate::clock::Wall;
 use crate::telemetry::metrics::Metrics;
@@ -199,36 +199,53 @@ impl<S: Orders> Engine<S> {
         }
         self.void(symbol, &starts, touches_tail);
         let until = Instant::now() + PATIENCE;
-        (!touches_tail || self.tail_anew(symbol, until).await.is_some()) && self.bring(symbol, &fetched_anew, until).await.is_ok()
+        (!touches_tail || self.tail_anew(symbol, until).await.is_some()) && self.bring_spans(symbol, &fetched_anew, until).await
     }
 
-    /// The spans in memory that a span touches, oldest first.
+    /// Waits for spans that are over to be known, until a moment. Whether they are.
+    async fn bring_spans(self: &Arc<Self>, symbol: &Arc<Symbol>, starts: &[i64], until: Instant) -> bool {
+        let stretches = starts.iter().filter_map(|&start| self.over(symbol, start));
+        let wants: Vec<Want> = stretches.map(|(from, to)| Want { to, from, details: false }).collect();
+        self.fill_until(symbol, &wants, until).await.is_ok()
+    }
+
+    /// The spans of which something is in memory that a span touches, oldest first.
     pub(super) fn starts_in_memory(&self, symbol: &Symbol, span: Span) -> Vec<i64> {
-        let first = span.start.div_euclid(self.span()).saturating_mul(self.span());
-        let touched = |key: &SpanKey| key.symbol == symbol.name && (first..=span.end).contains(&key.start);
-        let mut starts: Vec<i64> = self.spans.all().filter(|(key, _)| touched(key)).map(|(key, _)| key.start).collect();
-        starts.sort_unstable();
+        let length = self.span();
+        let first = span.start.div_euclid(length).saturating_mul(length);
+        let (known, _) = self.known(&self.spans, symbol, first, span.end.saturating_add(1));
+        let numbers = known.iter().flat_map(|stretch| stretch.from.div_euclid(length)..=(stretch.to - 1).div_euclid(length));
+        let mut starts: Vec<i64> = numbers.map(|number| number * length).filter(|start| (first..=span.end).contains(start)).collect();
+        starts.dedup();
         starts
     }
 
     /// Those of some spans whose sums are not what the source says.
     async fn differing(&self, symbol: &Symbol, starts: &[i64]) -> Vec<i64> {
         let (Some(&first), Some(&last), length) = (starts.first(), starts.last(), self.span()) else { return Vec::new() };
-        let all = Span { start: first, end: last + length - 1 };
+        let Some((_, to)) = self.over(symbol, last) else { return Vec::new() };
+        let all = Span { start: first, end: to - 1 };
         let Ok(said) = self.past.buckets(&symbol.name, all, length).await else { return Vec::new() };
         let differs = |start: i64| {
-            let span = Span { start, end: start + length - 1 };
+            let Some(((start, to), stored)) = self.over(symbol, start).zip(self.stored(symbol, start)) else { return true };
             let said: Vec<_> = said.iter().filter(|bucket| bucket.timestamp == start).cloned().collect();
-            self.stored(symbol, start).is_none_or(|stored| check::sums(&[&stored.columns], span, length, &said).is_err())
+            check::sums(stored.iter().map(|stretch| &*stretch.orders), Span { start, end: to - 1 }, length, &said).is_err()
         };
         starts.iter().copied().filter(|&start| differs(start)).collect()
     }
 
     /// Voids spans, perhaps the newest part, and what was made of them: what was asked for before this moment is not used again.
     fn void(&self, symbol: &Symbol, starts: &[i64], newest: bool) {
-        let spans = starts.iter().map(|&start| Piece::Span(start));
-        let pieces = spans.chain(newest.then_some(Piece::Newest)).chain([Piece::Derived]);
-        let keys = pieces.map(|piece| piece.key(&symbol.name, self.span(), symbol.tags().to_vec())).collect();
+        let (length, tags) = (self.span(), symbol.tags());
+        let pieces = newest.then_some(Piece::Newest).into_iter().chain([Piece::Derived]);
+        let mut keys: Vec<Key> = pieces.map(|piece| piece.key(&symbol.name, length, tags.to_vec())).collect();
+        for &start in starts {
+            // In Redis there is a part that ends with the span, and one for each of many blocks.
+            let end = start + length;
+            let parts =
+                self.spans.within(&symbol.name, start, end).into_iter().map(|stretch| stretch.to).filter(|&to| to < end).chain([end]);
+            keys.extend(parts.map(|to| part_key(&symbol.name, length, to, tags.to_vec())));
+        }
         // Others are told meanwhile.
         drop(self.cache.invalidate(keys));
         for &start in starts {

@@ -1,4 +1,4 @@
-//! What the timeline keeps in memory, bounded in bytes: what was asked for least and longest ago makes room.
+//! Computed answers in memory, bounded in bytes: what was asked for least and longest ago makes room.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -7,41 +7,12 @@ use foldhash::fast::RandomState;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::columns::Columns;
 use crate::body::BoxError;
-use crate::cache::entry::Checked;
-use crate::cache::void::Moment;
 
 /// Something of which it is known how many bytes it takes.
 pub trait Weigh {
-    /// About how many bytes it takes.
+    /// What the allocator holds for it, in bytes.
     fn weight(&self) -> u64;
-}
-
-/// A span of a symbol's orders that is over.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SpanKey {
-    /// The symbol, in upper case.
-    pub symbol: Arc<str>,
-    /// The first millisecond of the span.
-    pub start: i64,
-}
-
-/// The orders of a span that is over.
-#[derive(Debug)]
-pub struct StoredSpan {
-    /// The orders.
-    pub columns: Columns,
-    /// When they were asked for: what was voided since is not used.
-    pub asked_at: Moment,
-    /// The newest void that they were checked against.
-    pub checked: Checked,
-}
-
-impl Weigh for StoredSpan {
-    fn weight(&self) -> u64 {
-        64 + self.columns.weight()
-    }
 }
 
 #[derive(Clone)]

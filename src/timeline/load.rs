@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::engine::{Allowed, Engine, Newness, Source};
-use super::symbol::Symbol;
+use super::symbol::{Symbol, Want};
 use super::unanswered::Unanswered;
 use crate::api::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
 use crate::cache::Cache;
@@ -161,13 +161,18 @@ async fn where_the_source_cannot_the_pauses_grow_alike_for_all_and_the_metric_sa
     assert_eq!(world.newest.most.load(Ordering::Relaxed), Settings::default().questions);
 }
 
+/// The sums of a day.
+const fn day(number: i64) -> Want {
+    Want { to: (number + 1) * DAY, from: number * DAY, details: false }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_source_that_hangs_for_the_past_alone_does_not_make_the_newest_orders_late() {
     let world = World::new(100, Duration::from_millis(15));
     world.past.hangs.store(true, Ordering::Relaxed);
     for symbol in &world.symbols {
         let (engine, symbol) = (Arc::clone(&world.engine), Arc::clone(symbol));
-        tokio::spawn(async move { assert_eq!(engine.fill_few(&symbol, &[DAY]).await, Err(Unanswered::SpansMissing)) });
+        tokio::spawn(async move { assert_eq!(engine.fill_few(&symbol, &[day(1)]).await, Err(Unanswered::SpansMissing)) });
     }
     let (oldest, behind) = world.watch(5, 60).await;
     assert!(oldest <= S * 6 && behind <= S, "{oldest:?} old, {behind:?} behind");
@@ -182,7 +187,7 @@ async fn a_source_that_hangs_for_the_newest_orders_alone_goes_on_giving_those_of
     world.newest.hangs.store(true, Ordering::Relaxed);
     world.watch(30, 0).await;
     for symbol in &world.symbols {
-        assert_eq!(world.engine.fill_few(symbol, &[DAY, 2 * DAY]).await, Ok(()));
+        assert_eq!(world.engine.fill_few(symbol, &[day(1), day(2)]).await, Ok(()));
     }
     // What hangs for so long fails: what is known is given at once, for symbols that are asked for and for those that wait for them.
     let failing = async || {

@@ -15,32 +15,50 @@
 //!                                                 │        ├─ symbol, schedule   one entry a symbol, and when it is asked for
 //!                                                 │        ├─ tail     the newest part
 //!                                                 │        ├─ turns    to ask for what is over
-//!                                                 │        └─ fill, kept, shared   spans that are over, in memory and in Redis
-//!                                                 └─ columns, buckets   orders, and sums of them by binary search
+//!                                                 │        ├─ spans    what is over, in memory
+//!                                                 │        └─ fill ── bring ── shared, codec   how that comes: from Redis, or from the source
+//!                                                 └─ buckets, columns ── amounts, details   orders in blocks, and sums of them by binary search
 //! ```
+//!
+//! A **block** is some thousand orders that follow one another ([`columns::BLOCK`]), in two halves. **Sums** are what buckets need: twelve bytes an order.
+//! **Details** are what lists and pages print: four times as much, with less room, and brought again when somebody asks. A **stretch** is a time of
+//! which all orders are known, as one half of one block; small ones that adjoin are joined. A **part** is a stretch with both halves, as the source
+//! gives it and as Redis keeps it. A **span** is a day (`timeline.span`): the unit in which operators, checks and purges speak. A day has as many
+//! blocks as it needs, so that a symbol with millions of orders a day costs no more at a time than one with ten.
+//!
+//! What holds, whatever comes: orders of one moment lie in one block; stretches of a symbol never overlap; what is void is a gap; a sum is exact or is not
+//! given; no question, no value in Redis and no piece of memory is larger than a few blocks; `weight` is what the allocator holds ([`memory`]).
+//!
 //! `times` undoes what an existing service's own cache makes of timestamps, here and for what is fetched.
 //!
 //! What is not known, or not for certain, goes to the backend as if there were no timeline; `unanswered` says why.
 //!
 //! Knows the API and the cache's stores and voids. Knows neither rules nor clients.
 
+pub mod amounts;
 pub mod answers;
+pub mod bring;
 pub mod buckets;
 pub mod builder;
 pub mod check;
 pub mod codec;
 pub mod columns;
 pub mod compute;
+#[cfg(test)]
+mod dense;
+pub mod details;
 pub mod endpoint;
 pub mod engine;
 pub mod fields;
 pub mod fill;
 pub mod flights;
+pub mod halves;
 pub mod heal;
 pub mod judge;
 pub mod kept;
 #[cfg(test)]
 mod load;
+pub mod memory;
 pub mod needs;
 pub mod piece;
 pub mod report;
@@ -48,6 +66,7 @@ pub mod room;
 pub mod schedule;
 pub mod service;
 pub mod shared;
+pub mod spans;
 pub mod sums;
 pub mod symbol;
 pub mod tags;

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::codec::VERSION;
 use crate::cache::key::{Canonical, Key};
 use crate::cache::void::ORDERS;
 
@@ -36,7 +37,7 @@ impl Piece {
         xxh3_64(self.readable(symbol, length).as_bytes())
     }
 
-    /// Its key: a span stands under it in Redis.
+    /// Its key.
     #[must_use]
     pub fn key(self, symbol: &str, length: i64, tags: Vec<String>) -> Key {
         let readable = self.readable(symbol, length);
@@ -44,6 +45,16 @@ impl Piece {
         let canonical = format!("\0timeline\0{}\0{readable}", symbol.len());
         Key::of(Canonical(Bytes::from(canonical)), readable, tags, self.target(symbol, length))
     }
+}
+
+/// The key of a part in Redis: by where it ends. Its target is that of the span in which it lies, where spans have this length in milliseconds.
+#[must_use]
+pub fn part_key(symbol: &str, length: i64, to: i64, tags: Vec<String>) -> Key {
+    let readable = format!("{ORDERS}{symbol}:{to}:v{VERSION}");
+    // The length of a symbol in front, so that no two keys are one.
+    let canonical = format!("\0timeline\0{}\0{readable}", symbol.len());
+    let span = Piece::Span((to - 1).div_euclid(length).saturating_mul(length));
+    Key::of(Canonical(Bytes::from(canonical)), readable, tags, span.target(symbol, length))
 }
 
 /// The tag that all spans of a symbol have, and those of no other.
@@ -63,6 +74,9 @@ mod tests {
         let keys = || ["BTC", "BTCUSDT", "BTC.5"].into_iter().flat_map(|symbol| pieces.map(|piece| piece.key(symbol, 100, Vec::new())));
         let (targets, names): (BTreeSet<u64>, BTreeSet<String>) = keys().map(|key| (key.target, key.name("ns").to_owned())).unzip();
         assert_eq!((targets.len(), names.len()), (15, 15));
+        for to in [1, 50, 100] {
+            assert_eq!(part_key("BTC", 100, to, Vec::new()).target, Piece::Span(0).target("BTC", 100), "{to}");
+        }
         assert_ne!(Piece::Span(0).target("BTC", 100), Piece::Span(0).target("BTC", 1000), "spans of another length are others");
     }
 }

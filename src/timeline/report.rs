@@ -148,7 +148,7 @@ impl<S: Orders> Engine<S> {
         let first = oldest.unwrap_or(0).div_euclid(length);
         let of = usize::try_from(tail_start.div_euclid(length).saturating_sub(first)).unwrap_or(0);
         let starts = (0..of.min(MOST_LOOKED_FOR)).filter_map(|back| Some(tail_start - i64::try_from(back + 1).ok()? * length));
-        let known = starts.filter(|&start| self.stored(symbol, start).is_some()).count();
+        let known = starts.filter(|&start| self.is_stored(symbol, start)).count();
         let filling = symbol.filling();
         SpansReport {
             known,

@@ -1,84 +1,90 @@
-//! Spans that are over in Redis, for other instances and for after a restart: compressed, sealed where a key is set, and found
+//! Parts of what is over in Redis, for other instances and for after a restart: compressed, sealed where a key is set, and found
 //! by purges as any entry is.
+//!
+//! A part is found by where it ends, and says where it begins: which is where the one before it ends. Each day has a part that ends with it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::codec;
-use super::kept::StoredSpan;
-use super::piece::Piece;
+use super::codec::{self, Part};
+use super::piece::part_key;
 use crate::aside;
 use crate::cache::Cache;
-use crate::cache::entry::{Checked, Content, Entry, StoredResponse};
+use crate::cache::entry::{Content, Entry, StoredResponse};
 use crate::cache::key::Key;
+use crate::cache::void::Moment;
 use crate::clock::{Wall, millis};
 use crate::http::encoding::{Coding, gunzip, gzip, inflation_limit};
 use crate::http::freshness::Lifetimes;
 use crate::request::secrets::text_without_secrets;
 
-/// How long Redis keeps a span, unless it needs the room.
+/// How long Redis keeps a part, unless it needs the room.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
-/// A span inflates to no more than this, in bytes.
-const LARGEST: usize = 64 << 20;
+/// A part inflates to no more than this, in bytes: four blocks do.
+const LARGEST: usize = 8 << 20;
+/// Parts that are written at a time. Who fetches many waits for that.
+const WRITTEN: usize = 16;
 
-/// The spans in the tier that instances share.
+/// The parts in the tier that instances share.
 #[derive(Clone)]
 pub struct Shared {
     cache: Arc<Cache>,
-    span: Duration,
+    /// The length of a span, in milliseconds.
+    span: i64,
+    writing: Arc<Semaphore>,
 }
 
 impl Shared {
-    /// The shared tier for spans of this length; `None` without such a tier.
+    /// The shared tier, where spans have this length; `None` without such a tier.
     #[must_use]
     pub fn new(cache: &Arc<Cache>, span: Duration) -> Option<Self> {
-        cache.store().shared().map(|_| Self { cache: Arc::clone(cache), span })
+        let span = i64::try_from(millis(span)).unwrap_or(i64::MAX);
+        cache.store().shared().map(|_| Self { cache: Arc::clone(cache), span, writing: Arc::new(Semaphore::new(WRITTEN)) })
     }
 
-    fn key(&self, symbol: &str, start: i64, tags: Vec<String>) -> Key {
-        Piece::Span(start).key(symbol, i64::try_from(millis(self.span)).unwrap_or(i64::MAX), tags)
+    fn key(&self, symbol: &str, to: i64, tags: Vec<String>) -> Key {
+        part_key(symbol, self.span, to, tags)
     }
 
-    /// Writes a span, unless it was purged meanwhile.
-    pub async fn put(&self, symbol: &str, start: i64, tags: Vec<String>, span: &Arc<StoredSpan>) {
+    /// A turn to write a part; `None` if the program ends.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.writing).acquire_owned().await.ok()
+    }
+
+    /// Writes a part that was asked for at `asked_at`, unless it was purged meanwhile.
+    pub async fn put(&self, symbol: &str, tags: Vec<String>, part: Part, asked_at: Moment) {
         let Some(store) = self.cache.store().shared() else { return };
-        let packing = aside::run({
-            let span = Arc::clone(span);
-            move || gzip(&codec::encode(&span.columns))
-        });
-        let Some(body) = packing.await else { return };
+        let key = self.key(symbol, part.to, tags);
+        let Some(body) = aside::run(move || gzip(&codec::encode(&part))).await else { return };
         if body.is_empty() {
             return;
         }
-        let key = self.key(symbol, start, tags);
         let lifetimes = Lifetimes { fresh: KEPT, ..Lifetimes::default() };
         let stored = StoredResponse::new(StatusCode::OK, HeaderMap::new(), Coding::Opaque, Coding::Opaque, body);
-        let entry = Entry::new(&key, span.asked_at, Wall::now(), 0, lifetimes, Content::Response(stored));
+        let entry = Entry::new(&key, asked_at, Wall::now(), 0, lifetimes, Content::Response(stored));
         // What was voided meanwhile is not written.
         store.put(&key, Arc::new(entry)).await;
     }
 
-    /// The spans that are there of those that begin at `starts`.
-    pub async fn get(&self, symbol: &str, tags: &[String], starts: &[i64]) -> Vec<(i64, StoredSpan)> {
-        let Some(store) = self.cache.store().shared() else { return Vec::new() };
-        let mut found = Vec::new();
-        for &start in starts {
-            let Some(entry) = store.get(&self.key(symbol, start, tags.to_vec())).await else { continue };
-            let Content::Response(stored) = &entry.content else { continue };
-            let packed = stored.body.clone();
-            let unpacking = aside::run(move || {
-                let plain = gunzip(&packed, inflation_limit(packed.len(), LARGEST).min(LARGEST)).ok()?;
-                codec::decode(&plain)
-            });
-            match unpacking.await {
-                Some(Some(columns)) => found.push((start, StoredSpan { columns, asked_at: entry.asked_at, checked: Checked::default() })),
-                _ => {
-                    tracing::warn!(key = &*text_without_secrets(&entry.readable), "orders in Redis could not be decoded and were not used")
-                }
+    /// The part that ends at `to`, and when it was asked for.
+    pub async fn get(&self, symbol: &str, tags: &[String], to: i64) -> Option<(Part, Moment)> {
+        let store = self.cache.store().shared()?;
+        let entry = store.get(&self.key(symbol, to, tags.to_vec())).await?;
+        let Content::Response(stored) = &entry.content else { return None };
+        let packed = stored.body.clone();
+        let unpacking = aside::run(move || {
+            let plain = gunzip(&packed, inflation_limit(packed.len(), LARGEST).min(LARGEST)).ok()?;
+            codec::decode(&plain)
+        });
+        match unpacking.await.flatten().filter(|part| part.to == to) {
+            Some(part) => Some((part, entry.asked_at)),
+            None => {
+                tracing::warn!(key = &*text_without_secrets(&entry.readable), "orders in Redis could not be decoded and were not used");
+                None
             }
         }
-        found
     }
 }

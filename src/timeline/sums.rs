@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use super::amounts::Sums;
 use super::check;
-use super::columns::Columns;
 use super::engine::Engine;
 use super::symbol::Symbol;
 use super::tail::moment;
@@ -29,13 +29,15 @@ impl Part {
         let target = Target::parse(target).ok()?;
         let time = |name: &str| target.text(name).and_then(|text| timestamp::parse(&text));
         let asked = Span { start: time("start_timestamp").unwrap_or(tail.start), end: time("end_timestamp").unwrap_or(i64::MAX) };
-        let length = engine.span();
         let known_at = moment(tail.asked_at);
         let settled = tail.newest_until(known_at).unwrap_or(known_at).saturating_sub(engine.settle());
         let newest = Span { start: tail.start, end: settled };
         let newest = (asked.end >= tail.start && newest.start <= newest.end).then_some(Self::Settled(newest));
         let spans = engine.starts_in_memory(symbol, asked);
-        let over = spans.into_iter().map(|start| Self::Over(Span { start, end: start + length - 1 }));
+        let over = spans
+            .into_iter()
+            .filter_map(|start| engine.over(symbol, start))
+            .map(|(from, to)| Self::Over(Span { start: from, end: to - 1 }));
         let parts: Vec<Self> = newest.into_iter().chain(over).collect();
         parts.get(fastrand::usize(..parts.len().max(1))).copied()
     }
@@ -52,21 +54,21 @@ impl Part {
     pub async fn compare<S: Orders>(self, engine: &Arc<Engine<S>>, symbol: &Symbol) -> Found {
         match self {
             Self::Over(span) => match engine.stored(symbol, span.start) {
-                Some(stored) => compare(engine, symbol, span, &stored.columns).await,
+                Some(stored) => compare(engine, symbol, span, &stored.iter().map(|stretch| &*stretch.orders).collect::<Vec<_>>()).await,
                 None => Found::Nothing,
             },
             Self::Settled(span) => match engine.known_tail(symbol) {
-                Some(tail) if tail.start <= span.start => compare(engine, symbol, span, &tail.columns).await,
+                Some(tail) if tail.start <= span.start => compare(engine, symbol, span, &tail.columns.sums().collect::<Vec<_>>()).await,
                 _ => Found::Nothing,
             },
         }
     }
 }
 
-async fn compare<S: Orders>(engine: &Engine<S>, symbol: &Symbol, span: Span, columns: &Columns) -> Found {
+async fn compare<S: Orders>(engine: &Engine<S>, symbol: &Symbol, span: Span, sums: &[&Sums]) -> Found {
     // As many sums as a span has hours, if it is a day.
     let width = (engine.span() / 24).max(1);
-    match ask(engine, symbol, span, columns, width).await {
+    match ask(engine, symbol, span, sums, width).await {
         Ok(Ok(())) => Found::Equal { ties: false, nearly: false },
         Ok(Err(why)) => Found::Different { why },
         Err(_) => Found::Nothing,
@@ -77,13 +79,14 @@ async fn ask<S: Orders>(
     engine: &Engine<S>,
     symbol: &Symbol,
     span: Span,
-    columns: &Columns,
+    sums: &[&Sums],
     width: i64,
 ) -> Result<Result<(), String>, OrdersError> {
-    let (own, said) = (columns.within(span).len() as u64, engine.past.count(&symbol.name, span).await?);
+    let own: usize = sums.iter().map(|sums| sums.count(span)).sum();
+    let (own, said) = (own as u64, engine.past.count(&symbol.name, span).await?);
     if let Some(said) = said.filter(|&said| said != own) {
         return Ok(Err(format!("{own} orders are known from {} to {}, and the database counts {said}", span.start, span.end)));
     }
     let said = engine.past.buckets(&symbol.name, span, width).await?;
-    Ok(check::sums(&[columns], span, width, &said).map_err(|doubt| doubt.to_string()))
+    Ok(check::sums(sums.iter().copied(), span, width, &said).map_err(|doubt| doubt.to_string()))
 }

@@ -69,15 +69,28 @@ pub struct First {
     pub checked: Checked,
 }
 
+/// A stretch of time whose orders are wanted. Those that end last come last in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Want {
+    /// The first millisecond after it.
+    pub to: i64,
+    /// Its first millisecond.
+    pub from: i64,
+    /// Whether details are wanted, not sums.
+    pub details: bool,
+}
+
 /// What is to be brought of spans that are over, by the one task that does so.
 #[derive(Default)]
 pub struct Filling {
-    /// The first moments of spans that requests wait for.
-    pub urgent: BTreeSet<i64>,
-    /// The same of those that nobody waits for.
-    pub wanted: BTreeSet<i64>,
+    /// What requests wait for.
+    pub urgent: BTreeSet<Want>,
+    /// What nobody waits for.
+    pub wanted: BTreeSet<Want>,
     /// A window of which it is not known yet which spans it needs, and where the newest part begins.
     pub window: Option<(Span, i64)>,
+    /// How much time a question may cover so that about as many orders come as one is to bring, in milliseconds; zero: it is not known yet.
+    pub reach: i64,
     /// Whether a task is at it.
     pub is_active: bool,
     /// When a window was asked for last.

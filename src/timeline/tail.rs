@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::builder::Builder;
-use super::columns::{Columns, Unfit};
+use super::columns::{BLOCK, Columns, Unfit};
 use super::kept::Weigh;
+use super::memory::shared;
 use crate::api::orders::{Order, Span};
 use crate::cache::entry::Checked;
 use crate::cache::void::Moment;
@@ -39,7 +40,7 @@ pub struct Tail {
 
 impl Weigh for Tail {
     fn weight(&self) -> u64 {
-        128 + self.columns.weight() + self.before.weight()
+        shared::<Self>() + self.columns.weight() + self.before.weight()
     }
 }
 
@@ -56,6 +57,32 @@ pub fn moment(wall: Wall) -> i64 {
 pub fn first_moment(newest: Option<i64>, now: Wall, span: i64, settle: i64) -> i64 {
     let newest = newest.map_or(moment(now), |newest| newest.min(moment(now)));
     newest.saturating_sub(settle).div_euclid(span).saturating_mul(span)
+}
+
+/// In how much time so many orders come, in milliseconds, by the newest ones (newest first), far ones aside; `None` if these are few: then they say
+/// nothing of those before them.
+#[must_use]
+pub fn millis_of(orders: usize, latest: &[Order], now: i64) -> Option<i64> {
+    let mut times = latest.iter().filter_map(|order| order.order_trade_time).filter(|&time| time <= now);
+    let (newest, oldest) = (times.next()?, times.next_back()?);
+    let (orders, known) = (i64::try_from(orders).ok()?, i64::try_from(latest.len()).ok()?);
+    let range = newest.saturating_sub(oldest).saturating_add(1);
+    (latest.len() >= MOST_RECENT).then(|| range.saturating_mul(orders) / known)
+}
+
+/// The same as [`first_moment`], unless so many orders came since that they are better left to those who ask for them: then so late that
+/// about a block of orders is settled.
+#[must_use]
+pub fn first_moment_by(latest: &[Order], now: Wall, span: i64, settle: i64) -> i64 {
+    // Those whose time lies in the future say nothing of which orders have come.
+    let newest = latest.iter().filter_map(|order| order.order_trade_time).find(|&time| time <= moment(now));
+    let start = first_moment(newest, now, span, settle);
+    let of = |orders| millis_of(orders, latest, moment(now));
+    let (Some(newest), Some(many), Some(some)) = (newest, of(4 * BLOCK), of(BLOCK)) else { return start };
+    if newest.saturating_sub(start) <= many {
+        return start;
+    }
+    newest.saturating_sub(settle).saturating_sub(some).max(start)
 }
 
 impl Tail {
@@ -86,14 +113,32 @@ impl Tail {
     }
 
     /// The same once the orders from `from` on are known anew.
-    ///
-    /// # Errors
-    /// [`Unfit`].
-    pub fn renewed(&self, from: i64, newer: &Columns, asked: Instant, asked_at: Wall) -> Result<Self, Unfit> {
+    #[must_use]
+    pub fn renewed(&self, from: i64, newer: &Columns, asked: Instant, asked_at: Wall) -> Self {
         let same = self.columns.ends_in(from, newer);
-        let columns = if same { Arc::clone(&self.columns) } else { Arc::new(self.columns.renewed(from, newer)?) };
+        let columns = if same { Arc::clone(&self.columns) } else { Arc::new(self.columns.renewed(from, newer)) };
         let before = Arc::clone(&self.before);
-        Ok(Self { start: self.start, columns, before, asked, asked_at, oldest_asked: self.oldest_asked, checked: self.checked.clone() })
+        Self { start: self.start, columns, before, asked, asked_at, oldest_asked: self.oldest_asked, checked: self.checked.clone() }
+    }
+
+    /// From where on it goes on: what lies before is settled. That is where a span begins, or a block where a span has many orders.
+    #[must_use]
+    pub fn goes_on_from(&self, span: i64, settle: i64) -> i64 {
+        let newest = self.newest_until(moment(self.asked_at));
+        let by_span = first_moment(newest, self.asked_at, span, settle).max(self.start);
+        let Some(settled) = newest.map(|newest| newest.saturating_sub(settle)) else { return by_span };
+        let mut kept = 0;
+        let by_block = self.columns.blocks().iter().skip(1).rev().find_map(|block| {
+            kept += block.len();
+            block.extent().map(|extent| extent.start).filter(|&start| kept >= BLOCK && start <= settled)
+        });
+        by_block.map_or(by_span, |start| start.max(by_span))
+    }
+
+    /// In how much time so many orders come, in milliseconds, by the newest [`MOST_RECENT`]; `None` if there are fewer.
+    #[must_use]
+    pub fn millis_of(&self, orders: usize) -> Option<i64> {
+        millis_of(orders, &self.latest(MOST_RECENT), moment(self.asked_at))
     }
 
     /// The same from a later moment on. What it held before that belongs to spans that are over.
@@ -158,11 +203,11 @@ mod tests {
         assert_eq!((tail.newest_until(99), tail.columns.len(), tail.before.len()), (Some(99), 7, 100));
         assert_eq!(times(&tail.latest(9)), (98..107).rev().collect::<Vec<_>>());
         assert_eq!(tail.asked_again_from(3), 103);
-        let same = tail.renewed(103, &columns(&orders(103..107)), Instant::now(), wall(160)).unwrap();
+        let same = tail.renewed(103, &columns(&orders(103..107)), Instant::now(), wall(160));
         assert!(Arc::ptr_eq(&same.columns, &tail.columns), "nothing new");
         let mut late = orders(103..120);
         late.insert(12, order(107, "sell", Usd::Exact(1)));
-        let more = tail.renewed(103, &columns(&late), Instant::now(), wall(170)).unwrap();
+        let more = tail.renewed(103, &columns(&late), Instant::now(), wall(170));
         assert!(!tail.misses_some_in(103, &columns(&late)) && tail.misses_some_in(103, &columns(&orders(104..120))));
         assert_eq!((more.newest_until(i64::MAX), more.columns.len()), (Some(119), 21));
         let later = more.from(110).unwrap();

@@ -3,15 +3,17 @@
 //! It answers from what is known, waits for a little of what is not, and says [`OrdersError::NotCovered`] to the rest, noting why
 //! ([`View::unanswered`]): then the request goes to the backend as if there were no timeline.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::amounts::Sums;
 use super::buckets::buckets;
-use super::columns::Columns;
+use super::details::Details;
 use super::engine::{Allowed, Engine, FEW, Newness};
 use super::fill::MOST_SPANS;
-use super::kept::StoredSpan;
 use super::room::Place;
-use super::symbol::Symbol;
+use super::spans::Stretch;
+use super::symbol::{Symbol, Want};
 use super::tail::{MOST_RECENT, Tail};
 use super::unanswered::Unanswered;
 use crate::api::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
@@ -53,18 +55,6 @@ pub struct Made {
 impl Made {
     fn note_asked_at(&mut self, asked_at: Moment) {
         self.asked_at = Some(self.asked_at.map_or(asked_at, |known| known.min(asked_at)));
-    }
-}
-
-/// Orders by span, oldest first.
-struct Pieces {
-    spans: Vec<Arc<StoredSpan>>,
-    tail: Option<Arc<Tail>>,
-}
-
-impl Pieces {
-    fn columns(&self) -> impl DoubleEndedIterator<Item = &Columns> {
-        self.spans.iter().map(|span| &span.columns).chain(self.tail.iter().map(|tail| &*tail.columns))
     }
 }
 
@@ -133,48 +123,126 @@ impl<S: Orders> View<S> {
         Ok(tail)
     }
 
-    /// Where the spans begin that a window needs besides the newest part, oldest first.
-    fn starts(&self, span: Span, tail_start: i64) -> Result<Vec<i64>, OrdersError> {
-        let length = self.engine.span();
-        let end = span.end.min(tail_start - 1);
-        let begin = span.start.max(self.engine.oldest(&self.symbol).unwrap_or(0));
-        if begin > end {
-            return Ok(Vec::new());
-        }
-        let (first, last) = (begin.div_euclid(length), end.div_euclid(length));
-        if last - first >= MOST_SPANS {
+    /// What of a window is over: from its first moment up to, and not including, its last.
+    fn over(&self, span: Span, tail_start: i64) -> Result<(i64, i64), OrdersError> {
+        let oldest = self.engine.oldest(&self.symbol);
+        let from = span.start.max(oldest.unwrap_or(0));
+        let to = span.end.saturating_add(1).min(tail_start).max(from);
+        if to - from > MOST_SPANS.saturating_mul(self.engine.span()) {
             // It is not known yet where the orders begin, or there are too many spans.
             let missing = self.engine.fill_many(&self.symbol, span, tail_start);
-            let is_known = self.engine.oldest(&self.symbol).is_some();
-            return Err(self.not(if is_known { Unanswered::TooManySpans } else { missing }));
+            return Err(self.not(if oldest.is_some() { Unanswered::TooManySpans } else { missing }));
         }
-        Ok((first..=last).map(|number| number * length).collect())
+        Ok((from, to))
     }
 
-    /// The orders of spans that are over; those that are not known are asked for, if they are few.
-    async fn spans(&self, starts: &[i64], span: Span, tail_start: i64) -> Result<Vec<Arc<StoredSpan>>, OrdersError> {
-        let missing: Vec<i64> = starts.iter().copied().filter(|&start| self.engine.stored(&self.symbol, start).is_none()).collect();
-        if missing.len() > FEW {
-            return Err(self.not(self.engine.fill_many(&self.symbol, span, tail_start)));
+    /// A stretch of what is over, widened to whole spans, since these are what others have and want.
+    fn want(&self, (from, to): (i64, i64), details: bool, tail_start: i64) -> Want {
+        let length = self.engine.span();
+        let to = (to - 1).div_euclid(length).saturating_add(1).saturating_mul(length).min(tail_start);
+        let from = (from.div_euclid(length) * length).max(self.engine.oldest(&self.symbol).unwrap_or(0));
+        Want { to, from, details }
+    }
+
+    async fn wait_for(&self, wants: &[Want]) -> Result<(), OrdersError> {
+        self.note(|made| made.waited = true);
+        self.engine.fill_few(&self.symbol, wants).await.map_err(|why| self.not(why))
+    }
+
+    /// The sums of what is over of a window; those that are not known are asked for, if they are few.
+    async fn sums(&self, span: Span, tail_start: i64) -> Result<Vec<Arc<Stretch<Sums>>>, OrdersError> {
+        let (from, to) = self.over(span, tail_start)?;
+        let known = || self.engine.known(&self.engine.spans, &self.symbol, from, to);
+        let (mut found, gaps) = known();
+        if !gaps.is_empty() {
+            let length = self.engine.span();
+            let spans: i64 = gaps.iter().map(|gap| (gap.1 - 1).div_euclid(length) - gap.0.div_euclid(length) + 1).sum();
+            if usize::try_from(spans).is_ok_and(|spans| spans > FEW) {
+                return Err(self.not(self.engine.fill_many(&self.symbol, span, tail_start)));
+            }
+            let wants: Vec<Want> = gaps.into_iter().map(|gap| self.want(gap, false, tail_start)).collect();
+            self.wait_for(&wants).await?;
+            let (now, gaps) = known();
+            if !gaps.is_empty() {
+                return Err(self.not(Unanswered::SpansMissing));
+            }
+            found = now;
         }
-        if !missing.is_empty() {
-            self.note(|made| made.waited = true);
-            self.engine.fill_few(&self.symbol, &missing).await.map_err(|why| self.not(why))?;
-        }
-        let stored = |start| self.engine.stored(&self.symbol, start).ok_or_else(|| self.not(Unanswered::SpansMissing));
-        let found = starts.iter().map(|&start| stored(start));
-        let found = found.collect::<Result<Vec<_>, _>>()?;
-        self.note(|made| found.iter().for_each(|span| made.note_asked_at(span.asked_at)));
+        self.note(|made| found.iter().for_each(|stretch| made.note_asked_at(stretch.asked_at)));
         Ok(found)
     }
 
-    /// All orders of a window.
-    async fn pieces(&self, span: Span) -> Result<Pieces, OrdersError> {
-        let known = self.known_tail()?;
-        let tail = if span.end >= known.start { Some(self.tail().await?) } else { None };
-        let tail_start = tail.as_ref().unwrap_or(&known).start;
-        let starts = self.starts(span, tail_start)?;
-        Ok(Pieces { spans: self.spans(&starts, span, tail_start).await?, tail })
+    /// The details of all orders of a span that is over.
+    async fn details(&self, span: Span, want: Want) -> Result<Vec<Arc<Stretch<Details>>>, OrdersError> {
+        let known = || self.engine.known(&self.engine.details, &self.symbol, span.start, span.end + 1);
+        let (mut found, gaps) = known();
+        if !gaps.is_empty() {
+            self.wait_for(&[want]).await?;
+            let (now, gaps) = known();
+            if !gaps.is_empty() {
+                return Err(self.not(Unanswered::SpansMissing));
+            }
+            found = now;
+        }
+        self.note(|made| found.iter().for_each(|stretch| made.note_asked_at(stretch.asked_at)));
+        Ok(found)
+    }
+
+    /// Takes what a page needs of a stretch, as far as it lies in `from..to`: it may have been joined with what was taken already.
+    async fn take(
+        &self,
+        taken: &mut Taken,
+        stretch: &Arc<Stretch<Sums>>,
+        (from, to): (i64, i64),
+        tail_start: i64,
+    ) -> Result<(), OrdersError> {
+        let within = Span { start: from.max(stretch.from), end: to.min(stretch.to) - 1 };
+        self.note(|made| made.note_asked_at(stretch.asked_at));
+        let count = stretch.orders.count(within);
+        if taken.skip >= count {
+            taken.skip -= count;
+            return Ok(());
+        }
+        let last = count.min(taken.skip + taken.missing()) - 1;
+        let (Some(newest), Some(oldest)) = (stretch.orders.moment(within, taken.skip), stretch.orders.moment(within, last)) else {
+            return Err(self.not(Unanswered::Lost));
+        };
+        let needed = Span { start: oldest, end: newest };
+        let mut want = self.want((oldest, newest + 1), true, tail_start);
+        (want.from, want.to) = (want.from.max(stretch.from), want.to.min(stretch.to));
+        let details = self.details(needed, want).await?;
+        if details.iter().map(|details| details.orders.within(needed).len()).sum::<usize>() != stretch.orders.count(needed) {
+            // Both were asked for, one after the other, and the source changed in between.
+            self.engine.spans.remove(&self.symbol.name, stretch);
+            details.iter().for_each(|details| self.engine.details.remove(&self.symbol.name, details));
+            return Err(self.not(Unanswered::SpansMissing));
+        }
+        // Of the moment of the newest some may be on the page before.
+        taken.skip -= if newest < within.end { stretch.orders.count(Span { start: newest + 1, end: within.end }) } else { 0 };
+        details.iter().rev().for_each(|details| taken.take(details.orders.within(needed), |place| details.orders.order(place)));
+        Ok(())
+    }
+}
+
+/// A page in the making.
+struct Taken {
+    /// How many orders come before the next one that is taken.
+    skip: usize,
+    wanted: usize,
+    found: Vec<Order>,
+}
+
+impl Taken {
+    fn missing(&self) -> usize {
+        self.wanted - self.found.len()
+    }
+
+    /// Takes orders, which lie at places from the oldest to the newest, as far as they are on the page.
+    fn take(&mut self, places: Range<usize>, order: impl Fn(usize) -> Order) {
+        let passed = self.skip.min(places.len());
+        self.skip -= passed;
+        let missing = self.missing();
+        self.found.extend(places.rev().skip(passed).take(missing).map(order));
     }
 }
 
@@ -186,15 +254,18 @@ impl<S: Orders> Orders for View<S> {
     }
 
     async fn buckets(&self, _symbol: &str, span: Span, width: i64) -> Result<Vec<Bucket>, OrdersError> {
-        let pieces = self.pieces(span).await?;
-        let orders: usize = pieces.columns().map(|columns| columns.within(span).len()).sum();
+        let known = self.known_tail()?;
+        let tail = if span.end >= known.start { Some(self.tail().await?) } else { None };
+        let over = self.sums(span, tail.as_ref().unwrap_or(&known).start).await?;
+        let sums = || over.iter().map(|stretch| &*stretch.orders).chain(tail.iter().flat_map(|tail| tail.columns.sums()));
+        let orders: usize = sums().map(|sums| sums.count(span)).sum();
         let places = usize::try_from(span.end.saturating_sub(span.start) / width).unwrap_or(usize::MAX).saturating_add(1);
         let most = orders.min(places.saturating_mul(2));
         if most > MOST_BUCKETS {
             return Err(self.not(Unanswered::TooManyBuckets));
         }
         self.begin(self.reserve(most * BUCKET).await?).await?;
-        let buckets = buckets(pieces.columns(), span, width).ok_or_else(|| self.not(Unanswered::Inexact))?;
+        let buckets = buckets(sums(), span, width).ok_or_else(|| self.not(Unanswered::Inexact))?;
         // In the order of time, so that the last one tells of all.
         if buckets.last().is_some_and(|bucket| !is_written(bucket.timestamp)) {
             return Err(self.not(Unanswered::FarTimes));
@@ -215,41 +286,35 @@ impl<S: Orders> Orders for View<S> {
         let known = self.known_tail()?;
         let tail = if span.end >= known.start { Some(self.tail().await?) } else { None };
         let tail_start = tail.as_ref().unwrap_or(&known).start;
-        let mut starts = self.starts(span, tail_start)?;
+        let (from, mut to) = self.over(span, tail_start)?;
         // One order more on either side, to see whether the page's edges cut through orders of one moment.
-        let mut skip = usize::try_from(page.offset).map_err(|_| self.not(Unanswered::Shape))?;
+        let skip = usize::try_from(page.offset).map_err(|_| self.not(Unanswered::Shape))?;
         let edge = usize::from(skip > 0);
-        skip -= edge;
         let wanted = page.size + edge + 1;
         let place = self.reserve(wanted.saturating_mul(ORDER)).await?;
-        let mut found: Vec<Order> = Vec::with_capacity(wanted);
-        let mut asked_for = 0;
-        let mut take = |columns: &Columns| {
-            let places = columns.within(span);
-            let passed = skip.min(places.len());
-            skip -= passed;
-            let newest_first = places.rev().skip(passed).take(wanted - found.len());
-            found.extend(newest_first.map(|place| columns.order(place)));
-            found.len() == wanted
-        };
-        let mut full = tail.is_some_and(|tail| take(&tail.columns));
-        // From the newest span to the oldest, as far as the page needs them, a few at a time.
-        while let (false, false) = (full, starts.is_empty()) {
-            let next = match starts.iter().rposition(|&start| self.engine.stored(&self.symbol, start).is_none()) {
-                // All that are left are known.
-                None => starts.split_off(0),
-                Some(place) if place + 1 < starts.len() => starts.split_off(place + 1),
-                Some(place) if asked_for == 0 => {
-                    asked_for = FEW;
-                    starts.split_off((place + 1).saturating_sub(FEW))
+        let mut taken = Taken { skip: skip - edge, wanted, found: Vec::with_capacity(wanted) };
+        tail.iter().for_each(|tail| taken.take(tail.columns.within(span), |place| tail.columns.order(place)));
+        let mut has_waited = false;
+        // From the newest stretch to the oldest, as far as the page needs them, a few spans at a time.
+        while taken.missing() > 0 && from < to {
+            let (known, gaps) = self.engine.known(&self.engine.spans, &self.symbol, from, to);
+            let gap = gaps.last().copied();
+            let known_from = gap.map_or(from, |gap| gap.1);
+            for stretch in known.iter().rev().take_while(|stretch| stretch.to > known_from) {
+                if taken.missing() > 0 {
+                    self.take(&mut taken, stretch, (known_from, to), tail_start).await?;
                 }
-                Some(_) => return Err(self.not(self.engine.fill_many(&self.symbol, span, tail_start))),
-            };
-            for stored in self.spans(&next, span, tail_start).await?.iter().rev() {
-                full = full || take(&stored.columns);
             }
+            to = known_from;
+            let Some((begin, end)) = gap.filter(|_| taken.missing() > 0) else { break };
+            if std::mem::replace(&mut has_waited, true) {
+                return Err(self.not(self.engine.fill_many(&self.symbol, span, tail_start)));
+            }
+            let few = end.saturating_sub(i64::try_from(FEW).unwrap_or(1).saturating_mul(self.engine.span()));
+            self.wait_for(&[self.want((begin.max(few), end), false, tail_start)]).await?;
         }
         self.begin(place).await?;
+        let found = taken.found;
         self.note(|made| made.ties = has_ties(&found));
         Ok(found.into_iter().skip(edge).take(page.size).collect())
     }

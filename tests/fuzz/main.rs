@@ -35,6 +35,7 @@ use sluice::proxy::short::Fields;
 use sluice::request::client::Client;
 use sluice::request::target::Target;
 use sluice::timeline;
+use sluice::timeline::kept::Weigh as _;
 use sluice::upstream::request_fields::Forwarding;
 use sluice::upstream::selecting::Selecting;
 use xxhash_rust::xxh3::xxh3_64;
@@ -279,17 +280,18 @@ fn codec(data: &[u8]) {
     let _ = gunzip(data, 1 << 16);
 }
 
-/// Orders of a span from Redis: what decodes is written the same again, and can be computed with.
+/// Orders of a part from Redis: what decodes is written the same again, and can be computed with.
 fn spans(data: &[u8]) {
-    let Some(columns) = timeline::codec::decode(data) else { return };
-    let again = timeline::codec::encode(&columns);
+    let Some(part) = timeline::codec::decode(data) else { return };
+    let again = timeline::codec::encode(&part);
     assert_eq!(timeline::codec::encode(&timeline::codec::decode(&again).unwrap()), again);
-    let all = Span { start: i64::MIN, end: i64::MAX };
-    assert_eq!(columns.orders(all).count(), columns.len());
-    let _ = (columns.weight(), columns.tie(), columns.newest());
-    if let (Some(start), Some(end)) = (columns.time(0), columns.newest()) {
+    let (sums, details) = (&part.block.sums, &part.block.details);
+    assert_eq!((0..details.len()).map(|place| details.order(place)).count(), sums.len());
+    let _ = (part.block.weight(), details.tie(), part.block.cut(part.from, part.from.midpoint(part.to)));
+    if let Some(Span { start, end }) = sums.extent() {
+        assert_eq!(sums.count(Span { start, end }), sums.len());
         for width in [60_000, 86_400_000] {
-            let _ = timeline::buckets::buckets([&columns], Span { start, end: end.min(start.saturating_add(1000 * width)) }, width);
+            let _ = timeline::buckets::buckets([&**sums], Span { start, end: end.min(start.saturating_add(1000 * width)) }, width);
         }
     }
 }

@@ -26,8 +26,8 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 
 use self::pool::{Lane, Lease, Pool, QueryError};
-use self::query::{ask, ask_all, extent};
-use self::sql::{Rows, Statement, Symbols};
+use self::query::{ask, ask_all, extent, one_number};
+use self::sql::{End, Rows, Statement, Symbols};
 use self::table::{Matching, Table};
 use super::orders::{Batches, Bucket, Order, Orders, OrdersError, Page, Span};
 use super::texts::Texts;
@@ -228,6 +228,18 @@ impl Shared {
         Ok(orders(ask(&mut lease, &rows.page(older, page)).await?))
     }
 
+    async fn first(&self, lane: Lane, symbol: &str, before: i64) -> Result<Option<i64>, QueryError> {
+        let mut lease = self.pool.ask(lane, self.query_timeout).await?;
+        let table = self.table(&mut lease).await?;
+        let Some(rows) = self.rows(&mut lease, &table, symbol).await? else { return Ok(None) };
+        let mut first: Option<i64> = None;
+        for rows in rows.by_spelling() {
+            let found = one_number(&ask(&mut lease, &rows.moment(Span { start: 0, end: before - 1 }, End::Oldest, 0)).await?);
+            first = first.into_iter().chain(found).min();
+        }
+        Ok(first)
+    }
+
     async fn stream(self: Arc<Self>, lane: Lane, symbol: String, span: Span) -> Result<Batches<QueryError>, QueryError> {
         let mut lease = self.pool.ask_stream(lane, self.long_query_timeout, self.stream_timeout).await?;
         let table = self.table(&mut lease).await?;
@@ -291,6 +303,10 @@ impl Orders for Mysql {
 
     async fn page(&self, symbol: &str, span: Span, page: Page) -> Result<Vec<Order>, OrdersError> {
         self.shared.settled(|| self.shared.page(self.lane, symbol, span, page)).await
+    }
+
+    async fn first(&self, symbol: &str, before: i64, _grain: i64) -> Result<Option<i64>, OrdersError> {
+        self.shared.settled(|| self.shared.first(self.lane, symbol, before)).await
     }
 
     async fn stream(&self, symbol: &str, span: Span) -> Result<Batches<QueryError>, OrdersError> {

@@ -77,7 +77,16 @@ pub struct Rows<'t> {
     pub symbols: Symbols,
 }
 
-impl Rows<'_> {
+impl<'t> Rows<'t> {
+    /// The same rows by the spelling of their symbol: of each the index knows the first and the last.
+    pub fn by_spelling(&self) -> Vec<Rows<'t>> {
+        let each = match &self.symbols {
+            Symbols::OneOf(names) => names.iter().map(|name| Symbols::OneOf(vec![name.clone()])).collect(),
+            folded @ Symbols::Folded(_) => vec![folded.clone()],
+        };
+        each.into_iter().map(|symbols| Rows { table: self.table, symbols }).collect()
+    }
+
     /// Whether the index has them in order of time.
     #[must_use]
     pub fn are_ordered(&self) -> bool {
