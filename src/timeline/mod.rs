@@ -25,6 +25,7 @@
 //! Knows the API and the cache's stores and voids. Knows neither rules nor clients.
 
 pub mod answers;
+pub mod between;
 pub mod buckets;
 pub mod builder;
 pub mod check;
