@@ -100,7 +100,12 @@ fn top(mut top: Section<'_, '_>, reader: &Reader<'_>) -> Option<Config> {
     let routes: Vec<Route> = routes.into_iter().map(|(route, _)| route).collect();
     let backend = backend?;
     // Files from before [own] had these endpoints without a word.
-    if own_endpoints.is_none() && !backend.is_native() && routes.iter().any(|route| route.timeline) {
+    let is_for_liquidations = |route: &Route| {
+        let (PathPattern::Exact(path) | PathPattern::Below(path)) = &route.path;
+        route.timeline || path.starts_with("/api/liquidation")
+    };
+    let had_them = backend.forward_invalidation || routes.iter().any(is_for_liquidations);
+    if own_endpoints.is_none() && !backend.is_native() && had_them {
         reader.warn(0, "[own] is left out, so that /health and /api/cache/* are the backend's own; say endpoints = true or false there");
     }
     let config = Config {

@@ -130,6 +130,12 @@ impl Budget {
         self.for_readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// As if all that stand in the queue had come earlier by this.
+    #[cfg(test)]
+    pub fn age(&self, by: Duration) {
+        self.for_readers().iter_mut().for_each(|(since, _)| *since = since.checked_sub(by).unwrap_or(*since));
+    }
+
     /// Bytes that are taken.
     #[must_use]
     pub fn used(&self) -> usize {

@@ -501,24 +501,33 @@ impl Writer {
     /// Adds bytes to what is held.
     fn add(&self, chunk: Bytes) {
         let fill = &self.0;
+        let (total, missing) = {
+            let state = fill.state();
+            let total = state.total + chunk.len();
+            let is_held = state.passing.is_none() && total <= fill.max_object;
+            (total, if is_held { total.saturating_sub(state.charged) } else { 0 })
+        };
+        // Unlocked: to find room the budget looks at bodies that nobody reads, and this may be one of them.
+        let size = fill.head.length.map_or(total, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        let has_room = missing == 0 || fill.budget.take(missing, size);
         let mut state = fill.state();
-        state.total += chunk.len();
+        state.total = total;
         state.held += chunk.len();
         let held = state.passing.is_none();
-        let missing = state.total.saturating_sub(state.charged);
-        if state.total > fill.max_object {
+        if total > fill.max_object {
             state.passing = Some(NotHeld::TooLarge);
-        } else if held
-            && missing > 0
-            && !fill.budget.take(missing, fill.head.length.map_or(state.total, |length| usize::try_from(length).unwrap_or(usize::MAX)))
-        {
+        } else if held && !has_room {
             state.passing = Some(NotHeld::NoRoom);
         }
         let storable = state.passing.is_none();
         if storable {
             state.charged += missing;
-        } else if held {
-            fill.ended.notify_waiters();
+        } else {
+            // It gave way meanwhile, or found no room.
+            fill.budget.give_back(if has_room { missing } else { 0 });
+            if held {
+                fill.ended.notify_waiters();
+            }
         }
         // As it arrived it is a slice of the connection's buffer, which it would keep alive with all its slack.
         state.chunks.push_back(if storable { Bytes::copy_from_slice(&chunk) } else { chunk });
@@ -686,6 +695,35 @@ pub(super) mod tests {
         assert_eq!(fill.end().await, End::Whole);
         drop(fill);
         assert_eq!(budget.used(), 0);
+    }
+
+    /// A body of unknown length that nobody reads gives way to others, and so to itself. It must not wait for itself.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_body_that_nobody_reads_finds_itself_when_it_looks_for_room() {
+        let (fill, writer, budget) = start(1000, 1000);
+        writer.push(chunk(400)).await.unwrap();
+        let useless = tokio::spawn({
+            let fill = Arc::clone(&fill);
+            async move { fill.useless(true).await }
+        });
+        while !fill.state().queued {
+            tokio::task::yield_now().await;
+        }
+        let past = Instant::now().checked_sub(TIME * 2).unwrap();
+        fill.state().alone_since = Some(past);
+        budget.age(TIME * 2);
+        assert!(budget.take(600, usize::MAX));
+        let (told, pushed) = std::sync::mpsc::channel();
+        // A thread of its own: one that waits for itself would take a worker with it.
+        std::thread::spawn(move || {
+            writer.add(chunk(10));
+            told.send(writer).unwrap();
+        });
+        let writer = pushed.recv_timeout(Duration::from_secs(20)).expect("the writer waits for itself");
+        assert_eq!((fill.passing(), budget.used()), (Some(NotHeld::NoRoom), 600));
+        useless.await.unwrap();
+        drop((writer, fill));
+        assert_eq!(budget.used(), 600);
     }
 
     #[tokio::test]

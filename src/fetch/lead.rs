@@ -65,6 +65,10 @@ impl Fetcher {
             Ok(answer) => answer,
             Err(failure) => {
                 self.failing.failed(job.address(), failure);
+                // Given up for another's sake, or without a place: begun again by the next hit it would only be given up again.
+                if job.party.address.is_none() && matches!(failure, Failure::Lost | Failure::Overloaded) {
+                    self.failing.put_off(&job.collapse_key, None);
+                }
                 return leader.fail(failure);
             }
         };
@@ -103,7 +107,11 @@ impl Fetcher {
         let lifetimes = match verdict {
             // An error must not take the place of what may be served instead of it.
             Verdict::Store(_) if job.replaces_errors && is_failure(response.status()) => None,
-            Verdict::Store(lifetimes) | Verdict::StoreForValidation(lifetimes) => Some(lifetimes).filter(|_| may_be_stored),
+            Verdict::Store(lifetimes) | Verdict::StoreForValidation(lifetimes) => {
+                // What was said of an earlier one is not why this one is not stored, if it is not.
+                self.unstored.remove(&job.collapse_key);
+                Some(lifetimes).filter(|_| may_be_stored)
+            }
             Verdict::Share(_) => None,
             Verdict::Private(_) => {
                 self.end_replaced(&job, status).await;
@@ -201,7 +209,11 @@ impl Fetcher {
                 Ok(Response::from_parts(head, beginning.join(rest)))
             }
             // An answer to Sluice's own `Range` is none for those who asked for the whole.
-            _ => self.call(job, leader, None).await,
+            _ => {
+                // Its place is needed for the whole.
+                drop(rest);
+                self.call(job, leader, None).await
+            }
         }
     }
 

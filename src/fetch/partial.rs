@@ -60,7 +60,9 @@ fn span(fields: &HeaderMap) -> Option<(u64, u64, u64)> {
 }
 
 fn strong_validator(fields: &HeaderMap) -> Option<HeaderValue> {
-    fields.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\"")).cloned()
+    let tag = fields.get(ETAG).filter(|tag| tag.as_bytes().starts_with(b"\""))?;
+    // A copy of its own, for the same reason as the bytes of a beginning.
+    HeaderValue::from_bytes(tag.as_bytes()).ok()
 }
 
 impl Beginning {
@@ -70,7 +72,9 @@ impl Beginning {
         // Judged as the whole would be: by what the upstream says of it, never by the rule's own `ttl`.
         let Verdict::Store(lifetimes) = verdict(&policy.explicit_only(), StatusCode::OK, fields, now) else { return None };
         let fits = bytes.len() as u64 == last + 1 && last + 1 < length && Vary::of(fields) == Vary::Fields(Vec::new());
-        fits.then(|| Self { bytes: bytes.clone(), length, tag: strong_validator(fields), fresh_until: now + lifetimes.fresh, asked_at })
+        // Copied: as they came they are slices of the connection's buffer, which they would keep alive.
+        let (bytes, tag) = (Bytes::copy_from_slice(bytes), strong_validator(fields));
+        fits.then(|| Self { bytes, length, tag, fresh_until: now + lifetimes.fresh, asked_at })
     }
 
     /// Makes a request one for the rest alone. Without a strong validator nothing says which rest belongs to it: the request is worth its

@@ -18,6 +18,7 @@ use super::symbol::{Filling, Symbol, Want};
 use super::unanswered::Unanswered;
 use crate::api::orders::{Orders, Span};
 use crate::cache::entry::Checked;
+use crate::cache::void::Moment;
 
 /// More spans than this make no window.
 pub const MOST_SPANS: i64 = 20_000;
@@ -175,8 +176,12 @@ impl<S: Orders> Engine<S> {
         if filling.is_paused() {
             return Unanswered::SpansFailing;
         }
-        if filling.asked.is_none_or(|at| now >= at + BETWEEN_FILLS) {
-            (filling.asked, filling.window) = (Some(now), Some((span, tail_start)));
+        // What was brought then may have been voided since.
+        let is_soon = |(at, asked_at): (Instant, Moment)| {
+            now < at + BETWEEN_FILLS && !self.is_void(symbol, Piece::Derived, asked_at, &Checked::default())
+        };
+        if !filling.asked.is_some_and(is_soon) {
+            (filling.asked, filling.window) = (Some((now, self.cache.ask())), Some((span, tail_start)));
             self.begin_filling(symbol, &mut filling);
         }
         Unanswered::SpansMissing

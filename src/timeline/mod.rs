@@ -37,6 +37,7 @@
 
 pub mod amounts;
 pub mod answers;
+pub mod between;
 pub mod bring;
 pub mod buckets;
 pub mod builder;

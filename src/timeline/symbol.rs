@@ -94,7 +94,7 @@ pub struct Filling {
     /// Whether a task is at it.
     pub is_active: bool,
     /// When a window was asked for last.
-    pub asked: Option<Instant>,
+    pub asked: Option<(Instant, Moment)>,
     /// Failures in a row.
     pub failures: u32,
     /// Until when nothing is asked for after them.

@@ -2,7 +2,8 @@
 //!
 //! The requests are not the clients' own: they are moved by some seconds, so that no cache of the backend's answers them. And they ask for no
 //! more than both can know: up to the newest order that was known here before the other was asked. Orders may still come late, so both are asked
-//! again before a difference counts, the last time for what is settled alone.
+//! again before a difference counts, the last time for what is settled alone. What [no late order explains](super::between) counts also where it
+//! is not settled yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::sleep;
 
+use super::between::is_between;
 use super::check::nearly;
 use super::compute::{Computed, compute};
 use super::endpoint::Endpoint;
@@ -30,6 +32,8 @@ use crate::request::timestamp;
 
 /// A request is moved by up to so many milliseconds.
 const MOVED: i64 = 60_000;
+/// So many differences that no late order explains are one: an order may be deleted while both are asked.
+const UNEXPLAINED: u32 = 2;
 
 /// What a comparison found.
 pub enum Found {
@@ -74,6 +78,9 @@ impl Verifier {
         tries: u32,
     ) -> Found {
         let mut found = Found::Nothing;
+        // Differences that no late order explains, and the last of them.
+        let (mut unexplained, mut last) = (0, String::new());
+        let mut asked = String::new();
         for attempt in 1..=tries {
             let late = if attempt == tries { self.settle } else { 1 };
             let Some(newest) = engine.known_tail(symbol).and_then(|tail| tail.newest_until(moment(Wall::now()))) else {
@@ -92,13 +99,23 @@ impl Verifier {
                 sleep(self.refresh * 2).await;
                 let after = compute(engine, symbol, endpoint, &request, Allowed::NOTHING).await;
                 let Some(after) = after else { return Found::Nothing };
+                if let Some(Err(at)) = compared(&after)
+                    && !is_between(&before.body, &number_times(&said.1), &after.body, request != asked)
+                {
+                    (unexplained, last) = (unexplained + 1, at);
+                }
                 found = Found::of(compared(&after), similar.shows_ties(&after), &request);
             } else {
                 found = Found::of(compared(&before), similar.shows_ties(&before), &request);
             }
+            let is_found = unexplained >= UNEXPLAINED.min(tries - 1);
+            if unexplained > 0 && is_found {
+                return Found::of(Some(Err(format!("{last} (no late order explains it)"))), false, &request);
+            }
             if !matches!(found, Found::Different { .. }) {
                 break;
             }
+            asked = request;
         }
         found
     }

@@ -20,6 +20,8 @@ use tower_service::Service;
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a new answer is waited for where there is one from before.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// A look-up is given up after so long: it may have begun before the name server was there again.
+const LONGEST: Duration = Duration::from_secs(30);
 /// For how long an answer is used while there is no newer one. An address may be another program's after that.
 const KEPT: Duration = Duration::from_secs(600);
 
@@ -38,18 +40,26 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// The last addresses, and when they came.
+    /// The last addresses, at least one, and when they came.
     known: Option<(Vec<SocketAddr>, Instant)>,
     /// Why the last look-up gave none, if it did not.
     error: Option<String>,
     /// Since when one is under way.
     asking: Option<Instant>,
+    /// How many were given the addresses.
+    turn: usize,
 }
 
 impl State {
     /// Addresses that are no older than this.
-    fn known_within(&self, age: Duration) -> Option<Vec<SocketAddr>> {
-        self.known.as_ref().filter(|(_, since)| since.elapsed() < age).map(|(addresses, _)| addresses.clone())
+    fn known_within(&mut self, age: Duration) -> Option<Vec<SocketAddr>> {
+        let (known, _) = self.known.as_ref().filter(|(_, since)| since.elapsed() < age)?;
+        let mut addresses = known.clone();
+        // Those of the preferred family take turns at being the first, so that connections are spread over all of them.
+        let preferred = addresses.iter().take_while(|one| one.is_ipv4() == addresses[0].is_ipv4()).count();
+        self.turn = self.turn.wrapping_add(1);
+        addresses[..preferred].rotate_left(self.turn % preferred.max(1));
+        Some(addresses)
     }
 }
 
@@ -106,9 +116,10 @@ where
         let Some(before) = before else {
             // The sender is ours: this does not fail.
             let _ = over.changed().await;
-            let state = self.shared.state();
+            let mut state = self.shared.state();
+            let known = state.known_within(KEPT);
             let why = || state.error.clone().unwrap_or_else(|| "the look-up was given up".to_owned());
-            return state.known_within(FRESH).ok_or_else(|| io::Error::other(why()));
+            return known.ok_or_else(|| io::Error::other(why()));
         };
         let _ = timeout(PATIENCE.saturating_sub(asked_for), over.changed()).await;
         Ok(self.shared.state().known_within(KEPT).unwrap_or(before))
@@ -116,7 +127,8 @@ where
 
     async fn ask(mut self, name: Name) {
         let asking = Asking(Arc::clone(&self.shared));
-        let answer = self.look_up.call(name).await;
+        let late = |_| Err(io::Error::other(format!("no answer within {LONGEST:?}")));
+        let answer = timeout(LONGEST, self.look_up.call(name)).await.unwrap_or_else(late);
         let mut state = self.shared.state();
         match answer.map(Iterator::collect::<Vec<_>>) {
             Ok(addresses) if !addresses.is_empty() => (state.known, state.error) = (Some((addresses, Instant::now())), None),
@@ -194,9 +206,9 @@ mod tests {
         assert_eq!((resolve().await, asked()), ((Some(2), 50), 3));
         // It hangs. Who comes first waits a little, others not at all, and nobody asks again.
         tokio::time::advance(FRESH).await;
-        says(60_000, Some(3));
+        says(20_000, Some(3));
         assert_eq!((resolve().await, resolve().await, asked()), ((Some(2), 100), (Some(2), 0), 4));
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
         assert_eq!((resolve().await.0, asked()), (Some(3), 4));
         // It fails.
         tokio::time::advance(FRESH).await;

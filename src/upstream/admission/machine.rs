@@ -383,7 +383,9 @@ impl Machine {
     #[must_use]
     pub fn outlasting<I: Ord + Copy>(&self, party: &Party, holders: impl Iterator<Item = (I, Party, Vec<Party>)>) -> Vec<I> {
         let pool = &self.pools[Phase::Ask as usize];
-        if pool.may_take(party) {
+        // Asked first, since it is soon answered.
+        let most = || pool.lasting.values().max().copied().unwrap_or(0);
+        if pool.may_take(party) || most() < pool.of_address(party) + 2 {
             return Vec::new();
         }
         let gives_way = |holder: &Party, waiting: &[Party]| {

@@ -467,8 +467,9 @@ impl Admission {
         };
         state.scarce_since = Some(now);
         let mut given = given;
-        given.extend(self.set_scarce(&mut state, true));
+        // Before places count as scarce: else the one who waits may hold too many by then.
         given.extend(self.ended(&mut state, Phase::Ask, &holder));
+        given.extend(self.set_scarce(&mut state, true));
         drop(state);
         self.refuse(Phase::Ask, "displaced");
         work.let_go();
