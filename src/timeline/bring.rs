@@ -1,7 +1,7 @@
 //! Where orders that are over come from: Redis, or else the source, in parts that are kept as they come.
 //!
 //! A part is all of a day's orders, or a block of them where a day has more. A question covers as much time as brings about
-//! [`ORDERS`](super::fill::ORDERS) orders: how much that is, is learnt from the newest orders and from what came. One that brings twice that is broken off.
+//! 130,000 orders: how much that is, is learnt from the newest orders and from what came. One that brings twice that is broken off.
 
 use std::sync::Arc;
 
@@ -94,6 +94,7 @@ impl<S: Orders> Engine<S> {
         let asked = self.in_turn(is_urgent, coming.read()).await;
         self.metrics.timeline_fetches.with_label_values(&["spans", if asked.is_ok() { "answered" } else { "failed" }]).inc();
         asked?;
+        symbol.filling().found = Some((coming.orders, to - coming.to));
         self.learn_reach(symbol, coming.orders, to - coming.to);
         Ok(coming.to)
     }

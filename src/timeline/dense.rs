@@ -157,6 +157,15 @@ async fn many_blocks_a_day_are_answered_as_their_source_does() {
     }
 }
 
+/// A question that finds nothing where it was thought that there is much: the past is not judged by today.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_day_says_nothing_of_those_before_it() {
+    let (source, engine, symbol, last) = begin(false).await;
+    let all = Span { start: last - 400 * DAY, end: last };
+    // At the density of the last two days it would take half a gigabyte.
+    assert_eq!(sums(&engine, &symbol, all, DAY).await, source.buckets("BTCUSDT", all, DAY).await.unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_breaks_off_goes_on_where_it_stopped() {
     let (source, engine, symbol, last) = begin(false).await;

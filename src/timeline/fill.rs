@@ -146,7 +146,7 @@ impl<S: Orders> Engine<S> {
         let mut fills = symbol.fills.subscribe();
         {
             let mut filling = symbol.filling();
-            if filling.is_paused() {
+            if filling.is_paused() || wants.iter().any(|want| filling.is_too_long(want.to - want.from)) {
                 return Err(Unanswered::SpansFailing);
             }
             if filling.urgent.len() > MOST_URGENT {
@@ -160,7 +160,11 @@ impl<S: Orders> Engine<S> {
             if wants.iter().all(|&want| self.gap(symbol, want).is_none()) {
                 return Ok(());
             }
-            if symbol.filling().is_paused() {
+            let fails = {
+                let filling = symbol.filling();
+                filling.is_paused() || wants.iter().any(|want| filling.is_too_long(want.to - want.from))
+            };
+            if fails {
                 return Err(Unanswered::SpansFailing);
             }
             if timeout_at(until, fills.changed()).await.is_err() {
@@ -173,7 +177,7 @@ impl<S: Orders> Engine<S> {
     pub fn fill_many(self: &Arc<Self>, symbol: &Arc<Symbol>, span: Span, tail_start: i64) -> Unanswered {
         let mut filling = symbol.filling();
         let now = Instant::now();
-        if filling.is_paused() {
+        if filling.is_paused() || filling.is_too_long(span.end.saturating_sub(span.start)) {
             return Unanswered::SpansFailing;
         }
         // What was brought then may have been voided since.
@@ -209,6 +213,10 @@ impl<S: Orders> Engine<S> {
             let mut filling = symbol.filling();
             match filled {
                 Ok(()) => filling.failures = 0,
+                // Others may have room.
+                Err(AskError::TooMany) => {
+                    tracing::info!(symbol = %symbol.name, "older orders have no room in the timeline; requests for as many go to the backend");
+                }
                 Err(error) => {
                     // That the source is spared is no failure of this symbol's.
                     filling.failures = filling.failures.saturating_add(u32::from(!matches!(error, AskError::Spared)));
@@ -276,11 +284,15 @@ impl<S: Orders> Engine<S> {
     /// Whether what would come would stay. More than that would only drive out what was just brought, to be read again.
     fn has_room(&self, symbol: &Symbol, millis: i64, is_urgent: bool) -> Result<(), AskError> {
         let (bytes, capacity) = (self.spans.bytes(), self.spans.capacity());
-        let reach = symbol.filling().reach;
-        let questions = millis.checked_div(reach).and_then(|questions| u64::try_from(questions).ok()).unwrap_or(0);
-        let expected = questions.saturating_mul(ORDERS as u64 * BYTES);
-        let has_room = if is_urgent { expected <= capacity / 2 } else { bytes <= capacity / 10 * 9 };
-        if has_room { Ok(()) } else { Err(AskError::TooMany) }
+        let mut filling = symbol.filling();
+        let has_room = if is_urgent { expected_bytes(millis, filling.found) <= capacity / 2 } else { bytes <= capacity / 10 * 9 };
+        if has_room {
+            return Ok(());
+        }
+        filling.too_long = Some((millis, Instant::now() + LONGEST_PAUSE));
+        // What the next question finds may be less.
+        filling.found = None;
+        Err(AskError::TooMany)
     }
 
     /// Finds the first moment of the span of a symbol's oldest order.
@@ -298,6 +310,14 @@ impl<S: Orders> Engine<S> {
         symbol.note_oldest(oldest, asked_at);
         Ok(oldest)
     }
+}
+
+/// What the sums of so much time may take, where the last question found so many orders in so much of it. Today says nothing of that: more
+/// may come in a day than in a week before it.
+fn expected_bytes(millis: i64, found: Option<(usize, i64)>) -> u64 {
+    let Some((orders, found_in)) = found else { return 0 };
+    let bytes = i128::from(millis) * orders as i128 * i128::from(BYTES) / i128::from(found_in.max(1));
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// Whether the source did not answer, whatever was asked.
@@ -336,6 +356,11 @@ impl Filling {
         self.paused_until.is_some_and(|until| Instant::now() < until)
     }
 
+    /// Whether so much time, in milliseconds, had no room a moment ago.
+    fn is_too_long(&self, millis: i64) -> bool {
+        self.too_long.is_some_and(|(most, until)| millis >= most && Instant::now() < until)
+    }
+
     fn clear(&mut self) {
         self.urgent.clear();
         self.wanted.clear();
@@ -358,5 +383,17 @@ impl Drop for Active<'_> {
             filling.clear();
         }
         self.symbol.fills.send_modify(|fills| *fills += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_judged_by_what_was_found_in_the_past() {
+        assert_eq!(expected_bytes(5 * 86_400_000, None), 0);
+        assert_eq!(expected_bytes(1000, Some((10, 100))), 1200);
+        assert_eq!(expected_bytes(i64::MAX, Some((usize::MAX, 0))), u64::MAX);
     }
 }

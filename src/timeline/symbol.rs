@@ -91,6 +91,10 @@ pub struct Filling {
     pub window: Option<(Span, i64)>,
     /// How much time a question may cover so that about as many orders come as one is to bring, in milliseconds; zero: it is not known yet.
     pub reach: i64,
+    /// How many orders the last question found in the past, and in how many milliseconds.
+    pub found: Option<(usize, i64)>,
+    /// What is as long as this, in milliseconds, has no room, until then.
+    pub too_long: Option<(i64, Instant)>,
     /// Whether a task is at it.
     pub is_active: bool,
     /// When a window was asked for last.
