@@ -716,7 +716,7 @@ pub(super) mod tests {
         let (told, pushed) = std::sync::mpsc::channel();
         // A thread of its own: one that waits for itself would take a worker with it.
         std::thread::spawn(move || {
-            writer.add(chunk(10));
+            writer.add(chunk(600));
             told.send(writer).unwrap();
         });
         let writer = pushed.recv_timeout(Duration::from_secs(20)).expect("the writer waits for itself");

@@ -316,7 +316,7 @@ impl<S: Orders> Engine<S> {
 /// may come in a day than in a week before it.
 fn expected_bytes(millis: i64, found: Option<(usize, i64)>) -> u64 {
     let Some((orders, found_in)) = found else { return 0 };
-    let bytes = i128::from(millis) * orders as i128 * i128::from(BYTES) / i128::from(found_in.max(1));
+    let bytes = i128::from(millis).saturating_mul(orders as i128).saturating_mul(i128::from(BYTES)) / i128::from(found_in.max(1));
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
