@@ -1,13 +1,14 @@
 //! The timeline as the proxy asks it: which requests it answers, from what it computed a moment ago or anew.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::endpoint::{Endpoint, asked};
 use super::engine::{Allowed, Engine, Newness};
@@ -40,6 +41,8 @@ use crate::telemetry::trace::carry;
 
 /// Spans that are looked for when somebody asks where they are.
 const MOST_LOCATED: usize = 20_000;
+/// A check that takes longer is given up.
+const LONGEST_CHECK: Duration = Duration::from_secs(900);
 /// Requests at one time that found no room and go to the backend: more would make load of overload.
 const MOST_INSTEAD: usize = 8;
 
@@ -134,7 +137,9 @@ impl<S: Orders> Answers<S> {
     /// Has what an answer is made of checked, unless a check is under way.
     fn verify(&self, symbol: &Arc<Symbol>, endpoint: Endpoint, text: &str) {
         let Some(turn) = self.checks.take_turn() else { return };
-        self.runtime.spawn(turn.check(Arc::clone(&self.engine), Arc::clone(symbol), endpoint, text.to_owned()));
+        let check = turn.check(Arc::clone(&self.engine), Arc::clone(symbol), endpoint, text.to_owned());
+        // One that is answered byte by byte does not keep the turn.
+        self.runtime.spawn(timeout(LONGEST_CHECK, check));
     }
 
     /// Now and then.

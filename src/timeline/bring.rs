@@ -60,7 +60,8 @@ impl<S: Orders> Engine<S> {
         if part.from < from {
             part = Part { from, to, block: part.block.cut(from, to) };
         }
-        self.keep_part(symbol, &part, asked_at, &checked);
+        // Checked was its last day alone.
+        self.keep_part(symbol, &part, asked_at, &Checked::default());
         Some(part.from)
     }
 
@@ -108,7 +109,8 @@ impl<S: Orders> Engine<S> {
             Part { from: if place == 0 { from } else { begins(place) }, to: begins(place + 1), block }
         });
         for part in parts {
-            self.keep_part(symbol, &part, tail.oldest_asked, &tail.checked);
+            // Of these days the tail was never checked one by one.
+            self.keep_part(symbol, &part, tail.oldest_asked, &Checked::default());
             if let Some(shared) = &self.shared {
                 let (shared, name, tags, asked_at) = (shared.clone(), Arc::clone(&symbol.name), symbol.tags().to_vec(), tail.oldest_asked);
                 self.runtime.spawn(async move { shared.put(&name, tags, part, asked_at).await });

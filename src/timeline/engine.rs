@@ -617,7 +617,11 @@ async fn carry_out<S: Orders>(engine: Weak<Engine<S>>, changed: Arc<Notify>) {
                     match engine.symbols.numbered(number) {
                         Some(symbol) => drop(engine.runtime.spawn(Arc::clone(&engine).ask(symbol))),
                         // It was evicted just now.
-                        None => engine.schedule().ended(engine.now(), number, Ended::Unasked),
+                        None => {
+                            let (now, mut schedule) = (engine.now(), engine.schedule());
+                            schedule.ended(now, number, Ended::Unasked);
+                            schedule.forget(number);
+                        }
                     }
                     continue;
                 }

@@ -167,6 +167,9 @@ impl<S: Orders> Engine<S> {
             if fails {
                 return Err(Unanswered::SpansFailing);
             }
+            if symbol.is_evicted() {
+                return Err(Unanswered::SpansMissing);
+            }
             if timeout_at(until, fills.changed()).await.is_err() {
                 return Err(Unanswered::SpansMissing);
             }
@@ -285,11 +288,14 @@ impl<S: Orders> Engine<S> {
     fn has_room(&self, symbol: &Symbol, millis: i64, is_urgent: bool) -> Result<(), AskError> {
         let (bytes, capacity) = (self.spans.bytes(), self.spans.capacity());
         let mut filling = symbol.filling();
-        let has_room = if is_urgent { expected_bytes(millis, filling.found) <= capacity / 2 } else { bytes <= capacity / 10 * 9 };
-        if has_room {
+        // Where memory is full, what is used least makes room for as much.
+        let is_little = expected_bytes(millis, filling.found) <= capacity / 2;
+        if is_little || (!is_urgent && bytes <= capacity / 10 * 9) {
             return Ok(());
         }
-        filling.too_long = Some((millis, Instant::now() + LONGEST_PAUSE));
+        if is_urgent {
+            filling.too_long = Some((millis, Instant::now() + LONGEST_PAUSE));
+        }
         // What the next question finds may be less.
         filling.found = None;
         Err(AskError::TooMany)

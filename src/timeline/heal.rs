@@ -237,8 +237,8 @@ impl<S: Orders> Engine<S> {
     /// Voids spans, perhaps the newest part, and what was made of them: what was asked for before this moment is not used again.
     fn void(&self, symbol: &Symbol, starts: &[i64], newest: bool) {
         let (length, tags) = (self.span(), symbol.tags());
-        let pieces = newest.then_some(Piece::Newest).into_iter().chain([Piece::Derived]);
-        let mut keys: Vec<Key> = pieces.map(|piece| piece.key(&symbol.name, length, tags.to_vec())).collect();
+        let key = |piece: Piece| piece.key(&symbol.name, length, tags.to_vec());
+        let mut keys: Vec<Key> = newest.then(|| key(Piece::Newest)).into_iter().collect();
         for &start in starts {
             // In Redis there is a part that ends with the span, and one for each of many blocks.
             let end = start + length;
@@ -246,6 +246,8 @@ impl<S: Orders> Engine<S> {
                 self.spans.within(&symbol.name, start, end).into_iter().map(|stretch| stretch.to).filter(|&to| to < end).chain([end]);
             keys.extend(parts.map(|to| part_key(&symbol.name, length, to, tags.to_vec())));
         }
+        // Last: others hear of one after the other, and what they compute in between is not used once they hear of this.
+        keys.push(key(Piece::Derived));
         // Others are told meanwhile.
         drop(self.cache.invalidate(keys));
         for &start in starts {
@@ -260,6 +262,9 @@ impl<S: Orders> Engine<S> {
             ended.mark_unchanged();
             if let Some(tail) = self.known_tail(symbol) {
                 return Some(tail);
+            }
+            if symbol.is_evicted() {
+                return None;
             }
             timeout_at(until, ended.changed()).await.ok()?.ok()?;
         }

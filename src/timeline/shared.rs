@@ -20,6 +20,9 @@ use crate::clock::{Wall, millis};
 use crate::http::encoding::{Coding, gunzip, gzip, inflation_limit};
 use crate::http::freshness::Lifetimes;
 use crate::request::secrets::text_without_secrets;
+use crate::telemetry::seldom::Seldom;
+
+static UNREADABLE: Seldom = Seldom::new();
 
 /// How long Redis keeps a part, unless it needs the room.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
@@ -82,7 +85,10 @@ impl Shared {
         match unpacking.await.flatten().filter(|part| part.to == to) {
             Some(part) => Some((part, entry.asked_at)),
             None => {
-                tracing::warn!(key = &*text_without_secrets(&entry.readable), "orders in Redis could not be decoded and were not used");
+                if let Some(left_out) = UNREADABLE.next() {
+                    let key = &*text_without_secrets(&entry.readable);
+                    tracing::warn!(key, left_out, "orders in Redis could not be decoded and were not used");
+                }
                 None
             }
         }

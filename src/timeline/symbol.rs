@@ -358,6 +358,9 @@ impl Symbols {
         self.set_tail(symbol, None);
         all.by_name.remove(&symbol.name);
         all.by_number.remove(&symbol.number);
+        // Nothing comes any more for those who wait.
+        symbol.questions.send_modify(|ended| *ended += 1);
+        symbol.fills.send_modify(|fills| *fills += 1);
     }
 
     /// The tags of each are made anew.
