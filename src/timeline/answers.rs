@@ -187,8 +187,9 @@ impl<S: Orders> Answers<S> {
         let mut worked = flight.made().await.unwrap_or(Err(Unanswered::Lost))?;
         if !is_own && !self.is_for(&worked, &symbol, allowed, came) {
             // It was begun too long before this request came.
-            (version, is_own) = (symbol.version(), true);
-            let flight = self.flights.begin(&self.runtime, key.clone(), version, work());
+            version = symbol.version();
+            let (flight, is_new) = self.flights.join_later(&self.runtime, key.clone(), version, came, work);
+            is_own = is_new;
             worked = flight.made().await.unwrap_or(Err(Unanswered::Lost))?;
         }
         let Worked { entry, made, began } = worked;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use foldhash::quality::RandomState;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::upstream::AbortOnDrop;
 
@@ -28,6 +29,7 @@ pub struct Flight<T> {
     flights: Weak<Mutex<Map<T>>>,
     /// The version of the newest orders when it began.
     version: u64,
+    began: Instant,
     made: watch::Receiver<Option<T>>,
     _task: AbortOnDrop<()>,
 }
@@ -44,9 +46,38 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
+        self.join_if(runtime, key, version, |flight| flight.version == version, work)
+    }
+
+    /// The same where the computation must have begun after a moment: for one who had joined another that had begun too early.
+    pub fn join_later<F>(
+        &self,
+        runtime: &Handle,
+        key: FlightKey,
+        version: u64,
+        came: Instant,
+        work: impl FnOnce() -> F,
+    ) -> (Arc<Flight<T>>, bool)
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        self.join_if(runtime, key, version, |flight| flight.began > came, work)
+    }
+
+    fn join_if<F>(
+        &self,
+        runtime: &Handle,
+        key: FlightKey,
+        version: u64,
+        is_good: impl Fn(&Flight<T>) -> bool,
+        work: impl FnOnce() -> F,
+    ) -> (Arc<Flight<T>>, bool)
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
         let mut map = lock(&self.0);
         let found = map.get(&key).and_then(Weak::upgrade);
-        if let Some(flight) = found.as_ref().filter(|flight| flight.version == version) {
+        if let Some(flight) = found.as_ref().filter(|flight| is_good(flight)) {
             return (Arc::clone(flight), false);
         }
         let flight = self.fly(runtime, key.clone(), version, work());
@@ -56,23 +87,13 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         (flight, true)
     }
 
-    /// A new computation for a key, which others find from now on.
-    pub fn begin<F>(&self, runtime: &Handle, key: FlightKey, version: u64, work: F) -> Arc<Flight<T>>
-    where
-        F: Future<Output = T> + Send + 'static,
-    {
-        let flight = self.fly(runtime, key.clone(), version, work);
-        lock(&self.0).insert(key, Arc::downgrade(&flight));
-        flight
-    }
-
     fn fly<F>(&self, runtime: &Handle, key: FlightKey, version: u64, work: F) -> Arc<Flight<T>>
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let (sender, made) = watch::channel(None);
+        let (began, (sender, made)) = (Instant::now(), watch::channel(None));
         let task = AbortOnDrop(runtime.spawn(async move { drop(sender.send(Some(work.await))) }));
-        Arc::new(Flight { key, flights: Arc::downgrade(&self.0), version, made, _task: task })
+        Arc::new(Flight { key, flights: Arc::downgrade(&self.0), version, began, made, _task: task })
     }
 
     /// How many there are.
@@ -144,10 +165,27 @@ mod tests {
         assert_eq!((begun.load(Ordering::Relaxed), done.load(Ordering::Relaxed), flights.count()), (2, 1, 0), "all have left");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn those_whose_computation_had_begun_too_early_share_the_next_one() {
+        let (flights, begun) = (Flights::default(), Arc::new(AtomicUsize::new(0)));
+        let work = || {
+            let begun = Arc::clone(&begun);
+            async move { begun.fetch_add(1, Ordering::Relaxed) }
+        };
+        let early = flights.join(&Handle::current(), key("a"), 1, work).0;
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let came = Instant::now();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let later = || flights.join_later(&Handle::current(), key("a"), 1, came, work);
+        let ((one, is_own), (other, is_others)) = (later(), later());
+        assert!(is_own && !is_others && Arc::ptr_eq(&one, &other) && !Arc::ptr_eq(&one, &early));
+        assert_eq!((early.made().await, other.made().await, begun.load(Ordering::Relaxed)), (Some(0), Some(1), 2));
+    }
+
     #[tokio::test]
     async fn one_that_panics_gives_nothing() {
         let flights: Flights<u8> = Flights::default();
-        let flight = flights.begin(&Handle::current(), key("a"), 1, async { panic!("as a test wants it") });
+        let (flight, _) = flights.join(&Handle::current(), key("a"), 1, || async { panic!("as a test wants it") });
         assert_eq!(flight.made().await, None);
         drop(flight);
         assert_eq!(flights.count(), 0);
